@@ -1,0 +1,104 @@
+"""Ordinary torch layers applied to every scale with shared weights: norm, pooling, pointwise convolution."""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.layers import get_norm_layer, get_pool_layer
+from monai.networks.layers.factories import Conv
+from torch import nn
+
+__all__ = ["PerScale", "ScaleNorm", "ScalePointwiseConv", "ScalePool"]
+
+
+class PerScale(nn.Module):
+    """Applies a channels-first layer to every scale, with the same weights.
+
+    The scale axis stands next to the batch axis, so that the two fold into one without a copy. Acting on each scale
+    alone and in the same way, the layer commutes with a shift along the scale axis.
+
+    Args:
+        layer: any module that maps (N, C, D, H, W) to (N, C', D', H', W'), or its 2D counterpart.
+
+    Shape:
+        input (B, S, C, D, H, W), output (B, S, C', D', H', W').
+
+    Example::
+
+        >>> PerScale(torch.nn.MaxPool3d(2))(torch.rand(2, 4, 8, 6, 6, 6)).shape
+        torch.Size([2, 4, 8, 3, 3, 3])
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, scales = x.shape[0], x.shape[1]
+        y = self.layer(x.flatten(0, 1))  # (B * S, C, ...)
+        return y.unflatten(0, (batch, scales))
+
+
+class ScaleNorm(PerScale):
+    """Any MONAI normalisation on features with a scale axis.
+
+    Batch normalisation shares its statistics over batch, scales and space; instance, group and layer normalisation
+    take theirs for each sample and scale. Weights are shared by all scales.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 2 or 3.
+        channels: number of channels, C.
+        norm: as in MONAI's networks, for example ``"batch"`` or ``("group", {"num_groups": 4})``.
+
+    Shape:
+        input and output (B, S, C, D, H, W).
+
+    Example::
+
+        >>> ScaleNorm(3, channels=8, norm="instance")(torch.rand(2, 4, 8, 6, 6, 6)).shape
+        torch.Size([2, 4, 8, 6, 6, 6])
+    """
+
+    def __init__(self, spatial_dims: int, channels: int, norm: tuple | str = "batch") -> None:
+        super().__init__(get_norm_layer(norm, spatial_dims=spatial_dims, channels=channels))
+
+
+class ScalePool(PerScale):
+    """Any MONAI pooling over space on features with a scale axis.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 2 or 3.
+        pool: as in MONAI, name and arguments, for example ``("max", {"kernel_size": 2})``.
+
+    Shape:
+        input (B, S, C, D, H, W), output (B, S, C, D', H', W').
+
+    Example::
+
+        >>> ScalePool(2, ("avg", {"kernel_size": 2}))(torch.rand(2, 4, 8, 6, 6)).shape
+        torch.Size([2, 4, 8, 3, 3])
+    """
+
+    def __init__(self, spatial_dims: int, pool: tuple | str) -> None:
+        super().__init__(get_pool_layer(pool, spatial_dims=spatial_dims))
+
+
+class ScalePointwiseConv(PerScale):
+    """Convolution of kernel size 1, the same at every scale.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 2 or 3.
+        in_channels: number of input channels.
+        out_channels: number of output channels.
+        bias: whether to add a bias.
+
+    Shape:
+        input (B, S, C, D, H, W), output (B, S, C', D, H, W).
+
+    Example::
+
+        >>> ScalePointwiseConv(3, 8, 2)(torch.rand(2, 4, 8, 6, 6, 6)).shape
+        torch.Size([2, 4, 2, 6, 6, 6])
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=1, bias=bias))

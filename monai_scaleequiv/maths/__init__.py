@@ -1,0 +1,6 @@
+"""The mathematics behind the layers: plain functions on float64 tensors, no modules."""
+
+from monai_scaleequiv.maths._hermite import hermite_gaussian_basis, hermite_gaussian_filters
+from monai_scaleequiv.maths._resampling import gaussian_downsampling_matrix
+
+__all__ = ["gaussian_downsampling_matrix", "hermite_gaussian_basis", "hermite_gaussian_filters"]

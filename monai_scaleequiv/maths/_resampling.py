@@ -1,0 +1,35 @@
+"""Resampling along one axis as a matrix product."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["gaussian_downsampling_matrix"]
+
+
+def gaussian_downsampling_matrix(size: int, factor: int, sigma: torch.Tensor) -> torch.Tensor:
+    r"""Matrices that blur an axis with a Gaussian and keep every ``factor``-th sample.
+
+    Row ``i`` is centred on the middle of its ``factor`` input voxels, at :math:`f i + (f - 1)/2`, which is where
+    ``torch.nn.functional.interpolate(..., align_corners=False)`` expects it on the way back. Rows sum to 1, also at
+    the borders, so that a constant stays constant.
+
+    Args:
+        size: length of the axis, in voxels.
+        factor: distance of two output samples, in voxels.
+        sigma: standard deviations of the Gaussians in voxels, shape (S,).
+
+    Returns:
+        tensor of shape (S, ceil(size / factor), size), with the dtype and device of ``sigma``.
+
+    Example::
+
+        >>> gaussian_downsampling_matrix(5, 2, torch.tensor([1.0])).shape
+        torch.Size([1, 3, 5])
+    """
+    rows = (size + factor - 1) // factor
+    centres = torch.arange(rows, dtype=sigma.dtype, device=sigma.device) * factor + (factor - 1) / 2.0
+    voxels = torch.arange(size, dtype=sigma.dtype, device=sigma.device)
+    exponent = -0.5 * ((voxels[None, :] - centres[:, None])[None] / sigma[:, None, None]) ** 2  # (S, rows, size)
+    # Softmax is the Gaussian divided by its sum, and stays finite when the last centre lies beyond the last voxel.
+    return torch.softmax(exponent, dim=-1)

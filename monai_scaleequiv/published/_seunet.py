@@ -1,0 +1,143 @@
+"""The published scale-equivariant U-Net, and the loading of its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from monai_scaleequiv.published._basis import published_basis
+from monai_scaleequiv.published._blocks import PublishedConfig, unet_level
+
+__all__ = ["PublishedSEUNet", "build_seunet"]
+
+_PROJECTIONS = {"max": "max", "avg": "mean"}
+# Arguments of the published constructor that do not change what the network computes.
+_TRAINING_ONLY = ("lr", "data_params")
+
+
+class PublishedSEUNet(nn.Module):
+    """The scale-equivariant U-Net of Wimmer et al. 2023, with the published arguments and defaults.
+
+    It computes what the published code computes, its defects included: unpadded strided convolutions (an axis comes
+    back at its own size only if a size of 5 modulo 8 fits its three strides), transposed convolutions, statistics of
+    the batch also in evaluation. For new models use :py:class:`monai_scaleequiv.SEUNet`.
+
+    Args:
+        in_channels: number of input channels.
+        out_channels: number of output channels.
+        channels: channels of the levels, top first.
+        strides: strides of the levels but the last.
+        scale_size: number of neighbouring scales that interact.
+        kernel_size: edge of the kernels in voxels, odd.
+        effective_size: its cube is the number of basis functions.
+        scales: standard deviations of the filters' Gaussians in voxels, None for a single one of 1.
+        bias: whether the convolutions have a bias.
+        basis_type: ``"single"`` or ``"multi"``, see :py:func:`published_basis`.
+        num_res_units: number of convolutions in each residual unit, at least 1 (0 crashes in the published code).
+        act: ``"relu"``, ``"silu"``, ``"leaky"`` or ``"elu"``.
+        norm: ``"batch"`` or None.
+        reduction: ``"max"`` or ``"avg"`` over scales at the end.
+        dropout: probability of a channel to be dropped.
+        mult: ratio of two successive Gaussians of the ``"multi"`` basis.
+        max_order: highest total order of the ``"multi"`` basis.
+
+    Raises:
+        ValueError: when an argument is out of range.
+
+    Shape:
+        input (B, in_channels, D, H, W), output (B, out_channels, D', H', W').
+
+    Example::
+
+        >>> net = PublishedSEUNet(1, 1, (4, 8), (2,), kernel_size=5, effective_size=3, num_res_units=1)
+        >>> net(torch.rand(1, 1, 17, 17, 17)).shape
+        torch.Size([1, 1, 17, 17, 17])
+
+    Source: code of Wimmer et al. 2023 (arXiv 2304.05864).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int],
+        strides: Sequence[Sequence[int] | int],
+        scale_size: int = 1,
+        kernel_size: int = 3,
+        effective_size: int = 1,
+        scales: Sequence[float] | None = None,
+        bias: bool = True,
+        basis_type: str = "single",
+        num_res_units: int = 0,
+        act: str = "relu",
+        norm: str | None = "batch",
+        reduction: str = "max",
+        dropout: float = 0.0,
+        mult: float = 1.2,
+        max_order: int = 4,
+    ) -> None:
+        super().__init__()
+        if num_res_units < 1:
+            raise ValueError(f"num_res_units must be at least 1, got {num_res_units}: the published code cannot do 0.")
+        if reduction not in _PROJECTIONS:
+            raise ValueError(f"reduction must be one of {sorted(_PROJECTIONS)}, got {reduction!r}.")
+        if len(channels) < 2 or len(strides) < len(channels) - 1:
+            raise ValueError(
+                "channels must have at least 2 entries and strides one fewer, "
+                f"got {len(channels)} channels and {len(strides)} strides."
+            )
+        basis = published_basis(
+            kernel_size, scales or [1.0], effective_size, basis_type, kernel_padding=False, mult=mult,
+            max_order=max_order,
+        )  # fmt: skip
+        config = PublishedConfig(basis, scale_size, bias, act, norm, dropout)
+        self.model = unet_level(
+            config, in_channels, out_channels, channels, strides, num_res_units, _PROJECTIONS[reduction]
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x)
+
+
+def build_seunet(config: Mapping, state_dict: Mapping[str, torch.Tensor] | None = None) -> PublishedSEUNet:
+    """Builds the published network from its own arguments and loads a published checkpoint.
+
+    Args:
+        config: arguments of the published constructor by name (``hyper_parameters`` of its checkpoints).
+        state_dict: published state dict, or the whole checkpoint that holds it under ``state_dict``; None for random
+            weights.
+
+    Returns:
+        the network in evaluation mode if weights were given, else in training mode.
+
+    Raises:
+        ValueError: when ``config`` holds an unknown argument or a value out of range.
+        RuntimeError: when the weights do not fit the network.
+
+    Example::
+
+        >>> checkpoint = torch.load("published.ckpt", weights_only=True)  # doctest: +SKIP
+        >>> net = build_seunet(checkpoint["hyper_parameters"], checkpoint)  # doctest: +SKIP
+    """
+    known = PublishedSEUNet.__init__.__annotations__.keys() - {"return"}
+    unknown = sorted(set(config) - known - set(_TRAINING_ONLY))
+    if unknown:
+        raise ValueError(f"config has unknown arguments {unknown}; the published network takes {sorted(known)}.")
+    net = PublishedSEUNet(**{k: v for k, v in config.items() if k in known})
+    if state_dict is None:
+        return net
+    net.load_state_dict(_converted(state_dict.get("state_dict", state_dict), net))
+    return net.eval()
+
+
+def _converted(state_dict: Mapping[str, torch.Tensor], net: PublishedSEUNet) -> dict[str, torch.Tensor]:
+    """Drops what the published network stores but does not learn or use, and renames what is wrapped here."""
+    wrapped = {}
+    for name in net.state_dict():
+        published = name.replace(".layer.", ".")
+        wrapped[published] = name
+    unused_biases = {p.removesuffix("weight") + "bias" for p, n in wrapped.items() if n.endswith("residual.layer.weight")}
+    kept = {k: v for k, v in state_dict.items() if not k.endswith(".basis") and k not in unused_biases}
+    return {wrapped.get(k, k): v for k, v in kept.items()}
