@@ -1,0 +1,7 @@
+"""Reading and writing volumes: input lists, checks, label maps on the input's own grid."""
+
+from monai_scaleequiv.data._check import CheckVolumed
+from monai_scaleequiv.data._datalist import nifti_datalist
+from monai_scaleequiv.data._writer import InputGridWriter
+
+__all__ = ["CheckVolumed", "InputGridWriter", "nifti_datalist"]

@@ -1,0 +1,58 @@
+"""From what a user names, a folder, a file or several, to the list of inputs."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from monai.utils import ensure_tuple
+
+__all__ = ["nifti_datalist"]
+
+_SUFFIXES = (".nii", ".nii.gz")
+
+
+def nifti_datalist(source: Sequence[str | os.PathLike] | str | os.PathLike, key: str = "image") -> list[dict[str, str]]:
+    """Lists NIfTI files as MONAI data dictionaries, in a fixed order.
+
+    Args:
+        source: a folder (searched with its sub-folders), a file, or several of them. Hidden files are passed over.
+        key: key of the file's path in each dictionary.
+
+    Returns:
+        one dictionary per file.
+
+    Raises:
+        FileNotFoundError: when a path does not exist or a folder holds no NIfTI file.
+        ValueError: when a file is not NIfTI, or two files have the same name, so that their results would collide.
+
+    Example::
+
+        >>> nifti_datalist("no/such/folder")
+        Traceback (most recent call last):
+        FileNotFoundError: no/such/folder does not exist; give a folder or .nii / .nii.gz files.
+    """
+    files = [file for path in ensure_tuple(source) for file in _expand(Path(path))]
+    by_name = defaultdict(set)
+    for file in files:
+        by_name[file.name.removesuffix(".gz")].add(file.resolve())
+    for same in by_name.values():
+        if len(same) > 1:
+            first, second = sorted(same)[:2]
+            raise ValueError(f"{first} and {second} have the same name, so that their results would collide; rename one.")
+    return [{key: str(file)} for file in dict.fromkeys(files)]
+
+
+def _expand(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.name.endswith(_SUFFIXES) and not p.name.startswith("."))
+        if not found:
+            raise FileNotFoundError(f"{path} holds no .nii or .nii.gz file; give another folder or the files themselves.")
+        return found
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give a folder or .nii / .nii.gz files.")
+    if not path.name.endswith(_SUFFIXES):
+        raise ValueError(f"{path} is not a .nii or .nii.gz file; convert it to NIfTI.")
+    return [path]

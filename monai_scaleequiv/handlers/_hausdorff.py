@@ -1,0 +1,39 @@
+"""Hausdorff distance in millimetres, whatever the voxel size of each case."""
+
+from __future__ import annotations
+
+import torch
+from monai.data import MetaTensor
+from monai.metrics import HausdorffDistanceMetric
+
+__all__ = ["SpacingHausdorffDistanceMetric"]
+
+
+class SpacingHausdorffDistanceMetric(HausdorffDistanceMetric):
+    """MONAI's Hausdorff distance with the voxel size read from each label's affine.
+
+    For MONAI's ``IgniteMetricHandler(metric_fn=...)``, whose metrics are not told the voxel size.
+
+    Shape:
+        lists of one-hot (C, D, H, W) predictions and labels; labels are MetaTensors.
+
+    Raises:
+        ValueError: when a label is not a MetaTensor.
+
+    Example::
+
+        >>> mask = MetaTensor(torch.ones(2, 4, 4, 4), affine=torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0])))
+        >>> SpacingHausdorffDistanceMetric(include_background=False, percentile=95)([mask], [mask])
+        tensor([[0.]])
+    """
+
+    def __call__(self, y_pred: list[torch.Tensor], y: list[torch.Tensor]) -> torch.Tensor:
+        distances = []
+        for prediction, label in zip(y_pred, y, strict=True):
+            if not isinstance(label, MetaTensor):
+                raise ValueError(f"expected labels as MetaTensor, which know their voxel size, got {type(label).__name__}.")
+            spacing = [float(p) for p in label.pixdim]
+            # MONAI's metric takes plain tensors; the affine has served its purpose.
+            pair = torch.as_tensor(prediction)[None], label.as_tensor()[None]
+            distances.append(super().__call__(*pair, spacing=spacing))
+        return torch.cat(distances)
