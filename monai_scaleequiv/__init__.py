@@ -5,7 +5,7 @@ and the layers are entries of MONAI's layer factories.
 """
 
 from monai_scaleequiv import published
-from monai_scaleequiv.data import CheckVolumed, InputGridWriter, nifti_datalist
+from monai_scaleequiv.data import CheckVolumed, InputGridWriter, make_phantom_dataset, nifti_datalist
 from monai_scaleequiv.handlers import EngineProgressBar, SpacingHausdorffDistanceMetric, claim_checkpoint_dir
 from monai_scaleequiv.layers import (
     PerScale,
@@ -19,7 +19,12 @@ from monai_scaleequiv.layers import (
     ScaleProjection,
     ScaleUpsample,
 )
-from monai_scaleequiv.maths import gaussian_downsampling_matrix, hermite_gaussian_basis, hermite_gaussian_filters
+from monai_scaleequiv.maths import (
+    gaussian_downsampling_matrix,
+    hermite_gaussian_basis,
+    hermite_gaussian_filters,
+    linear_upsampling_matrix,
+)
 from monai_scaleequiv.nets import ScaleConvUnit, ScaleResidualUnit, SEUNet
 
 __version__ = "0.1.0"
@@ -46,6 +51,8 @@ __all__ = [
     "gaussian_downsampling_matrix",
     "hermite_gaussian_basis",
     "hermite_gaussian_filters",
+    "linear_upsampling_matrix",
+    "make_phantom_dataset",
     "nifti_datalist",
     "published",
 ]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from monai.utils import ensure_tuple_rep
 from torch import nn
 
-from monai_scaleequiv.maths import gaussian_downsampling_matrix
+from monai_scaleequiv.maths import gaussian_downsampling_matrix, linear_upsampling_matrix
 
 __all__ = ["ScaleDownsample", "ScaleUpsample"]
 
@@ -19,6 +18,18 @@ def _factors(spatial_dims: int, factor: Sequence[int] | int) -> list[int]:
     if min(factors) < 1:
         raise ValueError(f"factor must be at least 1 along every axis, got {factor}.")
     return factors
+
+
+def _resample_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Tensor:
+    # matrix (S or 1, m, n) acts on one axis of (B, S, C, ...), whose length goes from n to m
+    if axis == x.dim() - 1:
+        lines = x.shape[2:-1]
+        x = torch.matmul(x.flatten(2, -2), matrix.transpose(1, 2))  # (B, S, lines, m)
+        return x.unflatten(2, lines)
+    leading, trailing = x.shape[2:axis], x.shape[axis + 1 :]
+    x = x.flatten(2, axis - 1).flatten(4)  # (B, S, leading, n, trailing)
+    x = torch.matmul(matrix.unsqueeze(1), x)  # (B, S, leading, m, trailing)
+    return x.unflatten(-1, trailing).unflatten(2, leading)
 
 
 class ScaleDownsample(nn.Module):
@@ -57,15 +68,10 @@ class ScaleDownsample(nn.Module):
         x = x.expand([-1, self.sigma.shape[0]] + [-1] * (x.dim() - 2))
         for axis in range(len(self.factor)):
             if self.factor[axis] > 1:
-                x = self._downsample_axis(x, 3 + axis, self.factor[axis])
+                factor = self.factor[axis]
+                matrix = gaussian_downsampling_matrix(x.shape[3 + axis], factor, self.sigma * factor)
+                x = _resample_axis(x, matrix, 3 + axis)
         return x
-
-    def _downsample_axis(self, x: torch.Tensor, axis: int, factor: int) -> torch.Tensor:
-        matrix = gaussian_downsampling_matrix(x.shape[axis], factor, self.sigma * factor)  # (S, m, n)
-        x = x.transpose(axis, -1)
-        lines = x.shape[2:-1]
-        x = torch.matmul(x.flatten(2, -2), matrix.transpose(1, 2))  # (B, S, lines, n) -> (B, S, lines, m)
-        return x.unflatten(2, lines).transpose(axis, -1)
 
     def extra_repr(self) -> str:
         return f"factor={self.factor}"
@@ -96,17 +102,13 @@ class ScaleUpsample(nn.Module):
     def __init__(self, spatial_dims: int, factor: Sequence[int] | int = 2) -> None:
         super().__init__()
         self.factor = _factors(spatial_dims, factor)
-        self.ratio = [float(f) for f in self.factor]
-        self.mode = "trilinear" if spatial_dims == 3 else "bilinear"
 
     def forward(self, x: torch.Tensor, size: list[int]) -> torch.Tensor:
-        """Up-samples and cuts to ``size``, the spatial size before the down-sampling."""
-        if max(self.factor) > 1:
-            batch, scales = x.shape[0], x.shape[1]
-            x = F.interpolate(x.flatten(0, 1), scale_factor=self.ratio, mode=self.mode, align_corners=False)
-            x = x.unflatten(0, (batch, scales))
-            for axis in range(len(size)):
-                x = x.narrow(3 + axis, 0, size[axis])
+        """Up-samples to ``size``, the spatial size before the down-sampling."""
+        for axis in range(len(self.factor)):
+            if self.factor[axis] > 1:
+                matrix = linear_upsampling_matrix(x.shape[3 + axis], self.factor[axis], size[axis], x)
+                x = _resample_axis(x, matrix.unsqueeze(0), 3 + axis)
         return x
 
     def extra_repr(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["gaussian_downsampling_matrix"]
+__all__ = ["gaussian_downsampling_matrix", "linear_upsampling_matrix"]
 
 
 def gaussian_downsampling_matrix(size: int, factor: int, sigma: torch.Tensor) -> torch.Tensor:
@@ -33,3 +33,32 @@ def gaussian_downsampling_matrix(size: int, factor: int, sigma: torch.Tensor) ->
     exponent = -0.5 * ((voxels[None, :] - centres[:, None])[None] / sigma[:, None, None]) ** 2  # (S, rows, size)
     # Softmax is the Gaussian divided by its sum, and stays finite when the last centre lies beyond the last voxel.
     return torch.softmax(exponent, dim=-1)
+
+
+def linear_upsampling_matrix(size: int, factor: int, target_size: int, like: torch.Tensor) -> torch.Tensor:
+    r"""Matrix that interpolates an axis linearly, on the grid that :py:func:`gaussian_downsampling_matrix` left.
+
+    Voxel ``i`` of the fine grid lies at :math:`(i - (f - 1)/2)/f` on the coarse one; beyond the outermost coarse voxels
+    the value is kept. The same numbers as ``torch.nn.functional.interpolate(..., align_corners=False)``, cut to size.
+
+    Args:
+        size: length of the coarse axis, in voxels.
+        factor: distance of two coarse samples, in fine voxels.
+        target_size: length of the fine axis, in voxels.
+        like: tensor whose dtype and device the matrix takes.
+
+    Returns:
+        tensor of shape (target_size, size).
+
+    Example::
+
+        >>> linear_upsampling_matrix(2, 2, 4, like=torch.zeros(1))
+        tensor([[1.0000, 0.0000],
+                [0.7500, 0.2500],
+                [0.2500, 0.7500],
+                [0.0000, 1.0000]])
+    """
+    fine = torch.arange(target_size, dtype=like.dtype, device=like.device)
+    positions = ((fine - (factor - 1) / 2.0) / factor).clamp(min=0).clamp(max=size - 1)
+    coarse = torch.arange(size, dtype=like.dtype, device=like.device)
+    return torch.relu(1 - (positions[:, None] - coarse[None, :]).abs())

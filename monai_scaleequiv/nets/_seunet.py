@@ -159,7 +159,8 @@ class SEUNet(nn.Module):
         for i, up in enumerate(self.ups):
             level = len(skips) - 1 - i
             x = up(torch.cat([skips[level], x], dim=2), sizes[level])
-        return self.projection(x).narrow(-1, 0, width)
+        x = self.projection(x)
+        return x if x.shape[-1] == width else x.narrow(-1, 0, width)
 
     def _pad_lone_voxel(self, x: torch.Tensor) -> torch.Tensor:
         # Statistics over space need two voxels at the bottom level.

@@ -1,0 +1,274 @@
+"""Command line: what is refused, how it is told, and what reaches ``monai.bundle``."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.bundle import ConfigParser
+
+from monai_scaleequiv import make_phantom_dataset
+from monai_scaleequiv.cli import main
+from monai_scaleequiv.cli._commands import COMMANDS, find_bundle
+from monai_scaleequiv.cli._overrides import check_overrides, override_value
+
+BUNDLE = "seunet_hippocampus_segmentation"
+
+
+@pytest.fixture
+def parser():
+    parser = ConfigParser()
+    parser.read_config(find_bundle(BUNDLE) / "configs" / "train.json")
+    return parser
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    return make_phantom_dataset(tmp_path_factory.mktemp("data") / "phantom", cases=2).parent
+
+
+@pytest.fixture
+def handed_over(monkeypatch):
+    """What ``monai.bundle.run`` is called with; nothing runs."""
+    calls = []
+    monkeypatch.setattr("monai.bundle.run", lambda **arguments: calls.append(arguments))
+    return calls
+
+
+def _error(capsys, *argv):
+    assert main(argv) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("1e-3", 1e-3),
+        ("false", False),
+        ("False", False),
+        ("null", "$None"),
+        ("None", "$None"),
+        ("[32,48,32]", [32, 48, 32]),
+        ("[axial,coronal]", ["axial", "coronal"]),
+        ('{"lr": 1}', {"lr": 1}),
+        ("@train#dataset", "@train#dataset"),
+        ("word#part", "word#part"),
+        ("$torch.device('cpu')", "$torch.device('cpu')"),
+        ("some/model.pt", "some/model.pt"),
+        ("~/model.pt", str(Path.home() / "model.pt")),
+    ],
+)
+def test_override_value(text, value):
+    assert override_value(text) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epochs", 5),
+        ("train#trainer#max_epochs", 3),
+        ("train::trainer::max_epochs", 3),
+        ("train#trainer#epoch_length", 1),  # not in the config, but a parameter of SupervisedTrainer
+        ("optimizer#betas", [0.9, 0.99]),
+        ("to_working_grid#3#pixdim", 2),
+        ("train#handlers#0#_disabled_", True),
+    ],
+)
+def test_known_ids_are_applied(parser, key, value):
+    check_overrides(parser, {key: value})
+    assert parser[key] == value
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("epoch", "--epochs?"),
+        ("train#trainer#max_epoch", "--train#trainer#max_epochs?"),
+        ("train::trainer::max_epoch", "--train::trainer::max_epochs?"),
+        ("trian#trainer#max_epochs", "--train#trainer#max_epochs?"),
+        ("optimizer#weight_deacy", "--optimizer#weight_decay?"),
+        ("network_def#chanels", "--network_def#channels?"),
+        ("to_working_grid#30#pixdim", "--to_working_grid#3#pixdim?"),
+        ("network#channels", "override it whole."),
+        ("zzzzzzzz", "choose one of "),
+    ],
+)
+def test_unknown_ids_are_refused(parser, key, near):
+    with pytest.raises(ValueError, match=f"^--{key}: ") as refused:
+        check_overrides(parser, {key: 1})
+    assert near in str(refused.value)
+
+
+def test_later_overrides_see_earlier_ones(parser):
+    check_overrides(parser, {"loss": {"_target_": "FocalLoss"}, "loss#gamma": 2.0})
+    assert parser["loss"] == {"_target_": "FocalLoss", "gamma": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("command", "configs"),
+    [("train", ["train"]), ("evaluate", ["train", "evaluate"]), ("infer", ["inference"])],
+)
+def test_hands_over_absolute_paths(handed_over, phantoms, monkeypatch, command, configs):
+    monkeypatch.chdir(phantoms.parent)
+    assert main([command, "--input=phantom", "--output=2024", "--amp=false"]) == 0
+    root = find_bundle(BUNDLE)
+    assert handed_over == [
+        {
+            "config_file": [str(root / "configs" / f"{name}.json") for name in configs],
+            "meta_file": str(root / "configs" / "metadata.json"),
+            "bundle_root": str(root),
+            "dataset_dir": str(phantoms),
+            "output_dir": str(phantoms.parent / "2024"),
+            "amp": False,
+        }
+    ]
+
+
+def test_infer_takes_several_files(handed_over, phantoms):
+    files = [str(phantoms / "imagesTr" / f"phantom_{i:03d}.nii.gz") for i in (0, 1)]
+    assert main(["infer", f"--input={','.join(files)}", "--output=out"]) == 0
+    assert handed_over[0]["dataset_dir"] == files
+
+
+def test_bundle_in_a_folder(handed_over, phantoms, tmp_path, monkeypatch):
+    (tmp_path / "mine" / "configs").mkdir(parents=True)
+    (tmp_path / "mine" / "configs" / "train.json").write_text(
+        '{"bundle_root": "", "dataset_dir": "", "output_dir": ""}'
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--bundle=mine", f"--input={phantoms}", "--output=out"]) == 0
+    assert handed_over[0]["bundle_root"] == str(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "infer"])
+@pytest.mark.parametrize("missing", ["input", "output"])
+def test_missing_paths(capsys, command, missing):
+    given = {"input": "output", "output": "input"}[missing]
+    assert f"{command}: expected --{missing}=PATH" in _error(capsys, command, f"--{given}=somewhere")
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["trian"], "did you mean train?"),
+        (["train", "--input=no/such", "--output=out"], "no/such does not exist"),
+        (["train", "--input=.", "--output=out", "--epoch=5"], "did you mean --epochs?"),
+        (["train", "--input=.", "--output=out", "--dataset_dir=."], "give it as --input=PATH"),
+        (["infer", "--input=.", "--output=out", "--ckpt_path=no.pt"], "--ckpt_path: no.pt does not exist"),
+        (["train", "--input=.", "--output=out", "stray"], "Could not consume arg: stray"),
+        (["train", "--input=.", "--output=out", "--bundle=seunet_hippocampus"], f"did you mean {BUNDLE}?"),
+        (["train", "--input=.", "--output=out", "--bundle=."], "train.json does not exist"),
+        (["phantom"], "output"),
+        (["phantom", "--output=out", "--cases=none"], "cases='none': expected a whole number"),
+        (["demo", "--outptu=out"], "--outptu=out"),
+    ],
+)
+def test_errors_take_one_line(capsys, tmp_path, monkeypatch, handed_over, argv, told):
+    monkeypatch.chdir(tmp_path)
+    assert told in _error(capsys, *argv)
+    assert not handed_over
+    assert not any(tmp_path.iterdir())
+
+
+def test_root_cause_of_what_monai_raises(capsys, tmp_path, phantoms):
+    # The network's own complaint, which MONAI wraps in an error for each config item that needs the network.
+    error = _error(capsys, "train", f"--input={phantoms}", f"--output={tmp_path / 'out'}", "--network_def#max_order=-1")
+    assert "max_order" in error
+    assert "instantiate" not in error
+
+
+def test_names_the_file_that_cannot_be_read(capsys, tmp_path, phantoms):
+    cut = tmp_path / "cut.nii.gz"
+    cut.write_bytes((phantoms / "imagesTr" / "phantom_000.nii.gz").read_bytes()[:4000])
+    error = _error(capsys, "infer", f"--input={cut}", f"--output={tmp_path / 'out'}", "--load_pretrain=false")
+    assert str(cut) in error
+
+
+def test_long_errors_are_cut(capsys, monkeypatch, phantoms):
+    def failing(**arguments):
+        raise RuntimeError("config item") from RuntimeError("size\nmismatch " * 100)
+
+    monkeypatch.setattr("monai.bundle.run", failing)
+    error = _error(capsys, "train", f"--input={phantoms}", "--output=out")
+    assert error.startswith("error: size mismatch size")
+    assert error.endswith("(--debug shows all of it)\n")
+    assert len(error) < 500
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert main(["train", "--input=no/such", "--output=out", "--debug"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1].startswith("error: --input: ")
+
+
+def test_interrupt(capsys, monkeypatch, phantoms):
+    def interrupted(**arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("monai.bundle.run", interrupted)
+    assert main(["train", f"--input={phantoms}", "--output=out"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["train", "--help"]])
+def test_help(capsys, argv):
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    assert "SYNOPSIS" in out
+    assert err == ""
+    assert all(name in out for name in (COMMANDS if argv[:1] != ["train"] else ("--input", "--output", "--bundle")))
+
+
+def test_demo_refuses_a_folder_in_use(capsys, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    assert "exists and is not empty" in _error(capsys, "demo", f"--output={tmp_path}")
+
+
+def test_overlay(phantoms, tmp_path):
+    from monai_scaleequiv.cli._overlay import save_overlay
+
+    image, label = (phantoms / folder / "phantom_000.nii.gz" for folder in ("imagesTr", "labelsTr"))
+    save_overlay(image, label, label, ["body", "core"], tmp_path / "overlay.png")
+    assert (tmp_path / "overlay.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_as_a_module(tmp_path):
+    def module(*argv):
+        return subprocess.run(
+            [sys.executable, "-m", "monai_scaleequiv", *argv], cwd=tmp_path, capture_output=True, text=True
+        )
+
+    made = module("phantom", "--output=made", "--cases=1")
+    assert (made.returncode, made.stderr) == (0, "")
+    assert (tmp_path / "made" / "dataset.json").is_file()
+    refused = module("phantom", "--output=made", "--cases=1")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.count("\n") == 1
+    assert "exists already" in refused.stderr
+
+
+@pytest.mark.slow
+def test_demo(capsys, tmp_path):
+    folder = tmp_path / "demo"
+    assert main(["demo", f"--output={folder}"]) == 0
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows if row["case"] == "mean"] == ["body", "core", "all"]
+    assert float(rows[-1]["dice"]) > 0.85
+    (labels,) = folder.glob("*_seg.nii.gz")
+    labels, image = nib.load(labels), nib.load(folder / "held_out" / "imagesTr" / "phantom_000.nii.gz")
+    np.testing.assert_array_equal(labels.affine, image.affine)
+    assert np.unique(labels.dataobj).tolist() == [0, 1, 2]
+    assert (folder / "overlay.png").stat().st_size > 10_000
+    assert str(folder / "overlay.png") in capsys.readouterr().out

@@ -1,0 +1,120 @@
+"""Filters and resampling matrices against slow, obvious computations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+
+from monai_scaleequiv import (
+    gaussian_downsampling_matrix,
+    hermite_gaussian_basis,
+    hermite_gaussian_filters,
+    linear_upsampling_matrix,
+)
+
+
+def spectrum_error(filters: torch.Tensor, sigma: float) -> float:
+    """Weighted distance of the filters' spectra from the continuous ones."""
+    omega = np.linspace(-np.pi, np.pi, 501)
+    taps = np.arange(filters.shape[1]) - (filters.shape[1] - 1) / 2
+    spectra = filters.numpy() @ np.exp(-1j * np.outer(taps, omega))
+    orders = np.arange(len(filters))[:, None]
+    exact = (-1j * sigma * omega) ** orders * np.exp(-(sigma**2) * omega**2 / 2)
+    return float((np.abs(spectra - exact) ** 2 / (omega**2 + 0.01)).mean())
+
+
+def test_sampled_filters_are_the_formula():
+    sigma = 1.3
+    x = np.arange(-3, 4)
+    gaussian = np.exp(-(x**2) / (2 * sigma**2)) / (sigma * math.sqrt(2 * math.pi))
+    expected = np.stack([gaussian, x / sigma * gaussian, ((x / sigma) ** 2 - 1) * gaussian])
+    np.testing.assert_allclose(hermite_gaussian_filters(7, sigma, 2, "sampled"), expected, atol=1e-14)
+
+
+@pytest.mark.parametrize("kernel_size", [4, 5, 7])
+@pytest.mark.parametrize("sigma", [0.7, 1.0, 1.3])
+def test_least_squares_filters_are_closer_to_the_continuous_ones(kernel_size, sigma):
+    fitted = hermite_gaussian_filters(kernel_size, sigma, 2)
+    sampled = hermite_gaussian_filters(kernel_size, sigma, 2, "sampled")
+    assert spectrum_error(fitted, sigma) < spectrum_error(sampled, sigma)
+
+
+def test_least_squares_converges_to_the_function_on_wide_kernels():
+    fitted = hermite_gaussian_filters(15, 1.5, 2)
+    torch.testing.assert_close(fitted, hermite_gaussian_filters(15, 1.5, 2, "sampled"), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("spatial_dims", "functions"), [(2, 6), (3, 10)])
+def test_basis_is_complete_and_symmetric_in_the_axes(spatial_dims, functions):
+    basis = hermite_gaussian_basis(5, (1.0, 0.8), spatial_dims)
+    assert basis.shape == (functions, 2, *[5] * spatial_dims)
+    swapped = basis.transpose(2, 3)
+    for function in basis:  # exchanging two axes permutes the functions
+        assert (swapped - function).flatten(1).abs().amax(dim=1).min() < 1e-12
+
+
+def test_basis_does_not_depend_on_the_order_of_scales():
+    basis = hermite_gaussian_basis(5, (1.0, 0.9, 0.7))
+    torch.testing.assert_close(hermite_gaussian_basis(5, (0.7, 1.0, 0.9)), basis[:, [2, 0, 1]])
+
+
+def test_basis_with_a_kernel_size_per_axis():
+    assert hermite_gaussian_basis((5, 7, 3), (1.0,)).shape == (10, 1, 5, 7, 3)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((0, 1.0, 2), "kernel_size must be"),
+        ((5, 0.0, 2), "sigma"),
+        ((5, 1.0, -1), "max_order"),
+        ((5, 1.0, 2, "guess"), "method must be one of"),
+    ],
+)
+def test_ill_filter_arguments(args, message):
+    with pytest.raises(ValueError, match=message):
+        hermite_gaussian_filters(*args)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"), [((5, (1.0,), 4), "spatial_dims"), ((5, ()), "scales"), ((5, (1.0, -1.0)), "scales")]
+)
+def test_ill_basis_arguments(args, message):
+    with pytest.raises(ValueError, match=message):
+        hermite_gaussian_basis(*args)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_downsampling_matrix_is_a_gaussian_filter_with_a_stride(factor):
+    size, sigma = 61, 1.1
+    signal = np.random.default_rng(0).standard_normal(size)
+    matrix = gaussian_downsampling_matrix(size, factor, torch.tensor([sigma], dtype=torch.float64))[0]
+    rows = np.arange(matrix.shape[0])
+    centres = factor * rows + (factor - 1) / 2
+    expected = []
+    for centre in centres:
+        weights = np.exp(-((np.arange(size) - centre) ** 2) / (2 * sigma**2))
+        expected.append((weights * signal).sum() / weights.sum())
+    np.testing.assert_allclose(matrix.numpy() @ signal, expected, atol=1e-12)
+    if factor % 2:  # then the centres are voxels, and the inner ones can be compared with scipy's filter
+        filtered = scipy.ndimage.gaussian_filter1d(signal, sigma, truncate=8.0)[centres[5:-5].astype(int)]
+        np.testing.assert_allclose((matrix.numpy() @ signal)[5:-5], filtered, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8])
+def test_downsampling_keeps_constants_also_at_the_borders(size):
+    matrix = gaussian_downsampling_matrix(size, 2, torch.tensor([0.5, 1.0], dtype=torch.float64))
+    assert matrix.shape == (2, math.ceil(size / 2), size)
+    torch.testing.assert_close(matrix.sum(-1), torch.ones(2, math.ceil(size / 2), dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("size", "factor", "target"), [(4, 2, 8), (4, 2, 7), (3, 3, 8), (1, 2, 1)])
+def test_upsampling_matrix_is_torchs_interpolation(size, factor, target):
+    x = torch.randn(1, 1, size, dtype=torch.float64)
+    expected = torch.nn.functional.interpolate(x, scale_factor=float(factor), mode="linear")[0, 0, :target]
+    matrix = linear_upsampling_matrix(size, factor, target, like=x)
+    torch.testing.assert_close(matrix @ x[0, 0], expected)
