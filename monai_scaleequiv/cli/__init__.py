@@ -1,0 +1,5 @@
+"""Command line: ``python -m monai_scaleequiv COMMAND``; it parses, checks and hands over to ``monai.bundle``."""
+
+from monai_scaleequiv.cli._main import main
+
+__all__ = ["main"]

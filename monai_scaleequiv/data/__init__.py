@@ -2,6 +2,7 @@
 
 from monai_scaleequiv.data._check import CheckVolumed
 from monai_scaleequiv.data._datalist import nifti_datalist
+from monai_scaleequiv.data._phantom import make_phantom_dataset
 from monai_scaleequiv.data._writer import InputGridWriter
 
-__all__ = ["CheckVolumed", "InputGridWriter", "nifti_datalist"]
+__all__ = ["CheckVolumed", "InputGridWriter", "make_phantom_dataset", "nifti_datalist"]

@@ -41,7 +41,7 @@ def nifti_datalist(source: Sequence[str | os.PathLike] | str | os.PathLike, key:
     for same in by_name.values():
         if len(same) > 1:
             first, second = sorted(same)[:2]
-            raise ValueError(f"{first} and {second} have the same name, so that their results would collide; rename one.")
+            raise ValueError(f"{first} and {second} have the same name: their results would collide; rename one.")
     return [{key: str(file)} for file in dict.fromkeys(files)]
 
 
@@ -49,7 +49,7 @@ def _expand(path: Path) -> list[Path]:
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.name.endswith(_SUFFIXES) and not p.name.startswith("."))
         if not found:
-            raise FileNotFoundError(f"{path} holds no .nii or .nii.gz file; give another folder or the files themselves.")
+            raise FileNotFoundError(f"{path} holds no .nii or .nii.gz file; give another folder or the files.")
         return found
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a folder or .nii / .nii.gz files.")

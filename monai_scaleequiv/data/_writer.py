@@ -41,8 +41,10 @@ class InputGridWriter(NibabelWriter):
             raise ValueError(f"{self.source}: expected a NIfTI file, got {type(image).__name__}; convert it to NIfTI.")
         labels = np.asarray(self.data_obj).astype(self.output_dtype)
         grid = image.shape[:3]
-        if labels.shape != tuple(grid) and labels.shape != tuple(image.shape):
-            raise ValueError(f"{self.source}: expected a label map of shape {grid}, got {labels.shape}; invert it first.")
+        if _without_end_ones(labels.shape) != _without_end_ones(grid):
+            raise ValueError(
+                f"{self.source}: expected a label map of shape {grid}, got {labels.shape}; invert the prediction first."
+            )
         kind = nib.Nifti2Image if isinstance(image, nib.Nifti2Pair) else nib.Nifti1Image
         header = image.header.copy()
         header.set_data_dtype(labels.dtype)
@@ -52,6 +54,12 @@ class InputGridWriter(NibabelWriter):
         temporary = target.with_name(f".{os.getpid()}-{target.name}")
         try:
             nib.save(kind(labels.reshape(grid), image.affine, header), temporary)
-            os.replace(temporary, target)
+            temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _without_end_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape

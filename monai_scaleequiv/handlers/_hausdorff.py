@@ -31,7 +31,7 @@ class SpacingHausdorffDistanceMetric(HausdorffDistanceMetric):
         distances = []
         for prediction, label in zip(y_pred, y, strict=True):
             if not isinstance(label, MetaTensor):
-                raise ValueError(f"expected labels as MetaTensor, which know their voxel size, got {type(label).__name__}.")
+                raise ValueError(f"expected labels as MetaTensor, for their voxel size, got {type(label).__name__}.")
             spacing = [float(p) for p in label.pixdim]
             # MONAI's metric takes plain tensors; the affine has served its purpose.
             pair = torch.as_tensor(prediction)[None], label.as_tensor()[None]

@@ -16,7 +16,7 @@ from monai_scaleequiv.layers import (
     ScaleNorm,
     ScalePointwiseConv,
 )
-from monai_scaleequiv.layers._conv import DEFAULT_SCALES
+from monai_scaleequiv.layers._steerable import DEFAULT_SCALES
 
 __all__ = ["ScaleConvUnit", "ScaleResidualUnit"]
 

@@ -11,7 +11,7 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from monai_scaleequiv.layers import ScaleDownsample, ScalePointwiseConv, ScaleProjection, ScaleUpsample
-from monai_scaleequiv.layers._conv import DEFAULT_SCALES
+from monai_scaleequiv.layers._steerable import DEFAULT_SCALES
 from monai_scaleequiv.nets._blocks import ScaleConvUnit, ScaleResidualUnit
 
 __all__ = ["SEUNet"]
@@ -130,9 +130,7 @@ class SEUNet(nn.Module):
             return _UpLevel(nn.Sequential(*layers), ScaleUpsample(spatial_dims, factor))
 
         ins = [in_channels, *channels[:-2]]  # channels that enter each level from above
-        self.downs = nn.ModuleList(
-            down(ins[i], channels[i], factor, is_top=i == 0) for i, factor in enumerate(factors)
-        )
+        self.downs = nn.ModuleList(down(ins[i], channels[i], factor, is_top=i == 0) for i, factor in enumerate(factors))
         self.bottom = unit(channels[-2], channels[-1], kernel_size, num_res_units)
         below = [*channels[:-2], channels[-1]]  # channels that come back to each level from below
         outs = [channels[0], *channels[:-2]]

@@ -134,10 +134,8 @@ def build_seunet(config: Mapping, state_dict: Mapping[str, torch.Tensor] | None 
 
 def _converted(state_dict: Mapping[str, torch.Tensor], net: PublishedSEUNet) -> dict[str, torch.Tensor]:
     """Drops what the published network stores but does not learn or use, and renames what is wrapped here."""
-    wrapped = {}
-    for name in net.state_dict():
-        published = name.replace(".layer.", ".")
-        wrapped[published] = name
-    unused_biases = {p.removesuffix("weight") + "bias" for p, n in wrapped.items() if n.endswith("residual.layer.weight")}
-    kept = {k: v for k, v in state_dict.items() if not k.endswith(".basis") and k not in unused_biases}
+    wrapped = {name.replace(".layer.", "."): name for name in net.state_dict()}
+    pointwise = [name for name, own in wrapped.items() if own.endswith("residual.layer.weight")]
+    unused = {name.removesuffix("weight") + "bias" for name in pointwise}
+    kept = {k: v for k, v in state_dict.items() if not k.endswith(".basis") and k not in unused}
     return {wrapped.get(k, k): v for k, v in kept.items()}

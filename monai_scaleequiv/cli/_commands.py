@@ -1,0 +1,201 @@
+"""The commands: thin over ``monai.bundle.run`` and the functions of this package."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+from monai.bundle import ConfigParser
+from monai.utils import ensure_tuple
+
+import monai_scaleequiv
+from monai_scaleequiv.cli._overrides import check_overrides, suggestion
+
+__all__ = ["COMMANDS", "find_bundle", "run_bundle"]
+
+DEFAULT_BUNDLE = "seunet_hippocampus_segmentation"
+CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "infer": ("inference",)}
+ARGUMENTS = {"bundle_root": "bundle", "dataset_dir": "input", "output_dir": "output"}
+CHECKPOINTS = ("ckpt_path", "resume")
+
+# The commands name ``debug`` for the command line's sake; ``main`` takes it and acts on it.
+
+
+def demo(*, output: str = "scaleequiv_demo", debug: bool = False) -> None:
+    """Trains, evaluates and segments on made-up volumes, in a few minutes and with no data at hand.
+
+    Args:
+        output: new folder for the volumes, the trained network, the table of metrics and the picture.
+        debug: show all warnings and, after an error, the traceback.
+    """
+    # Its plots and tables are of no use to the other commands, which start faster without them.
+    from monai_scaleequiv.cli._demo import make_demo
+
+    make_demo(_absolute(output), _tell)
+
+
+def phantom(*, output: str, cases: int = 20, seed: int = 0, debug: bool = False) -> None:
+    """Writes made-up volumes and labels, laid out like a Medical Segmentation Decathlon task.
+
+    Args:
+        output: folder to write to.
+        cases: number of volumes.
+        seed: another seed gives other volumes.
+        debug: show, after an error, the traceback.
+    """
+    written = monai_scaleequiv.make_phantom_dataset(_absolute(output), cases=cases, seed=seed)
+    _tell(f"{cases} volumes: {written}\n")
+
+
+def train(
+    *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, debug: bool = False, **overrides: Any
+) -> None:
+    """Trains a bundle's network. Any --ID=VALUE overrides the config, as in --train#trainer#max_epochs=3.
+
+    Args:
+        input: data set: folder with dataset.json, as the Medical Segmentation Decathlon lays it out.
+        output: folder for checkpoints and logs.
+        bundle: folder of a bundle, or name of one that comes with this package.
+        debug: show all warnings and logs and, after an error, the traceback.
+        overrides: new values for ids of the bundle's train.json.
+    """
+    _run_command("train", input, output, bundle, overrides)
+
+
+def evaluate(
+    *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, debug: bool = False, **overrides: Any
+) -> None:
+    """Measures a trained network. Any --ID=VALUE overrides the config, as in --ckpt_path=model.pt.
+
+    Args:
+        input: data set: folder with dataset.json, as the Medical Segmentation Decathlon lays it out.
+        output: folder for the tables of metrics.
+        bundle: folder of a bundle, or name of one that comes with this package.
+        debug: show all warnings and logs and, after an error, the traceback.
+        overrides: new values for ids of the bundle's train.json and evaluate.json.
+    """
+    _run_command("evaluate", input, output, bundle, overrides)
+
+
+def infer(
+    *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, debug: bool = False, **overrides: Any
+) -> None:
+    """Segments volumes. Any --ID=VALUE overrides the config, as in --ckpt_path=model.pt.
+
+    Args:
+        input: a folder with NIfTI files, a file, or several of them with commas between.
+        output: folder for the label maps.
+        bundle: folder of a bundle, or name of one that comes with this package.
+        debug: show all warnings and logs and, after an error, the traceback.
+        overrides: new values for ids of the bundle's inference.json.
+    """
+    _run_command("infer", input, output, bundle, overrides)
+
+
+COMMANDS = {"demo": demo, "phantom": phantom, "train": train, "evaluate": evaluate, "infer": infer}
+
+
+def _run_command(command: str, input: str, output: str, bundle: str, overrides: dict[str, Any]) -> None:
+    for name, value in (("input", input), ("output", output)):
+        if not value:
+            raise ValueError(f"{command}: expected --{name}=PATH, got none; see {command} --help.")
+    for id, name in ARGUMENTS.items():
+        if id in overrides:
+            raise ValueError(f"--{id}: this path has an argument of its own; give it as --{name}=PATH.")
+    source: str | list[str] = _absolute(input)
+    if command == "infer" and "," in input and not Path(source).exists():
+        source = [_absolute(part) for part in input.split(",")]
+    _check_paths("input", *ensure_tuple(source))
+    for id in CHECKPOINTS:
+        value = overrides.get(id)
+        # Expressions and references are for the config to resolve.
+        if isinstance(value, str) and value and value[0] not in "$@%":
+            _check_paths(id, value)
+    run_bundle(command, find_bundle(bundle), {"dataset_dir": source, "output_dir": _absolute(output), **overrides})
+
+
+def _check_paths(argument: str, *paths: str) -> None:
+    for path in paths:
+        if not Path(path).exists():
+            raise FileNotFoundError(f"--{argument}: {path} does not exist; give another path.")
+
+
+def run_bundle(command: str, folder: Path, overrides: Mapping[str, Any]) -> None:
+    """Runs the configs of a bundle that belong to a command.
+
+    Args:
+        command: ``train``, ``evaluate`` or ``infer``.
+        folder: the bundle's root.
+        overrides: new values by config id.
+
+    Raises:
+        FileNotFoundError: when the bundle does not have the configs.
+        ValueError: when the configs do not have an id.
+
+    Example::
+
+        >>> run_bundle("train", find_bundle(DEFAULT_BUNDLE), {"epoch": 3})
+        Traceback (most recent call last):
+        ValueError: --epoch: train.json has no such id; did you mean --epochs?
+    """
+    files = [folder / "configs" / f"{name}.json" for name in CONFIGS[command]]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} does not exist, which {command} needs; give another --bundle.")
+    parser = ConfigParser()
+    parser.read_config(files)
+    overrides = {"bundle_root": str(folder), **overrides}
+    check_overrides(parser, overrides, " with ".join(file.name for file in files))
+    with warnings.catch_warnings():
+        if folder.parent in _bundle_folders():
+            warnings.filterwarnings("ignore", message="parsing config_file")  # it warns of configs by strangers
+        monai.bundle.run(
+            config_file=[str(file) for file in files], meta_file=str(folder / "configs" / "metadata.json"), **overrides
+        )
+
+
+def find_bundle(name: str) -> Path:
+    """The root of a bundle.
+
+    Args:
+        name: a folder, or the name of a bundle that comes with this package.
+
+    Returns:
+        its absolute path.
+
+    Raises:
+        FileNotFoundError: when there is neither such a folder nor such a bundle.
+
+    Example::
+
+        >>> find_bundle("seunet_hippocampus_segmentation").name
+        'seunet_hippocampus_segmentation'
+    """
+    shipped = {f.name: f for parent in _bundle_folders() for f in parent.glob("*") if (f / "configs").is_dir()}
+    if name in shipped:
+        return shipped[name]
+    folder = Path(_absolute(name))
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"--bundle={name}: expected a folder or a bundle of this package; {suggestion(name, shipped)}"
+        )
+    return folder
+
+
+def _bundle_folders() -> list[Path]:
+    """Where bundles are in an installed package, and where in a checkout."""
+    package = Path(monai_scaleequiv.__file__).resolve().parent
+    return [package / "bundles", package.parent / "bundles"]
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _tell(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()  # a log file shows at once how far it is

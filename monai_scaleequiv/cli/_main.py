@@ -1,0 +1,147 @@
+"""From the command line to a command, and from whatever goes wrong to one line and an exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import fire
+from fire import decorators
+from fire.core import FireExit
+from monai.apps import get_logger
+from monai.transforms import LoadImage
+from monai.utils import ensure_tuple
+
+from monai_scaleequiv.cli._commands import COMMANDS
+from monai_scaleequiv.cli._overrides import override_value, suggestion
+
+__all__ = ["main"]
+
+Call = Callable[[], Any]
+LONGEST = 400
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: command and its arguments, by default the process's own.
+
+    Returns:
+        exit status: 0 for success, 1 after an error, which is told on standard error, 130 after an interrupt.
+
+    Example::
+
+        >>> main(["--help"])  # doctest: +SKIP
+        0
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = False
+    try:
+        call, debug = _parse(argv)
+        with warnings.catch_warnings(), _quiet(debug):
+            call()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        sys.stderr.write(f"error: {_one_line(error)}\n")
+        return 1
+    return 0
+
+
+def _parse(argv: list[str]) -> tuple[Call, bool]:
+    """The call that the arguments ask for, and ``debug``. Nothing runs while Fire parses: its output is held back."""
+    calls: list[tuple[Call, bool]] = []
+    components = {name: _noting(command, calls) for name, command in COMMANDS.items()}
+    if not argv or {"-h", "--help"} & set(argv):
+        argv = [*(a for a in argv[:1] if a in COMMANDS), "--", "--help"]
+        components = COMMANDS  # as they are, for Fire would describe what it finds attached to the others
+    elif argv[0] not in COMMANDS:
+        raise ValueError(f"{argv[0]}: no such command; {suggestion(argv[0], COMMANDS)}")
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            fire.Fire(components, argv, name="monai_scaleequiv")
+    except FireExit as stop:
+        if stop.code:
+            raise ValueError(f"{argv[0]}: {stop.trace.elements[-1].ErrorAsStr()}; see {argv[0]} --help.") from None
+        return functools.partial(sys.stdout.write, told.getvalue()), False
+    return calls[0]
+
+
+def _noting(command: Callable, calls: list[tuple[Call, bool]]) -> Callable:
+    """What Fire calls instead of the command: it notes the call for later."""
+
+    @functools.wraps(command)
+    def note(debug: bool = False, **options: Any) -> None:
+        calls.append((functools.partial(command, **options), debug))
+
+    # Paths stay as they are given: a folder named 2024 is not a number.
+    note = decorators.SetParseFns(bundle=str, input=str, output=str)(note)
+    return decorators.SetParseFn(override_value)(note)
+
+
+@contextlib.contextmanager
+def _quiet(debug: bool) -> Iterator[None]:
+    """Leaves to be seen the epochs' metrics and warnings that concern the user; with ``debug`` everything."""
+    if debug:
+        yield
+        return
+    # Engines and handlers log an error, with its traceback, before it arrives here.
+    engines, nowhere = logging.getLogger("ignite"), logging.NullHandler()
+    stats = get_logger("monai.handlers.StatsHandler")
+    bundles = {logger: logger.level for logger in map(get_logger, ("monai.bundle.scripts", "monai.bundle.workflows"))}
+    engines.addHandler(nowhere)
+    engines.propagate = False
+    stats.addFilter(_without_traceback)
+    for logger in bundles:
+        logger.setLevel(logging.ERROR)
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)
+    try:
+        yield
+    finally:
+        engines.removeHandler(nowhere)
+        engines.propagate = True
+        stats.removeFilter(_without_traceback)
+        for logger, level in bundles.items():
+            logger.setLevel(level)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    return not record.exc_info
+
+
+def _one_line(error: BaseException) -> str:
+    """What went wrong at the root: MONAI wraps an error in a RuntimeError for each config item on the way."""
+    while isinstance(error, RuntimeError):
+        inner = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if inner is None:
+            break
+        error = inner
+    text = " ".join(str(error).split())
+    if len(text) > LONGEST:
+        text = text[:LONGEST] + " ... (--debug shows all of it)"
+    # The bare text of other types, such as KeyError's, says too little.
+    known = isinstance(error, (OSError, RuntimeError, ValueError)) and text
+    text = text if known else f"{type(error).__name__}: {text}"
+    file = _file_being_read(error)
+    return text if file in text else f"{file}: {text}"
+
+
+def _file_being_read(error: BaseException) -> str:
+    """The file that MONAI was loading, else nothing: a decompressor's error, for one, does not name it."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__") == LoadImage.__module__ and "filename" in frame.f_locals:
+            return ", ".join(map(str, ensure_tuple(frame.f_locals["filename"])))
+    return ""

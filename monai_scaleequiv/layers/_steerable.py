@@ -1,0 +1,139 @@
+"""What the scale-equivariant convolutions share: basis, learned combination, cache of kernels, the convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.utils import ensure_tuple, ensure_tuple_rep
+from torch import nn
+
+from monai_scaleequiv.maths import hermite_gaussian_basis
+
+__all__: list[str] = []
+
+DEFAULT_SCALES = (1.0, 0.9, 0.81, 0.729)
+
+
+class SteerableConv(nn.Module):
+    """Base of lifting and group convolution; a subclass sets ``weight`` and calls ``_convolve``."""
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        scales: Sequence[float],
+        kernel_size: Sequence[int] | int,
+        sigma: float,
+        max_order: int,
+        stride: Sequence[int] | int,
+        padding: Sequence[int] | int | None,
+        bias: bool,
+        is_transposed: bool,
+        basis: torch.Tensor | None,
+        scale_size: int,
+    ) -> None:
+        super().__init__()
+        if in_channels < 1 or out_channels < 1:
+            raise ValueError(
+                f"in_channels and out_channels must be at least 1, got in_channels={in_channels}, "
+                f"out_channels={out_channels}."
+            )
+        if basis is None:
+            if any(k < 3 or k % 2 == 0 for k in ensure_tuple(kernel_size)):
+                raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}.")
+            basis = hermite_gaussian_basis(kernel_size, scales, spatial_dims, sigma, max_order)
+        self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.scale_size = scale_size
+        self.num_scales = basis.shape[1]
+        self.kernel_size = list(basis.shape[2:])
+        self.stride = list(ensure_tuple_rep(stride, spatial_dims))
+        self.padding = (
+            [k // 2 for k in self.kernel_size] if padding is None else list(ensure_tuple_rep(padding, spatial_dims))
+        )
+        self.is_transposed = is_transposed
+        # The exact values survive a change of the module's dtype to single precision and back.
+        self._exact_basis = basis.detach().double().flatten(2).transpose(0, 1).contiguous().cpu().numpy()  # (S, F, K)
+        self.register_buffer("basis", torch.as_tensor(self._exact_basis, dtype=torch.get_default_dtype()), False)
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self._cache: tuple | None = None
+
+    def _reset_weight(self) -> None:
+        # The same law as in torch's convolutions; the basis functions have norm 1.
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        self._cache = None
+        if self.basis.dtype == torch.float64:
+            self.basis = torch.as_tensor(self._exact_basis, device=self.basis.device)
+        return self
+
+    def train(self, mode: bool = True):
+        self._cache = None
+        return super().train(mode)
+
+    def assemble_kernel(self) -> torch.Tensor:
+        """Learned combination of the basis, one dense kernel per scale.
+
+        Returns:
+            tensor of shape (S, O, J, I, *kernel_size), J the number of interacting scales.
+        """
+        weight = self.weight.reshape(1, -1, self.basis.shape[1])  # (1, O * I * J, F)
+        kernel = torch.matmul(weight, self.basis)  # (S, O * I * J, K)
+        shape = [self.num_scales, self.out_channels, self.in_channels, self.scale_size]
+        return kernel.reshape(shape + self.kernel_size).transpose(2, 3)
+
+    def _kernel(self) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            return self.assemble_kernel()
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._assemble_exactly()
+        return self._cached_kernel()
+
+    @torch.jit.unused
+    def _assemble_exactly(self) -> torch.Tensor:
+        # Autocast would round the basis itself; the convolution rounds the finished kernel once.
+        device_type = self.weight.device.type
+        if torch.is_autocast_enabled(device_type):
+            with torch.autocast(device_type, enabled=False):
+                return self.assemble_kernel()
+        return self.assemble_kernel()
+
+    @torch.jit.unused
+    def _cached_kernel(self) -> torch.Tensor:
+        if self.weight.is_inference():  # has no version to watch
+            return self._assemble_exactly()
+        # Holding the weight itself keeps its memory from being handed to another tensor with the same version.
+        state = (self.weight._version, self.weight.data_ptr(), self.weight.dtype, self.basis.device)
+        if self._cache is None or self._cache[0] is not self.weight or self._cache[1] != state:
+            self._cache = (self.weight, state, self._assemble_exactly())
+        return self._cache[2]
+
+    def _convolve(self, x: torch.Tensor, kernel: torch.Tensor, groups: int) -> torch.Tensor:
+        # (B, groups * I, ...) -> (B, S, O, ...)
+        # torch.convolution would take all four cases at once, but autocast does not know it on the CPU.
+        if self.spatial_dims == 3:
+            if self.is_transposed:
+                y = F.conv_transpose3d(x, kernel, None, self.stride, self.padding, groups=groups)
+            else:
+                y = F.conv3d(x, kernel, None, self.stride, self.padding, groups=groups)
+        elif self.is_transposed:
+            y = F.conv_transpose2d(x, kernel, None, self.stride, self.padding, groups=groups)
+        else:
+            y = F.conv2d(x, kernel, None, self.stride, self.padding, groups=groups)
+        y = y.unflatten(1, (self.num_scales, self.out_channels))
+        if self.bias is not None:
+            y = y + self.bias.reshape([1, 1, self.out_channels] + [1] * self.spatial_dims)
+        return y
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, scales={self.num_scales}, kernel_size={self.kernel_size}, "
+            f"functions={self.basis.shape[1]}, scale_size={self.scale_size}, stride={self.stride}, "
+            f"padding={self.padding}, is_transposed={self.is_transposed}"
+        )
