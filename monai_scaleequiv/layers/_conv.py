@@ -24,8 +24,8 @@ class ScaleLiftingConv(SteerableConv):
         in_channels: number of input channels.
         out_channels: number of output channels (per scale).
         scales: relative sizes at which each filter is evaluated, S of them.
-        kernel_size: edge of the kernel in voxels, odd, one for all axes or one per axis. It should reach 2 to 3 times the
-            largest sigma to either side.
+        kernel_size: edge of the kernel in voxels, odd, one for all axes or one per axis. It should reach 2 to 3 times
+            the largest sigma to either side.
         sigma: standard deviation of the filters' Gaussian at scale 1, in voxels.
         max_order: highest total order of the Hermite polynomials; 2 gives 10 functions in 3D and 6 in 2D.
         stride: stride of the convolution. A bare stride aliases; see :py:class:`ScaleDownsample`.
@@ -90,8 +90,8 @@ class ScaleGroupConv(SteerableConv):
         in_channels: number of input channels (per scale).
         out_channels: number of output channels (per scale).
         scales: relative sizes at which each filter is evaluated, S of them.
-        kernel_size: edge of the kernel in voxels, odd, one for all axes or one per axis. It should reach 2 to 3 times the
-            largest sigma to either side.
+        kernel_size: edge of the kernel in voxels, odd, one for all axes or one per axis. It should reach 2 to 3 times
+            the largest sigma to either side.
         sigma: standard deviation of the filters' Gaussian at scale 1, in voxels.
         max_order: highest total order of the Hermite polynomials; 2 gives 10 functions in 3D and 6 in 2D.
         scale_size: number of neighbouring scales that interact.
