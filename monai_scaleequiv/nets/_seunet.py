@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.utils import ensure_tuple_rep
+from monai.utils import ensure_tuple, ensure_tuple_rep
 from torch import nn
 
 from monai_scaleequiv.layers import ScaleDownsample, ScalePointwiseConv, ScaleProjection, ScaleUpsample
@@ -102,7 +102,7 @@ class SEUNet(nn.Module):
         projection: str = "mean",
     ) -> None:
         super().__init__()
-        _check_arguments(spatial_dims, channels, strides, num_res_units)
+        _check_arguments(spatial_dims, in_channels, out_channels, channels, strides, num_res_units)
         factors = [list(ensure_tuple_rep(s, spatial_dims)) for s in strides[: len(channels) - 1]]
         self.in_channels = in_channels
         self.spatial_dims = spatial_dims
@@ -170,12 +170,22 @@ class SEUNet(nn.Module):
 
 
 def _check_arguments(
-    spatial_dims: int, channels: Sequence[int], strides: Sequence[Sequence[int] | int], num_res_units: int
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    channels: Sequence[int],
+    strides: Sequence[Sequence[int] | int],
+    num_res_units: int,
 ) -> None:
     if spatial_dims not in (2, 3):
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
     if len(channels) < 2:
         raise ValueError(f"the length of `channels` should be no less than 2, got {tuple(channels)}.")
+    if min(in_channels, out_channels, *channels) < 1:
+        raise ValueError(
+            "in_channels, out_channels and channels must be at least 1, "
+            f"got in_channels={in_channels}, out_channels={out_channels}, channels={tuple(channels)}."
+        )
     surplus = len(strides) - (len(channels) - 1)
     if surplus < 0:
         raise ValueError(
@@ -184,5 +194,7 @@ def _check_arguments(
         )
     if surplus > 0:
         warnings.warn(f"the last {surplus} values of `strides` are not used.", stacklevel=3)
+    if any(factor < 1 for stride in strides for factor in ensure_tuple(stride)):
+        raise ValueError(f"strides must be at least 1, got {tuple(strides)}.")
     if num_res_units < 0:
         raise ValueError(f"num_res_units must be at least 0, got {num_res_units}.")

@@ -1,0 +1,175 @@
+"""The test that every network of the package passes; a network's own file subclasses ``NetworkTests``."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from monai.data import MetaTensor
+from torch import nn
+
+from tests.conftest import rule_weight
+
+STORED = Path(__file__).parent / "data"
+
+
+class NetworkTests:
+    """Subclasses fill in the attributes; ``cases`` are (arguments, input shape, expected shape)."""
+
+    network: ClassVar[type[nn.Module]]
+    cases: ClassVar[list[tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]]]
+    ill_arguments: ClassVar[list[tuple[dict[str, Any], str]]]
+    export_case: ClassVar[tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]]  # arguments, shape, another shape
+
+    def pytest_generate_tests(self, metafunc):
+        if "case" in metafunc.fixturenames:
+            metafunc.parametrize("case", self.cases, ids=[f"case{i}" for i in range(len(self.cases))])
+        if "ill" in metafunc.fixturenames:
+            metafunc.parametrize("ill", self.ill_arguments, ids=[message for _, message in self.ill_arguments])
+
+    def exported(self) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+        """Network in evaluation mode with statistics that are not the initial ones, and two inputs of unequal size."""
+        args, shape, other = self.export_case
+        net = self.network(**args)
+        net(torch.randn(2, *shape[1:]))
+        return net.eval(), torch.randn(shape), torch.randn(other)
+
+    def test_shape(self, case):
+        args, shape, expected = case
+        net = self.network(**args).eval()
+        with torch.no_grad():
+            assert net(torch.randn(shape)).shape == expected
+
+    def test_backward_reaches_every_parameter(self, case):
+        args, shape, _ = case
+        net = self.network(**args)
+        net(torch.randn(2, *shape[1:])).square().mean().backward()
+        missing = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+        assert missing == []
+
+    def test_ill_arguments(self, ill):
+        change, message = ill
+        with pytest.raises(ValueError, match=message):
+            self.network(**{**self.export_case[0], **change})
+
+    def test_ill_input(self):
+        net, x, _ = self.exported()
+        with pytest.raises(ValueError, match="expects input of shape"):
+            net(x[0])
+        with pytest.raises(ValueError, match="expects input of shape"):
+            net(torch.cat([x, x], dim=1))
+
+    def test_weights_survive_saving(self, tmp_path):
+        net, x, _ = self.exported()
+        torch.save(net.state_dict(), tmp_path / "model.pt")
+        twin = self.network(**self.export_case[0])
+        twin.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+        torch.testing.assert_close(twin.eval()(x), net(x), atol=0, rtol=0)
+
+    def test_same_seed_same_network(self):
+        outputs = []
+        for _ in range(2):
+            torch.manual_seed(3)
+            net, x, _ = self.exported()
+            outputs.append(net(x))
+        torch.testing.assert_close(*outputs, atol=0, rtol=0)
+
+    def test_evaluation_does_not_depend_on_the_batch(self):
+        net, x, _ = self.exported()
+        with torch.no_grad():
+            torch.testing.assert_close(net(torch.cat([x, 5 * x + 1]))[:1], net(x), atol=1e-5, rtol=1e-5)
+
+    def test_metatensors_keep_their_geometry(self):
+        net, x, _ = self.exported()
+        affine = torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0], dtype=torch.float64))
+        y = net(MetaTensor(x, affine=affine))
+        assert isinstance(y, MetaTensor)
+        torch.testing.assert_close(y.affine, affine)
+        torch.testing.assert_close(y.as_tensor(), net(x))
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+    def test_torchscript(self):
+        net, x, other = self.exported()
+        buffer = io.BytesIO()
+        torch.jit.save(torch.jit.script(net), buffer)
+        buffer.seek(0)
+        loaded = torch.jit.load(buffer)
+        with torch.no_grad():
+            for value in (x, other, x):
+                torch.testing.assert_close(loaded(value), net(value))
+
+    def test_export_with_dynamic_axes(self):
+        net, x, other = self.exported()
+        dynamic = dict.fromkeys(range(2, x.dim()), torch.export.Dim.AUTO)
+        program = torch.export.export(net, (x,), dynamic_shapes=(dynamic,)).module()
+        for value in (x, other):
+            torch.testing.assert_close(program(value), net(value))
+
+    def test_onnx_with_dynamic_axes(self, tmp_path):
+        net, x, other = self.exported()
+        dynamic = (dict.fromkeys(range(2, x.dim()), torch.export.Dim.DYNAMIC),)
+        file = tmp_path / "net.onnx"
+        torch.onnx.export(
+            net, (x,), file, input_names=["image"], output_names=["pred"], dynamic_shapes=dynamic, verbose=False
+        )
+        session = onnxruntime.InferenceSession(file)
+        for value in (x, other):
+            (y,) = session.run(None, {"image": value.numpy()})
+            np.testing.assert_allclose(y, net(value).detach(), atol=1e-4)
+
+    @pytest.mark.slow
+    def test_compile(self):
+        net, x, other = self.exported()
+        compiled = torch.compile(net)
+        with torch.no_grad():
+            for value in (x, other):
+                torch.testing.assert_close(compiled(value), net(value), atol=1e-4, rtol=1e-4)
+        compiled.train()(x).square().mean().backward()
+        assert all(p.grad is not None for p in net.parameters())
+
+    def test_graph_capture_is_whole(self):
+        """What ``torch.compile`` sees has no break, checked without waiting for a C++ compiler."""
+        net, x, _ = self.exported()
+        torch.compiler.reset()
+        captured = torch.compile(net, backend="eager", fullgraph=True)
+        torch.testing.assert_close(captured(x), net(x))
+
+    def test_bfloat16_autocast(self):
+        net, x, _ = self.exported()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = net.train()(x.expand(2, *[-1] * (x.dim() - 1)))
+            y.float().square().mean().backward()
+        assert all(p.grad.isfinite().all() for p in net.parameters())
+        net.eval()
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            half = net(x).float()
+        with torch.no_grad():
+            full = net(x)
+        assert (half - full).abs().max() < 0.1 * full.abs().max()
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_cuda_equals_cpu(self):
+        net, x, _ = self.exported()
+        expected = net(x)
+        torch.testing.assert_close(net.cuda()(x.cuda()).cpu(), expected, atol=1e-3, rtol=1e-3)
+
+    def test_logits_are_those_stored(self, float64):
+        stored = np.load(STORED / f"{self.network.__name__.lower()}_logits.npz")
+        np.testing.assert_allclose(self.reference_logits(), stored["logits"], atol=1e-6)
+
+    @classmethod
+    def reference_logits(cls) -> np.ndarray:
+        """Output of the export case in float64, with weights and input that follow from a rule."""
+        args, shape, _ = cls.export_case
+        net = cls.network(**args).double().eval()
+        net.load_state_dict(
+            {k: v if "num_batches" in k else rule_weight(k, tuple(v.shape)).abs() if "running_var" in k
+             else rule_weight(k, tuple(v.shape)) for k, v in net.state_dict().items()}
+        )  # fmt: skip
+        x = torch.from_numpy(np.random.default_rng(0).standard_normal(shape))
+        return net(x).detach().numpy()
