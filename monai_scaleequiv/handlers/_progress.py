@@ -43,6 +43,7 @@ class EngineProgressBar:
         name = validator.state.key_metric_name
         self._metrics = {name: validator.state.metrics[name]}
 
-    def _shown(self, output: list[dict]) -> dict[str, float]:
-        loss = output[0].get("loss")
+    def _shown(self, output: list[dict] | dict) -> dict[str, float]:
+        # A list of cases after MONAI's decollating, which repeats the batch's loss in each, else one batch.
+        loss = (output[0] if isinstance(output, list) else output).get("loss")
         return self._metrics if loss is None else {"loss": float(loss), **self._metrics}
