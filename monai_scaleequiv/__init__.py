@@ -5,8 +5,13 @@ and the layers are entries of MONAI's layer factories.
 """
 
 from monai_scaleequiv import published
-from monai_scaleequiv.data import CheckVolumed, InputGridWriter, make_phantom_dataset, nifti_datalist
-from monai_scaleequiv.handlers import EngineProgressBar, SpacingHausdorffDistanceMetric, claim_checkpoint_dir
+from monai_scaleequiv.data import CheckLabeld, CheckVolumed, InputGridWriter, make_phantom_dataset, nifti_datalist
+from monai_scaleequiv.handlers import (
+    EngineProgressBar,
+    ResumableCheckpointSaver,
+    SpacingHausdorffDistanceMetric,
+    claim_checkpoint_dir,
+)
 from monai_scaleequiv.layers import (
     PerScale,
     ScaleDownsample,
@@ -30,10 +35,12 @@ from monai_scaleequiv.nets import ScaleConvUnit, ScaleResidualUnit, SEUNet
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckLabeld",
     "CheckVolumed",
     "EngineProgressBar",
     "InputGridWriter",
     "PerScale",
+    "ResumableCheckpointSaver",
     "SEUNet",
     "ScaleConvUnit",
     "ScaleDownsample",

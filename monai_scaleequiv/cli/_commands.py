@@ -54,10 +54,10 @@ def phantom(*, output: str, cases: int = 20, seed: int = 0, debug: bool = False)
 def train(
     *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, debug: bool = False, **overrides: Any
 ) -> None:
-    """Trains a bundle's network. Any --ID=VALUE overrides the config, as in --train#trainer#max_epochs=3.
+    """Trains a bundle's network. Any --ID=VALUE overrides the config, as in --epochs=3.
 
     Args:
-        input: data set: folder with dataset.json, as the Medical Segmentation Decathlon lays it out.
+        input: data set: folder with dataset.json (or that file), as the Medical Segmentation Decathlon lays it out.
         output: folder for checkpoints and logs.
         bundle: folder of a bundle, or name of one that comes with this package.
         debug: show all warnings and logs and, after an error, the traceback.
@@ -72,7 +72,7 @@ def evaluate(
     """Measures a trained network. Any --ID=VALUE overrides the config, as in --ckpt_path=model.pt.
 
     Args:
-        input: data set: folder with dataset.json, as the Medical Segmentation Decathlon lays it out.
+        input: data set: folder with dataset.json (or that file), as the Medical Segmentation Decathlon lays it out.
         output: folder for the tables of metrics.
         bundle: folder of a bundle, or name of one that comes with this package.
         debug: show all warnings and logs and, after an error, the traceback.
@@ -107,6 +107,8 @@ def _run_command(command: str, input: str, output: str, bundle: str, overrides: 
         if id in overrides:
             raise ValueError(f"--{id}: this path has an argument of its own; give it as --{name}=PATH.")
     source: str | list[str] = _absolute(input)
+    if Path(source).name == "dataset.json" and command != "infer":
+        source = str(Path(source).parent)
     if command == "infer" and "," in input and not Path(source).exists():
         source = [_absolute(part) for part in input.split(",")]
     _check_paths("input", *ensure_tuple(source))

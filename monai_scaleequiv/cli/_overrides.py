@@ -52,7 +52,7 @@ def check_overrides(parser: ConfigParser, overrides: Mapping[str, Any], source: 
         source: what the config is called in errors.
 
     Raises:
-        ValueError: in one line, with the nearest id there is.
+        ValueError: in one line, with the nearest id there is, or the kind of value expected.
 
     Example::
 
@@ -71,6 +71,9 @@ def check_overrides(parser: ConfigParser, overrides: Mapping[str, Any], source: 
             known = [f"{parent}::{n}" if parent else n for n in siblings]
             known = [k.replace("::", separator) for k in (*known, *_ids(parser[""]))]
             raise ValueError(f"--{key}: {source} has no such id; {suggestion(key, known, '--')}")
+        present = section.get(name) if isinstance(section, dict) else None
+        if isinstance(value, bool) and isinstance(present, (int, float)) and not isinstance(present, bool):
+            raise ValueError(f"--{key}: expected a number such as {present}, got none; write --{key}={present}.")
         parser[key] = value
 
 

@@ -14,17 +14,27 @@ __all__ = ["nifti_datalist"]
 _SUFFIXES = (".nii", ".nii.gz")
 
 
-def nifti_datalist(source: Sequence[str | os.PathLike] | str | os.PathLike, key: str = "image") -> list[dict[str, str]]:
+def nifti_datalist(
+    source: Sequence[str | os.PathLike] | str | os.PathLike,
+    key: str = "image",
+    results: str | os.PathLike | None = None,
+    postfix: str = "seg",
+    overwrite: bool = False,
+) -> list[dict[str, str]]:
     """Lists NIfTI files as MONAI data dictionaries, in a fixed order.
 
     Args:
         source: a folder (searched with its sub-folders), a file, or several of them. Hidden files are passed over.
         key: key of the file's path in each dictionary.
+        results: folder that the results will be written to, as ``NAME_postfix.nii.gz``.
+        postfix: see ``results``.
+        overwrite: whether results may replace files that are there already.
 
     Returns:
         one dictionary per file.
 
     Raises:
+        FileExistsError: when a result is there already and ``overwrite`` is false.
         FileNotFoundError: when a path does not exist or a folder holds no NIfTI file.
         ValueError: when a file is not NIfTI, or two files have the same name, so that their results would collide.
 
@@ -34,15 +44,27 @@ def nifti_datalist(source: Sequence[str | os.PathLike] | str | os.PathLike, key:
         Traceback (most recent call last):
         FileNotFoundError: no/such/folder does not exist; give a folder or .nii / .nii.gz files.
     """
-    files = [file for path in ensure_tuple(source) for file in _expand(Path(path))]
+    files = list(dict.fromkeys(file for path in ensure_tuple(source) for file in _expand(Path(path))))
     by_name = defaultdict(set)
     for file in files:
-        by_name[file.name.removesuffix(".gz")].add(file.resolve())
+        by_name[_stem(file)].add(file.resolve())
     for same in by_name.values():
         if len(same) > 1:
             first, second = sorted(same)[:2]
             raise ValueError(f"{first} and {second} have the same name: their results would collide; rename one.")
-    return [{key: str(file)} for file in dict.fromkeys(files)]
+    if results is not None and not overwrite:
+        _refuse_existing([Path(results) / f"{name}_{postfix}.nii.gz" for name in by_name])
+    return [{key: str(file)} for file in files]
+
+
+def _stem(file: Path) -> str:
+    return file.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _refuse_existing(targets: Sequence[Path]) -> None:
+    for target in targets:
+        if target.exists():
+            raise FileExistsError(f"{target} exists already; choose another output_dir, or set overwrite=true.")
 
 
 def _expand(path: Path) -> list[Path]:

@@ -1,7 +1,12 @@
 """Ignite handlers and metrics that MONAI does not have."""
 
-from monai_scaleequiv.handlers._checkpoints import claim_checkpoint_dir
+from monai_scaleequiv.handlers._checkpoints import ResumableCheckpointSaver, claim_checkpoint_dir
 from monai_scaleequiv.handlers._hausdorff import SpacingHausdorffDistanceMetric
 from monai_scaleequiv.handlers._progress import EngineProgressBar
 
-__all__ = ["EngineProgressBar", "SpacingHausdorffDistanceMetric", "claim_checkpoint_dir"]
+__all__ = [
+    "EngineProgressBar",
+    "ResumableCheckpointSaver",
+    "SpacingHausdorffDistanceMetric",
+    "claim_checkpoint_dir",
+]

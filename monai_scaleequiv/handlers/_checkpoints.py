@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["claim_checkpoint_dir"]
+from monai.handlers import CheckpointSaver
+
+__all__ = ["ResumableCheckpointSaver", "claim_checkpoint_dir"]
 
 
 def claim_checkpoint_dir(folder: str | os.PathLike, resume: str = "") -> None:
@@ -33,3 +36,24 @@ def claim_checkpoint_dir(folder: str | os.PathLike, resume: str = "") -> None:
             "choose another output_dir, or go on with resume=CHECKPOINT."
         )
     folder.mkdir(parents=True, exist_ok=True)
+
+
+class ResumableCheckpointSaver(CheckpointSaver):
+    """MONAI's ``CheckpointSaver`` for the best network, whose best score can itself be saved.
+
+    Put it into the ``save_dict`` of the saver of the last checkpoint and into the ``load_dict`` of the loader: then a
+    resumed training replaces the best network only by a better one. Arguments are those of ``CheckpointSaver``, of
+    which ``save_key_metric`` must be true.
+
+    Example::
+
+        >>> saver = ResumableCheckpointSaver("models", {"net": torch.nn.Linear(1, 1)}, save_key_metric=True)
+        >>> saver.state_dict()
+        OrderedDict({'_saved': []})
+    """
+
+    def state_dict(self) -> Mapping:
+        """Scores and names of the files saved so far; ``load_state_dict`` is MONAI's."""
+        if self._key_metric_checkpoint is None:
+            raise ValueError("expected save_key_metric=True, got False; only the best network's score can be saved.")
+        return self._key_metric_checkpoint.state_dict()

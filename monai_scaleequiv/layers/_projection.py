@@ -24,13 +24,13 @@ class ScaleProjection(nn.Module):
 
     Example::
 
-        >>> ScaleProjection("mean")(torch.rand(2, 4, 8, 6, 6, 6)).shape
+        >>> ScaleProjection("max")(torch.rand(2, 4, 8, 6, 6, 6)).shape
         torch.Size([2, 8, 6, 6, 6])
 
     Source: Wimmer et al. 2023 (arXiv 2304.05864), section 3.
     """
 
-    def __init__(self, mode: str = "max") -> None:
+    def __init__(self, mode: str = "mean") -> None:
         super().__init__()
         if mode not in _MODES:
             raise ValueError(f"mode must be one of {_MODES}, got {mode!r}.")

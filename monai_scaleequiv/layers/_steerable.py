@@ -108,28 +108,33 @@ class SteerableConv(nn.Module):
     def _cached_kernel(self) -> torch.Tensor:
         if self.weight.is_inference():  # has no version to watch
             return self._assemble_exactly()
-        # Holding the weight itself keeps its memory from being handed to another tensor with the same version.
         state = (self.weight._version, self.weight.data_ptr(), self.weight.dtype, self.basis.device)
-        if self._cache is None or self._cache[0] is not self.weight or self._cache[1] != state:
-            self._cache = (self.weight, state, self._assemble_exactly())
-        return self._cache[2]
+        if self._cache is None or self._cache[1] != state or not self._is_cached(self.weight):
+            # Holding the weight itself keeps its memory from being handed to another tensor with the same version.
+            self._cache = (self.weight, state, self.weight.detach().clone(), self._assemble_exactly())
+        return self._cache[3]
+
+    @torch.jit.unused
+    def _is_cached(self, weight: torch.Tensor) -> bool:
+        # A change through `weight.data` leaves the version as it is. Comparing the values costs next to nothing on the
+        # CPU; elsewhere it would wait for the device, and such a change counts from the next call of `eval()`.
+        cached, _, values, _ = self._cache
+        return cached is weight and (weight.device.type != "cpu" or torch.equal(values, weight))
 
     def _convolve(self, x: torch.Tensor, kernel: torch.Tensor, groups: int) -> torch.Tensor:
         # (B, groups * I, ...) -> (B, S, O, ...)
+        bias = self.bias if self.bias is None else self.bias.repeat(self.num_scales)
         # torch.convolution would take all four cases at once, but autocast does not know it on the CPU.
         if self.spatial_dims == 3:
             if self.is_transposed:
-                y = F.conv_transpose3d(x, kernel, None, self.stride, self.padding, groups=groups)
+                y = F.conv_transpose3d(x, kernel, bias, self.stride, self.padding, groups=groups)
             else:
-                y = F.conv3d(x, kernel, None, self.stride, self.padding, groups=groups)
+                y = F.conv3d(x, kernel, bias, self.stride, self.padding, groups=groups)
         elif self.is_transposed:
-            y = F.conv_transpose2d(x, kernel, None, self.stride, self.padding, groups=groups)
+            y = F.conv_transpose2d(x, kernel, bias, self.stride, self.padding, groups=groups)
         else:
-            y = F.conv2d(x, kernel, None, self.stride, self.padding, groups=groups)
-        y = y.unflatten(1, (self.num_scales, self.out_channels))
-        if self.bias is not None:
-            y = y + self.bias.reshape([1, 1, self.out_channels] + [1] * self.spatial_dims)
-        return y
+            y = F.conv2d(x, kernel, bias, self.stride, self.padding, groups=groups)
+        return y.unflatten(1, (self.num_scales, self.out_channels))
 
     def extra_repr(self) -> str:
         return (

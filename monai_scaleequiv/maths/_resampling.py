@@ -28,11 +28,10 @@ def gaussian_downsampling_matrix(size: int, factor: int, sigma: torch.Tensor) ->
         torch.Size([1, 3, 5])
     """
     rows = (size + factor - 1) // factor
-    centres = torch.arange(rows, dtype=sigma.dtype, device=sigma.device) * factor + (factor - 1) / 2.0
-    voxels = torch.arange(size, dtype=sigma.dtype, device=sigma.device)
-    exponent = -0.5 * ((voxels[None, :] - centres[:, None])[None] / sigma[:, None, None]) ** 2  # (S, rows, size)
+    centres = _positions(rows, sigma) * factor + (factor - 1) / 2.0
+    distance = (_positions(size, sigma)[None, :] - centres[:, None])[None] / sigma[:, None, None]  # (S, rows, size)
     # Softmax is the Gaussian divided by its sum, and stays finite when the last centre lies beyond the last voxel.
-    return torch.softmax(exponent, dim=-1)
+    return torch.softmax(-0.5 * distance**2, dim=-1).to(sigma.dtype)
 
 
 def linear_upsampling_matrix(size: int, factor: int, target_size: int, like: torch.Tensor) -> torch.Tensor:
@@ -58,7 +57,11 @@ def linear_upsampling_matrix(size: int, factor: int, target_size: int, like: tor
                 [0.2500, 0.7500],
                 [0.0000, 1.0000]])
     """
-    fine = torch.arange(target_size, dtype=like.dtype, device=like.device)
-    positions = ((fine - (factor - 1) / 2.0) / factor).clamp(min=0).clamp(max=size - 1)
-    coarse = torch.arange(size, dtype=like.dtype, device=like.device)
-    return torch.relu(1 - (positions[:, None] - coarse[None, :]).abs())
+    positions = ((_positions(target_size, like) - (factor - 1) / 2.0) / factor).clamp(min=0).clamp(max=size - 1)
+    return torch.relu(1 - (positions[:, None] - _positions(size, like)[None, :]).abs()).to(like.dtype)
+
+
+def _positions(size: int, like: torch.Tensor) -> torch.Tensor:
+    # Half precision cannot count: in bfloat16 the voxels after 256 are 2 apart.
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return torch.arange(size, dtype=dtype, device=like.device)

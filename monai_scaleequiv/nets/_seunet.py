@@ -41,9 +41,9 @@ class SEUNet(nn.Module):
     running statistics, so that a prediction depends neither on its batch nor on far corners of the volume. Any input
     size is allowed. For the network exactly as published see :py:func:`monai_scaleequiv.published.build_seunet`.
 
-    Arguments up to ``adn_ordering`` mean what they mean in ``UNet``. Three defaults differ: ``kernel_size`` 5 (a
-    Gaussian derivative does not fit into 3), ``act`` SiLU (a kink creates frequencies that the grid cannot hold) and
-    ``norm`` batch (running statistics).
+    Arguments up to ``adn_ordering`` mean what they mean in ``UNet``, but that ``dropout`` drops whole channels. Three
+    defaults differ: ``kernel_size`` 5 (a Gaussian derivative does not fit into 3), ``act`` SiLU (a kink creates
+    frequencies that the grid cannot hold) and ``norm`` batch (running statistics).
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
@@ -126,7 +126,7 @@ class SEUNet(nn.Module):
         def up(inc: int, outc: int, factor: list[int], is_top: bool) -> nn.Module:
             layers = [unit(inc, outc, up_kernel_size, 0)]
             layers += [unit(outc, outc, kernel_size, 1)] if num_res_units > 0 else []
-            layers += [ScalePointwiseConv(spatial_dims, outc, out_channels)] if is_top else []
+            layers += [ScalePointwiseConv(spatial_dims, outc, out_channels, bias)] if is_top else []
             return _UpLevel(nn.Sequential(*layers), ScaleUpsample(spatial_dims, factor))
 
         ins = [in_channels, *channels[:-2]]  # channels that enter each level from above

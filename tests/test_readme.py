@@ -1,0 +1,39 @@
+"""What the README shows runs as shown."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.conftest import BUNDLES, ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXTS = [ROOT / "README.md", *BUNDLES.glob("*/docs/README.md")]
+
+
+def test_python_example_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    assert len(example.splitlines()) <= 12
+    scope = {}
+    exec(compile(example, "README.md", "exec"), scope)
+    assert scope["logits"].shape == (1, 3, 50, 61, 37)
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.parts[-3])
+def test_links_to_files_lead_somewhere(text):
+    links = re.findall(r"\]\(((?!http)[^)]+)\)", text.read_text(encoding="utf-8"))
+    assert [link for link in links if not (text.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.parts[-3])
+def test_commands_name_options_that_exist(text):
+    """Options after ``monai.bundle run`` are ids of the configs that the command names."""
+    from monai.bundle import ConfigParser
+
+    folder = next(iter(BUNDLES.glob("*/configs")))
+    for command in re.findall(r"monai\.bundle run (.*)", text.read_text(encoding="utf-8")):
+        parser = ConfigParser()
+        parser.read_config([folder / name for name in re.findall(r"configs/(\w+\.json)", command)])
+        options = set(re.findall(r"--(\w+)", command)) - {"config_file"}
+        assert options <= set(parser.config), command
