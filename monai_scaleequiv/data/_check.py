@@ -142,4 +142,6 @@ def _file_of(volume: torch.Tensor) -> str:
 
 
 def _is_invertible(affine: torch.Tensor) -> bool:
-    return bool(torch.isfinite(affine).all()) and abs(float(torch.linalg.det(affine))) > 1e-12
+    # Relative to the largest entry, so that the unit does not matter.
+    axes = affine[:-1, :-1].double()
+    return bool(torch.isfinite(affine).all()) and bool(torch.linalg.det(axes).abs() > 1e-12 * axes.abs().max() ** 3)

@@ -17,7 +17,7 @@ __all__ = ["InputGridWriter"]
 class InputGridWriter(NibabelWriter):
     """Writes a NIfTI file whose header is the input's but for the data type, for MONAI's ``SaveImage(writer=...)``.
 
-    MONAI's own writer makes a new header and loses the codes of qform and sform, the units and the time axis. Here
+    MONAI's own writer makes a new header and loses the codes of qform and sform, the units and the description. Here
     viewers and other tools see the label map in exactly the input's space. The file appears complete or not at all.
 
     Raises:
@@ -45,7 +45,7 @@ class InputGridWriter(NibabelWriter):
             raise ValueError(
                 f"{self.source}: expected a label map of shape {grid}, got {labels.shape}; invert the prediction first."
             )
-        kind = nib.Nifti2Image if isinstance(image, nib.Nifti2Pair) else nib.Nifti1Image
+        kind = nib.Nifti2Image if isinstance(image.header, nib.Nifti2Header) else nib.Nifti1Image
         header = image.header.copy()
         header.set_data_dtype(labels.dtype)
         header.set_slope_inter(1, 0)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ignite.handlers import Checkpoint
 from monai.handlers import CheckpointSaver
 
 __all__ = ["ResumableCheckpointSaver", "claim_checkpoint_dir"]
@@ -48,12 +49,21 @@ class ResumableCheckpointSaver(CheckpointSaver):
     Example::
 
         >>> saver = ResumableCheckpointSaver("models", {"net": torch.nn.Linear(1, 1)}, save_key_metric=True)
-        >>> saver.state_dict()
-        OrderedDict({'_saved': []})
+        >>> dict(saver.state_dict())
+        {'_saved': []}
     """
 
     def state_dict(self) -> Mapping:
-        """Scores and names of the files saved so far; ``load_state_dict`` is MONAI's."""
+        """Scores and names of the files saved so far."""
+        return self._best().state_dict()
+
+    def load_state_dict(self, state_dict: Mapping) -> None:
+        """Takes over the scores of files that are in this saver's folder; in a new folder the best starts anew."""
+        fixed_name = self._best().save_handler.filename
+        here = [item for item in state_dict["_saved"] if (Path(self.save_dir) / (fixed_name or item[1])).is_file()]
+        self._best().load_state_dict({"_saved": here})
+
+    def _best(self) -> Checkpoint:
         if self._key_metric_checkpoint is None:
             raise ValueError("expected save_key_metric=True, got False; only the best network's score can be saved.")
-        return self._key_metric_checkpoint.state_dict()
+        return self._key_metric_checkpoint

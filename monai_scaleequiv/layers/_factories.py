@@ -31,7 +31,14 @@ def _add(factory: LayerFactory, name: str, make: Callable, description: str) -> 
 
 
 def register_layers() -> None:
-    """Adds this package's layers to MONAI's factories; names that are already there stay as they are."""
+    """Adds this package's layers to MONAI's factories; names that are already there stay as they are.
+
+    Example::
+
+        >>> register_layers()
+        >>> Conv["SCALE_GROUP", 3](8, 4)(torch.rand(2, 4, 8, 9, 9, 9)).shape
+        torch.Size([2, 4, 4, 9, 9, 9])
+    """
     for name, conv in (
         ("SCALE_LIFTING", ScaleLiftingConv),
         ("SCALE_GROUP", ScaleGroupConv),

@@ -92,12 +92,17 @@ class PublishedSEUNet(nn.Module):
             kernel_size, scales or [1.0], effective_size, basis_type, kernel_padding=False, mult=mult,
             max_order=max_order,
         )  # fmt: skip
+        self.in_channels = in_channels
         config = PublishedConfig(basis, scale_size, bias, act, norm, dropout)
         self.model = unet_level(
             config, in_channels, out_channels, channels, strides, num_res_units, _PROJECTIONS[reduction]
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dim() != 5 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"PublishedSEUNet expects input of shape (batch, {self.in_channels}, D, H, W), got {list(x.shape)}."
+            )
         return self.model(x)
 
 

@@ -1,0 +1,448 @@
+"""Input lists, checks of volumes, and label maps on the input's own grid."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import ITKReader, MetaTensor
+from monai.transforms import Compose, LoadImaged, SaveImaged
+
+from monai_scaleequiv import CheckLabeld, CheckVolumed, InputGridWriter, make_phantom_dataset, nifti_datalist
+
+SHAPE = (6, 5, 4)
+# Axes permuted and flipped, voxels 0.5 x 3 x 1.25 mm; and the same turned by 0.3 about the last axis.
+PERMUTED = np.array([[0, 3.0, 0, -20], [0, 0, -1.25, 31.5], [0.5, 0, 0, 7.25], [0, 0, 0, 1]])
+TURN = np.array([[np.cos(0.3), -np.sin(0.3), 0, 0], [np.sin(0.3), np.cos(0.3), 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+OBLIQUE = TURN @ PERMUTED
+# What may differ between the headers of a label map and its image.
+VALUE_FIELDS = {"datatype", "bitpix", "scl_slope", "scl_inter", "cal_min", "cal_max"}
+
+
+def make_volume(
+    path,
+    shape=SHAPE,
+    sform=OBLIQUE,
+    qform=OBLIQUE,
+    codes=(1, 1),
+    kind=nib.Nifti1Image,
+    dtype=np.int16,
+):
+    """A volume whose header has something to lose."""
+    values = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    image = kind(values, None)
+    image.header.set_sform(sform, codes[0])
+    image.header.set_qform(qform, codes[1], strip_shears=True)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header["pixdim"][4] = 2.5
+    image.header["descrip"] = b"scanner 3, protocol 7"
+    image.header["aux_file"] = b"none"
+    image.header["cal_max"] = 900
+    image.header["toffset"] = 1.5
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"kept as well"))
+    nib.save(kind(values, image.header.get_best_affine(), image.header), path)
+    return path
+
+
+def raw_header(path):
+    """Header fields as they stand in the file."""
+    content = Path(path).read_bytes()
+    content = gzip.decompress(content) if str(path).endswith(".gz") else content
+    dtype = nib.Nifti1Header.template_dtype if content[:4] == b"\x5c\x01\0\0" else nib.Nifti2Header.template_dtype
+    header = np.frombuffer(content[: dtype.itemsize], dtype)[0]
+    return {name: header[name].tolist() for name in dtype.names}
+
+
+def save(path, folder, labels=None, **options):
+    """Writes a label map for the image in the file, as the bundles do; returns its path and its values."""
+    image = LoadImaged("image", reader="NibabelReader", ensure_channel_first=True)({"image": path})["image"]
+    if labels is None:
+        labels = torch.arange(image[0].numel()).reshape(image.shape) % 3
+    data = {"pred": MetaTensor(labels.float(), meta=image.meta)}
+    SaveImaged(
+        "pred",
+        output_dir=folder,
+        output_postfix="seg",
+        separate_folder=False,
+        resample=False,
+        print_log=False,
+        writer=InputGridWriter,
+        **{"output_dtype": "uint8", **options},
+    )(data)
+    (saved,) = [file for file in Path(folder).iterdir() if "_seg" in file.name]
+    return saved, labels[0].numpy()
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A folder of files such as users have."""
+    for name in ("b.nii", "a.nii.gz", "sub/deep/c.nii.gz", "._a.nii.gz", "sub/.d.nii", "notes.txt", "e.mha", "f.gz"):
+        file = tmp_path / "data" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    (tmp_path / "data" / "empty").mkdir()
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_datalist_of_a_folder(tree, kind):
+    expected = [{"image": str(tree / name)} for name in ("a.nii.gz", "b.nii", "sub/deep/c.nii.gz")]
+    assert nifti_datalist(kind(tree)) == expected
+
+
+def test_datalist_of_one_file_under_another_key(tree):
+    assert nifti_datalist(tree / "b.nii", key="label") == [{"label": str(tree / "b.nii")}]
+
+
+def test_datalist_of_several_keeps_the_order_given_and_drops_repeats(tree):
+    several = [tree / "sub", str(tree / "b.nii"), tree / "a.nii.gz", tree / "b.nii"]
+    expected = [{"image": str(tree / name)} for name in ("sub/deep/c.nii.gz", "b.nii", "a.nii.gz")]
+    assert nifti_datalist(several) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "told"),
+    [
+        ("absent", FileNotFoundError, "absent does not exist"),
+        ("absent.nii", FileNotFoundError, "absent.nii does not exist"),
+        ("empty", FileNotFoundError, "empty holds no .nii or .nii.gz file"),
+        ("notes.txt", ValueError, "notes.txt is not a .nii or .nii.gz file"),
+        ("e.mha", ValueError, "e.mha is not a .nii or .nii.gz file"),
+        ("f.gz", ValueError, "f.gz is not a .nii or .nii.gz file"),
+    ],
+)
+@pytest.mark.parametrize("in_a_list", [False, True])
+def test_datalist_refuses(tree, source, error, told, in_a_list):
+    path = tree / source
+    with pytest.raises(error) as refused:
+        nifti_datalist([tree / "b.nii", path] if in_a_list else path)
+    assert told in str(refused.value)
+    assert str(tree) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
+def test_datalist_refuses_two_files_whose_results_would_collide(tree, name):
+    twin = tree / "twin" / name
+    twin.parent.mkdir()
+    twin.touch()
+    with pytest.raises(ValueError, match="have the same name") as refused:
+        nifti_datalist(tree)
+    assert str(twin) in str(refused.value)
+    assert str(tree / "a.nii.gz") in str(refused.value)
+
+
+def test_datalist_of_a_link_to_a_listed_file_is_no_collision(tree):
+    (tree / "links").mkdir()
+    (tree / "links" / "b.nii").symlink_to(tree / "b.nii")
+    assert len(nifti_datalist(tree)) == 4
+
+
+def test_datalist_refuses_to_replace_results(tree, tmp_path):
+    results = tmp_path / "results"
+    listed = nifti_datalist(tree, results=results)
+    assert listed == nifti_datalist(tree)
+    assert not results.exists()
+    results.mkdir()
+    (results / "other_seg.nii.gz").touch()
+    (results / "b_mask.nii.gz").touch()
+    assert nifti_datalist(tree, results=results) == listed
+    with pytest.raises(FileExistsError, match=r"b_mask.nii.gz exists already"):
+        nifti_datalist(tree, results=results, postfix="mask")
+    (results / "c_seg.nii.gz").touch()
+    with pytest.raises(FileExistsError, match=r"c_seg.nii.gz exists already"):
+        nifti_datalist(tree, results=str(results))
+    assert nifti_datalist(tree, results=results, overwrite=True) == listed
+
+
+def volume(shape=(1, 4, 4, 4), affine=None, file="scan.nii.gz"):
+    return MetaTensor(torch.rand(shape), affine=affine, meta={"filename_or_obj": file})
+
+
+@pytest.mark.parametrize(
+    "affine", [torch.eye(4), torch.from_numpy(OBLIQUE), torch.diag(torch.tensor([-0.05, 0.05, 0.05, 1]))]
+)
+def test_good_volume_passes_unchanged(affine):
+    data = {"image": volume(affine=affine), "label": volume(affine=affine), "other": "text"}
+    before = {key: data[key].clone() for key in ("image", "label")}
+    checked = CheckVolumed(["image", "label"])(data)
+    assert set(checked) == set(data)
+    for key in ("image", "label"):
+        assert checked[key] is data[key]
+        assert torch.equal(checked[key], before[key])
+        assert torch.equal(checked[key].affine, before[key].affine)
+        assert checked[key].meta["filename_or_obj"] == "scan.nii.gz"
+        assert checked[key].applied_operations == []
+
+
+def spoiled(*positions, value=float("nan")):
+    bad = volume()
+    for position in positions:
+        bad[(0, *position)] = value
+    return bad
+
+
+def changed_affine(row, column, value):
+    affine = torch.eye(4)
+    affine[row, column] = value
+    return affine
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (volume((1, 4, 4)), r"expected 3 spatial axes, got shape \(4, 4\)"),
+        (volume((1, 4, 4, 4, 5)), r"expected 3 spatial axes, got shape \(4, 4, 4, 5\)"),
+        (volume((3, 4, 4, 4)), r"expected 1 channel\(s\), got 3"),
+        (spoiled((0, 0, 0)), "got 1 NaN or infinite"),
+        (spoiled((0, 0, 0), (1, 2, 3), (3, 3, 3)), "got 3 NaN or infinite"),
+        (spoiled((0, 0, 0), value=float("inf")), "got 1 NaN or infinite"),
+        (spoiled((0, 0, 0), (0, 0, 1), value=-float("inf")), "got 2 NaN or infinite"),
+        (volume(affine=changed_affine(1, 1, 0)), "expected an invertible affine"),
+        (volume(affine=changed_affine(1, 1, float("nan"))), "expected an invertible affine"),
+        (volume(affine=changed_affine(0, 3, float("nan"))), "expected an invertible affine"),
+        (volume(affine=changed_affine(2, 3, float("inf"))), "expected an invertible affine"),
+    ],
+)
+def test_bad_volume_is_refused_by_name(bad, told):
+    with pytest.raises(ValueError, match=f"^scan.nii.gz, image: .*{told}") as refused:
+        CheckVolumed(["good", "image"])({"good": volume(file="good.nii.gz"), "image": bad})
+    assert "\n" not in str(refused.value)
+
+
+def test_plain_tensor_is_named_by_its_key():
+    assert CheckVolumed("image")({"image": torch.zeros(1, 2, 2, 2)})["image"].shape == (1, 2, 2, 2)
+    with pytest.raises(ValueError, match=r"^image: expected finite"):
+        CheckVolumed("image")({"image": torch.full((1, 2, 2, 2), torch.nan)})
+
+
+def test_remedy_is_a_choice():
+    with pytest.raises(ValueError, match=r"voxel\(s\); check the weights\.$"):
+        CheckVolumed("image", remedy="check the weights")({"image": spoiled((0, 0, 0))})
+
+
+def labels(*values, affine=OBLIQUE, shape=(1, 4, 4, 4)):
+    label_map = torch.zeros(shape)
+    label_map.view(-1)[: len(values)] = torch.tensor(values, dtype=torch.float32)
+    return MetaTensor(label_map, affine=torch.as_tensor(affine), meta={"filename_or_obj": "truth.nii.gz"})
+
+
+def moved(millimetres):
+    affine = OBLIQUE.copy()
+    affine[0, 3] += millimetres
+    return affine
+
+
+@pytest.mark.parametrize(
+    "label", [labels(), labels(0, 1, 2), labels(1, affine=moved(0.05)), labels(2).as_tensor()], ids=range(4)
+)
+def test_good_label_map_passes_unchanged(label):
+    data = {"image": volume(affine=torch.from_numpy(OBLIQUE)), "label": label}
+    before = label.clone()
+    checked = CheckLabeld("label", num_classes=3)(data)
+    assert set(checked) == {"image", "label"}
+    assert checked["label"] is label
+    assert torch.equal(torch.as_tensor(label), torch.as_tensor(before))
+
+
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        (labels(0, 3), "whole numbers from 0 to 2, got 3"),
+        (labels(0, 255), "whole numbers from 0 to 2, got 255"),
+        (labels(-1), "whole numbers from 0 to 2, got -1"),
+        (labels(0, 1.5), r"whole numbers from 0 to 2, got 1\.5"),
+        (labels(float("nan")), "whole numbers from 0 to 2, got nan"),
+        (labels(1, shape=(1, 4, 4, 5)), r"expected the image's shape \(4, 4, 4\), got \(4, 4, 5\)"),
+        (labels(1, affine=moved(0.5)), r"expected the image's grid, got one whose corners are up to 0\.5 mm away"),
+        (labels(1, affine=OBLIQUE @ np.diag([1, 1, 1.2, 1])), "expected the image's grid"),
+        (labels(1, affine=np.eye(4)), "expected the image's grid"),
+    ],
+)
+def test_bad_label_map_is_refused_by_name(label, told):
+    with pytest.raises(ValueError, match=f"^truth.nii.gz, label: .*{told}") as refused:
+        CheckLabeld("label", num_classes=3)({"image": volume(affine=torch.from_numpy(OBLIQUE)), "label": label})
+    assert "\n" not in str(refused.value)
+
+
+def test_channels_and_dimensions_are_a_choice():
+    CheckVolumed("image", channels=3, spatial_dims=2)({"image": volume((3, 4, 4))})
+    with pytest.raises(ValueError, match="expected 3 channel"):
+        CheckVolumed("image", channels=3, spatial_dims=2)({"image": volume((1, 4, 4))})
+    with pytest.raises(ValueError, match="expected 2 spatial axes"):
+        CheckVolumed("image", channels=3, spatial_dims=2)({"image": volume((3, 4, 4, 4))})
+
+
+def test_missing_key():
+    with pytest.raises(KeyError, match="label"):
+        CheckVolumed(["image", "label"])({"image": volume()})
+    assert set(CheckVolumed(["image", "label"], allow_missing_keys=True)({"image": volume()})) == {"image"}
+
+
+def four_dimensional(path):
+    nib.save(nib.Nifti1Image(np.zeros((6, 5, 4, 2), np.float32), np.eye(4)), path)
+
+
+def with_nan(path):
+    values = np.zeros(SHAPE, np.float32)
+    values[1:3, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+
+
+def with_nan_affine(path):
+    affine = np.eye(4)
+    affine[0, 3] = np.nan
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.float32), affine), path)
+
+
+@pytest.mark.parametrize(
+    ("write", "told"),
+    [
+        (four_dimensional, "got 2; choose the channel"),
+        (with_nan, "got 2 NaN or infinite"),
+        (with_nan_affine, "invertible affine"),
+    ],
+)
+def test_bad_file_is_refused_by_name(tmp_path, write, told):
+    path = tmp_path / "bad.nii.gz"
+    write(path)
+    read = Compose([LoadImaged("image", reader="NibabelReader", ensure_channel_first=True), CheckVolumed("image")])
+    with pytest.raises(RuntimeError) as refused:
+        read({"image": path})
+    error = refused.value
+    while error.__cause__ is not None:
+        error = error.__cause__
+    assert str(error).startswith(f"{path}, image: ")
+    assert told in str(error)
+
+
+def test_phantoms_pass(tmp_path):
+    make_phantom_dataset(tmp_path, cases=1, size=(16, 18, 20))
+    read = Compose([LoadImaged("image", reader="NibabelReader", ensure_channel_first=True), CheckVolumed("image")])
+    assert read(nifti_datalist(tmp_path / "imagesTr")[0])["image"].shape == (1, 16, 18, 20)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"codes": (1, 1)},
+        {"codes": (4, 0)},
+        {"codes": (0, 2)},
+        {"codes": (0, 0)},
+        {"codes": (2, 1), "qform": PERMUTED},  # the two disagree: the sform counts, the qform stays
+        {"sform": PERMUTED, "qform": PERMUTED, "codes": (3, 3)},
+        {"sform": np.diag([-1, 1, 1, 1]), "qform": np.diag([-1, 1, 1, 1])},
+    ],
+    ids=["scanner", "sform", "qform", "neither", "disagreeing", "permuted", "flipped"],
+)
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_label_map_has_the_header_of_its_image(tmp_path, suffix, header, kind):
+    path = make_volume(tmp_path / f"scan{suffix}", kind=kind, **header)
+    saved, labels = save(path, tmp_path / "out")
+    before, after = raw_header(path), raw_header(saved)
+    assert after["sizeof_hdr"] == {nib.Nifti1Image: 348, nib.Nifti2Image: 540}[kind]
+    differing = {name for name in before if before[name] != after[name]}
+    assert differing <= VALUE_FIELDS
+    assert (after["datatype"], after["bitpix"]) == (2, 8)
+    assert (after["cal_min"], after["cal_max"]) == (0, 0)
+    image, label_map = nib.load(path), nib.load(saved)
+    assert type(label_map) is kind
+    np.testing.assert_array_equal(label_map.affine, image.affine)
+    assert label_map.header.get_xyzt_units() == ("mm", "sec")
+    assert [e.get_content() for e in label_map.header.extensions] == [e.get_content() for e in image.header.extensions]
+    assert label_map.header.get_slope_inter() in ((1, 0), (None, None))
+    assert label_map.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(np.asarray(label_map.dataobj), labels)
+
+
+def test_scaled_intensities_leave_no_trace_in_the_labels(tmp_path):
+    image = nib.load(make_volume(tmp_path / "plain.nii"))
+    image.header.set_slope_inter(0.25, -100)
+    nib.save(nib.Nifti1Image(image.get_fdata(), image.affine, image.header), tmp_path / "scan.nii")
+    assert raw_header(tmp_path / "scan.nii")["scl_slope"] != 1
+    saved, labels = save(tmp_path / "scan.nii", tmp_path / "out")
+    np.testing.assert_array_equal(nib.load(saved).get_fdata(), labels)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 1), (1, 6, 5), (6, 1, 1), (6, 5, 4, 1)])
+def test_slices_and_a_time_axis_of_one(tmp_path, shape):
+    path = make_volume(tmp_path / "scan.nii.gz", shape=shape)
+    saved, labels = save(path, tmp_path / "out")
+    assert nib.load(saved).shape == shape[:3]
+    np.testing.assert_array_equal(np.asarray(nib.load(saved).dataobj), labels.reshape(shape[:3]))
+    before, after = raw_header(path), raw_header(saved)
+    for header in (before, after):
+        header["dim"], header["pixdim"] = header["dim"][1:4], header["pixdim"][:4]
+    assert {name for name in before if before[name] != after[name]} <= VALUE_FIELDS
+    np.testing.assert_array_equal(nib.load(saved).affine, nib.load(path).affine)
+
+
+@pytest.mark.parametrize("affine", [PERMUTED, OBLIQUE])
+def test_itk_sees_the_label_map_where_it_sees_the_image(tmp_path, affine):
+    path = make_volume(tmp_path / "scan.nii.gz", sform=affine, qform=affine)
+    saved, labels = save(path, tmp_path / "out")
+    image, label_map = itk.imread(str(path)), itk.imread(str(saved))
+    for read in ("GetSpacing", "GetOrigin"):
+        np.testing.assert_array_equal(list(getattr(label_map, read)()), list(getattr(image, read)()))
+    np.testing.assert_array_equal(
+        itk.array_from_matrix(label_map.GetDirection()), itk.array_from_matrix(image.GetDirection())
+    )
+    np.testing.assert_array_equal(itk.array_from_image(label_map).T, labels)
+    loaded = LoadImaged("pred", reader=ITKReader(), ensure_channel_first=True)({"pred": saved})["pred"]
+    np.testing.assert_allclose(loaded.affine, affine, atol=1e-5)
+
+
+def test_another_data_type(tmp_path):
+    labels = torch.full((1, *SHAPE), 1000.0)
+    saved, _ = save(make_volume(tmp_path / "scan.nii"), tmp_path / "out", labels, output_dtype="int16")
+    assert nib.load(saved).get_data_dtype() == np.int16
+    assert np.unique(nib.load(saved).dataobj) == [1000]
+
+
+def test_earlier_label_map_is_replaced(tmp_path):
+    path = make_volume(tmp_path / "scan.nii")
+    save(path, tmp_path / "out", torch.zeros(1, *SHAPE))
+    saved, _ = save(path, tmp_path / "out", torch.ones(1, *SHAPE))
+    assert np.unique(nib.load(saved).dataobj) == [1]
+    assert list((tmp_path / "out").iterdir()) == [saved]
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 4), (6, 5, 3), (6, 5, 1), (3, 5, 8)])
+def test_label_map_of_another_shape_is_refused(tmp_path, shape):
+    path = make_volume(tmp_path / "scan.nii")
+    with pytest.raises(RuntimeError) as refused:
+        save(path, tmp_path / "out", torch.zeros(1, *shape))
+    grid = tuple(np.squeeze(np.zeros(shape)).shape)
+    assert f"{path}: expected a label map of shape {SHAPE}, got {grid}; invert the prediction first." in str(
+        refused.value
+    )
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_image_that_is_not_nifti_is_refused(tmp_path):
+    path = tmp_path / "scan.mgz"
+    nib.save(nib.MGHImage(np.zeros(SHAPE, np.float32), np.eye(4)), path)
+    with pytest.raises(RuntimeError, match=r"scan.mgz: expected a NIfTI file, got MGHImage"):
+        save(path, tmp_path / "out")
+
+
+def test_interrupted_writing_leaves_the_earlier_label_map_and_nothing_else(tmp_path, monkeypatch):
+    path = make_volume(tmp_path / "scan.nii.gz")
+    saved, _ = save(path, tmp_path / "out", torch.ones(1, *SHAPE))
+    before = saved.read_bytes()
+
+    def cut(image, target):
+        Path(target).write_bytes(b"half of it")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(nib, "save", cut)
+    with pytest.raises(RuntimeError, match="no space left on device"):
+        save(path, tmp_path / "out", torch.zeros(1, *SHAPE))
+    assert saved.read_bytes() == before
+    assert list((tmp_path / "out").iterdir()) == [saved]
