@@ -55,13 +55,14 @@ class BatchStatisticsNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight, eps = self.weight, self.eps
+        weight = self.weight
         if not self.training:
-            count = x.numel() // x.shape[1]
-            # (x - m) / sqrt(c v + e) = (x - m) / sqrt(v + e / c) / sqrt(c), c = n / (n - 1)
-            correction = count / (count - 1)
-            weight, eps = weight / correction**0.5, eps / correction
-        return F.batch_norm(x, None, None, weight, self.bias, training=True, eps=eps)
+            # (x - m) / sqrt(c v + e), c = n / (n - 1), is batch normalisation of sqrt(c) x, divided by sqrt(c). As
+            # tensors, for an exported graph would take numbers from the shape for constants.
+            count = torch.ones_like(x[:, 0]).sum()
+            root = (count / (count - 1)).sqrt()
+            x, weight = x * root, weight / root
+        return F.batch_norm(x, None, None, weight, self.bias, training=True, eps=self.eps)
 
 
 def conv_unit(
