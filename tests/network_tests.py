@@ -25,6 +25,7 @@ class NetworkTests:
     cases: ClassVar[list[tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]]]
     ill_arguments: ClassVar[list[tuple[dict[str, Any], str]]]
     export_case: ClassVar[tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]]  # arguments, shape, another shape
+    compile_args: ClassVar[dict[str, Any]] = {}
 
     def pytest_generate_tests(self, metafunc):
         if "case" in metafunc.fixturenames:
@@ -125,7 +126,7 @@ class NetworkTests:
     @pytest.mark.slow
     def test_compile(self):
         net, x, other = self.exported()
-        compiled = torch.compile(net)
+        compiled = torch.compile(net, **self.compile_args)
         with torch.no_grad():
             for value in (x, other):
                 torch.testing.assert_close(compiled(value), net(value), atol=1e-4, rtol=1e-4)

@@ -64,6 +64,15 @@ class TestSEUNet(NetworkTests):
     export_case = ({**IN_3D, **DEEP, "num_res_units": 1}, (1, 1, 12, 10, 8), (1, 1, 9, 11, 7))
 
 
+@pytest.mark.slow
+def test_compile_in_2d_trains_with_one_compilation_per_size():
+    net = SEUNet(2, 1, 2, channels=(4, 8), strides=(2,))
+    compiled = torch.compile(net, dynamic=False)
+    for size in [(16, 18), (13, 11)]:
+        compiled(torch.rand(2, 1, *size)).square().mean().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
 def test_arguments_are_those_of_monais_unet():
     ours, theirs = (list(inspect.signature(net).parameters.values()) for net in (SEUNet, UNet))
     assert [p.name for p in ours[: len(theirs)]] == [p.name for p in theirs]

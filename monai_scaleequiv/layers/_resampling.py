@@ -22,13 +22,16 @@ def _factors(spatial_dims: int, factor: Sequence[int] | int) -> list[int]:
 
 def _resample_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Tensor:
     # matrix (S or 1, m, n) acts on one axis of (B, S, C, ...), whose length goes from n to m
+    # All five axes, also those of length 1: to intermediates of four, torch.compile tries to give a layout for images,
+    # and fails to when their size is symbolic.
+    matrix = matrix.unsqueeze(0).unsqueeze(2)  # (1, S or 1, 1, m, n)
     if axis == x.dim() - 1:
         lines = x.shape[2:-1]
-        x = torch.matmul(x.flatten(2, -2), matrix.transpose(1, 2))  # (B, S, lines, m)
-        return x.unflatten(2, lines)
+        x = torch.matmul(x.flatten(2, -2).unsqueeze(2), matrix.transpose(3, 4))  # (B, S, 1, lines, m)
+        return x.squeeze(2).unflatten(2, lines)
     leading, trailing = x.shape[2:axis], x.shape[axis + 1 :]
     x = x.flatten(2, axis - 1).flatten(4)  # (B, S, leading, n, trailing)
-    x = torch.matmul(matrix.unsqueeze(1), x)  # (B, S, leading, m, trailing)
+    x = torch.matmul(matrix, x)  # (B, S, leading, m, trailing)
     return x.unflatten(-1, trailing).unflatten(2, leading)
 
 
