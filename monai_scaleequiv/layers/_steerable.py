@@ -41,6 +41,8 @@ class SteerableConv(nn.Module):
                 f"in_channels and out_channels must be at least 1, got in_channels={in_channels}, "
                 f"out_channels={out_channels}."
             )
+        # A basis from elsewhere does not tell its scales.
+        self.scales = [float(s) for s in scales] if basis is None else None
         if basis is None:
             if any(k < 3 or k % 2 == 0 for k in ensure_tuple(kernel_size)):
                 raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}.")

@@ -106,6 +106,7 @@ class SEUNet(nn.Module):
         factors = [list(ensure_tuple_rep(s, spatial_dims)) for s in strides[: len(channels) - 1]]
         self.in_channels = in_channels
         self.spatial_dims = spatial_dims
+        self.scales = [float(s) for s in scales]
         self.total_stride = [int(torch.tensor(axis).prod()) for axis in zip(*factors, strict=True)]
         filters = {"scales": scales, "sigma": sigma, "max_order": max_order, "scale_size": scale_size}
         adn = {"act": act, "norm": norm, "dropout": dropout, "bias": bias, "adn_ordering": adn_ordering}

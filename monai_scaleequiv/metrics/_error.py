@@ -1,0 +1,214 @@
+"""How far a layer or network is from scale-equivariant: the measurement itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from monai_scaleequiv.layers import ScaleProjection
+from monai_scaleequiv.maths import rescale
+
+__all__ = ["EquivarianceReading", "assert_scale_equivariant", "equivariance_error", "relative_error", "scale_shift"]
+
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Energy of the difference over the energy expected: 0 for equal, 2 for uncorrelated tensors.
+
+    Example::
+
+        >>> relative_error(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0]))
+        1.0
+    """
+    found, expected = found.double(), expected.double()
+    return float((found - expected).square().sum() / expected.square().sum())
+
+
+def scale_shift(scales: Sequence[float], ratio: float) -> int | None:
+    """Number of steps along the scale axis that a magnification by ``ratio`` amounts to, or None if not a whole one.
+
+    Args:
+        scales: relative sizes.
+        ratio: magnification, above 1 when the image grows.
+
+    Example::
+
+        >>> scale_shift((1.0, 0.9, 0.81), ratio=10 / 9)
+        1
+        >>> scale_shift((1.0, 0.9, 0.81), ratio=1.05) is None
+        True
+    """
+    # f(T x) at scale s shows what f(x) shows at scale s / ratio.
+    for shift in range(1 - len(scales), len(scales)):
+        pairs = [(scales[i], scales[i + shift]) for i in range(len(scales)) if 0 <= i + shift < len(scales)]
+        if pairs and all(abs(s / (t * ratio) - 1) < 1e-6 for s, t in pairs):
+            return shift
+    return None
+
+
+@dataclass(frozen=True)
+class EquivarianceReading:
+    """One measurement of :py:func:`equivariance_error`; all errors are relative energies.
+
+    Args:
+        ratio: magnification of the image along each axis.
+        floor: error of the rescaling alone, there and back.
+        projected: error of the output; for a layer with a scale axis None.
+        interior: error over the matched pairs of scales, before any projection; None without a scale axis, or where
+            the ratio is no whole number of its steps.
+        unshifted: control: the same over equal instead of matched scales, which a working layer must fail.
+    """
+
+    ratio: tuple[float, ...]
+    floor: float
+    projected: float | None
+    interior: float | None
+    unshifted: float | None
+
+
+@torch.no_grad()
+def equivariance_error(
+    network: Network,
+    image: torch.Tensor,
+    size: Sequence[int],
+    scales: Sequence[float] | None = None,
+    margin: float = 0.1,
+    rescaler: Callable[[torch.Tensor, Sequence[int]], torch.Tensor] = rescale,
+) -> EquivarianceReading:
+    r"""Relative error between rescaling first and rescaling last, :math:`\|T f(x) - f(T x)\|^2 / \|f(T x)\|^2`.
+
+    Works with any network, and with layers whose output has a scale axis. In a network with scale axis it is the input
+    of its :py:class:`ScaleProjection` that is read before the projection.
+
+    Args:
+        network: maps images (B, C, D, H, W) to images of the same size or to features (B, S, C, D, H, W); modules
+            are measured in evaluation mode.
+        image: images x of shape (B, C, D, H, W) or (B, C, H, W).
+        size: number of voxels of each spatial axis after the rescaling T.
+        scales: relative sizes along the scale axis; None takes ``network.scales`` where there are any.
+        margin: share of each axis to leave out at either end, where borders rather than scale decide.
+        rescaler: T, called with images and the new size.
+
+    Returns:
+        an :py:class:`EquivarianceReading`.
+
+    Raises:
+        ValueError: when ``margin`` leaves nothing, or the output has neither the input's size nor a scale axis.
+
+    Example::
+
+        >>> reading = equivariance_error(torch.nn.Identity(), torch.rand(1, 1, 9, 9, 9), size=(10, 10, 10))
+        >>> reading.projected
+        0.0
+
+    Source: definition as in Wimmer et al. 2023 (arXiv 2304.05864), section 3, with the rescaling made exact.
+    """
+    if not 0 <= margin < 0.5:
+        raise ValueError(f"margin must be from 0 to below 0.5, got {margin}.")
+    spatial = image.shape[2:]
+    scales = getattr(network, "scales", None) if scales is None else scales
+    rescaled = rescaler(image, size)
+    floor = _error(rescaler(rescaled, spatial), image, margin, len(spatial))
+    y, features = _observe(network, image)
+    z, rescaled_features = _observe(network, rescaled)
+    ratio = tuple(m / n for n, m in zip(spatial, size, strict=True))
+    if y.shape[-len(spatial) :] != spatial or y.dim() - image.dim() not in (0, 1):
+        raise ValueError(f"expected an output of spatial size {list(spatial)}, got shape {list(y.shape)}.")
+    projected = None
+    if y.dim() == image.dim():
+        projected = _error(rescaler(y, size), z, margin, len(spatial))
+    else:
+        features, rescaled_features = y, z
+    interior = unshifted = None
+    shift = scale_shift(scales, sum(ratio) / len(ratio)) if scales is not None else None
+    if features is not None and shift is not None:
+        moved = rescaler(features, size)
+        first, last = max(0, -shift), min(len(scales), len(scales) - shift)
+        interior = _error(
+            moved[:, first + shift : last + shift], rescaled_features[:, first:last], margin, len(spatial)
+        )
+        unshifted = _error(moved[:, first:last], rescaled_features[:, first:last], margin, len(spatial))
+    return EquivarianceReading(ratio, floor, projected, interior, unshifted)
+
+
+def assert_scale_equivariant(
+    network: Network,
+    image: torch.Tensor,
+    size: Sequence[int],
+    tolerance: float,
+    control: Network | None = None,
+    scales: Sequence[float] | None = None,
+    margin: float = 0.1,
+) -> EquivarianceReading:
+    """Asserts that a network commutes with rescaling, and that the same check can fail.
+
+    Before the projection where there is a scale axis, else on the output. The negative control is the unshifted
+    comparison, and ``control`` where there is one: both must miss the tolerance by a factor of 3 or more.
+
+    Args:
+        network: as in :py:func:`equivariance_error`.
+        image: images of shape (B, C, D, H, W) or (B, C, H, W).
+        size: number of voxels of each spatial axis after the rescaling.
+        tolerance: largest error allowed.
+        control: an ordinary network or layer; needed where ``network`` has no scale axis.
+        scales: relative sizes along the scale axis; None takes ``network.scales``.
+        margin: share of each axis to leave out at either end.
+
+    Returns:
+        the network's :py:class:`EquivarianceReading`.
+
+    Raises:
+        AssertionError: when the error is above the tolerance, or a control does not miss it.
+        ValueError: when there is nothing to serve as control.
+
+    Example::
+
+        >>> from monai_scaleequiv import ScaleLiftingConv
+        >>> image = rescale(torch.rand(1, 1, 9, 9, 9), (36, 36, 36))
+        >>> reading = assert_scale_equivariant(ScaleLiftingConv(3, 1, 2), image, (40, 40, 40), 0.01, margin=0.2)
+        >>> reading.interior < 0.01
+        True
+    """
+    reading = equivariance_error(network, image, size, scales, margin)
+    error = reading.projected if reading.interior is None else reading.interior
+    assert error <= tolerance, f"expected an error of at most {tolerance:.3g} at ratio {reading.ratio}, got {reading}."
+    controls = [] if reading.unshifted is None else [reading.unshifted]
+    if control is not None:
+        controls.append(equivariance_error(control, image, size, margin=margin).projected)
+    if not controls:
+        raise ValueError("expected a control for a network without scale axis, got None; give an ordinary network.")
+    assert min(controls) > 3 * tolerance, f"the controls pass as well, with {controls}: the check proves nothing."
+    return reading
+
+
+def _observe(network: Network, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Output, and what enters the network's last projection of scales, if it has one."""
+    if not isinstance(network, nn.Module):
+        return network(x), None
+    seen: list[torch.Tensor] = []
+    projections = [m for m in network.modules() if isinstance(m, ScaleProjection)]
+    hooks = [m.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for m in projections]
+    modes = [(m, m.training) for m in network.modules()]
+    try:
+        y = network.eval()(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return y, seen[-1] if seen else None
+
+
+def _crop(x: torch.Tensor, margin: float, spatial_dims: int) -> torch.Tensor:
+    for axis in range(x.dim() - spatial_dims, x.dim()):
+        cut = round(margin * x.shape[axis])
+        x = x.narrow(axis, cut, x.shape[axis] - 2 * cut)
+    return x
+
+
+def _error(found: torch.Tensor, expected: torch.Tensor, margin: float, spatial_dims: int) -> float:
+    return relative_error(_crop(found, margin, spatial_dims), _crop(expected, margin, spatial_dims))
