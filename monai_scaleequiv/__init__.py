@@ -8,6 +8,7 @@ from monai_scaleequiv import published
 from monai_scaleequiv.data import CheckLabeld, CheckVolumed, InputGridWriter, make_phantom_dataset, nifti_datalist
 from monai_scaleequiv.handlers import (
     EngineProgressBar,
+    EquivarianceHandler,
     ResumableCheckpointSaver,
     SpacingHausdorffDistanceMetric,
     claim_checkpoint_dir,
@@ -25,12 +26,23 @@ from monai_scaleequiv.layers import (
     ScaleUpsample,
 )
 from monai_scaleequiv.maths import (
+    cosine_resampling_matrix,
     gaussian_downsampling_matrix,
     hermite_gaussian_basis,
     hermite_gaussian_filters,
     linear_upsampling_matrix,
+    rescale,
 )
-from monai_scaleequiv.nets import ScaleConvUnit, ScaleResidualUnit, SEUNet
+from monai_scaleequiv.metrics import (
+    EquivarianceError,
+    EquivarianceReading,
+    assert_scale_equivariant,
+    consistency_dice,
+    equivariance_error,
+    relative_error,
+    scale_shift,
+)
+from monai_scaleequiv.nets import ScaleConvUnit, ScalePyramid, ScaleResidualUnit, SEUNet
 
 __version__ = "0.1.0"
 
@@ -38,6 +50,9 @@ __all__ = [
     "CheckLabeld",
     "CheckVolumed",
     "EngineProgressBar",
+    "EquivarianceError",
+    "EquivarianceHandler",
+    "EquivarianceReading",
     "InputGridWriter",
     "PerScale",
     "ResumableCheckpointSaver",
@@ -51,10 +66,15 @@ __all__ = [
     "ScalePointwiseConv",
     "ScalePool",
     "ScaleProjection",
+    "ScalePyramid",
     "ScaleResidualUnit",
     "ScaleUpsample",
     "SpacingHausdorffDistanceMetric",
+    "assert_scale_equivariant",
     "claim_checkpoint_dir",
+    "consistency_dice",
+    "cosine_resampling_matrix",
+    "equivariance_error",
     "gaussian_downsampling_matrix",
     "hermite_gaussian_basis",
     "hermite_gaussian_filters",
@@ -62,4 +82,7 @@ __all__ = [
     "make_phantom_dataset",
     "nifti_datalist",
     "published",
+    "relative_error",
+    "rescale",
+    "scale_shift",
 ]

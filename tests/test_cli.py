@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +12,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from monai.bundle import ConfigParser
+from monai.networks.nets import UNet
 
-from monai_scaleequiv import make_phantom_dataset
+from monai_scaleequiv import SEUNet, consistency_dice, equivariance_error, make_phantom_dataset, rescale
 from monai_scaleequiv.cli import main
 from monai_scaleequiv.cli._commands import COMMANDS, find_bundle
+from monai_scaleequiv.cli._equivariance import ratios_to_measure, whole_sizes
 from monai_scaleequiv.cli._overrides import check_overrides, override_value
 
 BUNDLE = "seunet_hippocampus_segmentation"
@@ -256,6 +261,177 @@ def test_as_a_module(tmp_path):
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr.count("\n") == 1
     assert "exists already" in refused.stderr
+
+
+SMALL = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [2, 3], "strides": [2]}
+
+
+def _report(capsys, folder, *argv):
+    """What the command tells, and the numbers it writes."""
+    assert main(["equivariance", f"--output={folder}", *argv]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert {file.name for file in folder.iterdir()} == {"equivariance.json", "equivariance.png"}
+    assert (folder / "equivariance.png").read_bytes().startswith(b"\x89PNG")
+    return out, json.loads((folder / "equivariance.json").read_text())
+
+
+def _volumes(folder, *shapes):
+    folder.mkdir()
+    for i, shape in enumerate(shapes):
+        volume = np.random.default_rng(i).normal(size=shape).astype(np.float32)
+        nib.save(nib.Nifti1Image(volume, np.eye(4)), folder / f"volume_{i}.nii.gz")
+    return folder
+
+
+def test_equivariance_of_a_network_with_a_scale_axis(capsys, tmp_path):
+    definition = json.dumps({"_target_": "SEUNet", **SMALL, "scales": [1.0, 0.9]})
+    out, report = _report(capsys, tmp_path / "out", f"--network={definition}", "--cases=1", "--ratios=0.8,0.9")
+    assert report["network"]["class"] == "SEUNet"
+    assert report["network"]["scales"] == [1.0, 0.9]
+    assert report["network"]["weights"] == "random, seed 0"
+    assert report["arguments"]["divisor"] == 1
+    assert report["images"] == ["phantom_000.nii.gz"]
+    other, step = report["ratios"]
+    assert (other["ratio"], other["interior"]) == (0.8, None)
+    assert 0 < step["interior"] < step["unshifted"]
+    assert step["cases"][0]["size"] == [40, 50, 40]
+    assert step["cases"][0]["rescaled_size"] == [36, 45, 36]
+    row = next(line for line in out.splitlines() if line.split()[:1] == ["0.900"])
+    values = [step[name] for name in ("floor", "interior", "unshifted", "projected", "consistency_dice")]
+    assert [float(cell) for cell in row.split()[1:]] == pytest.approx(values, rel=0.06)
+
+
+def test_equivariance_of_a_network_of_monai_is_that_of_the_function(capsys, tmp_path):
+    torch.manual_seed(3)
+    network = UNet(**SMALL).eval()
+    torch.save({"network": network.state_dict()}, tmp_path / "model.pt")
+    (tmp_path / "net.json").write_text(json.dumps({"_target_": "UNet", **SMALL}))
+    folder = _volumes(tmp_path / "in", (20, 20, 20), (40, 20, 20))
+    argv = [f"--network={tmp_path / 'net.json'}", f"--ckpt_path={tmp_path / 'model.pt'}", f"--input={folder}"]
+    _, report = _report(capsys, tmp_path / "out", *argv, "--ratios=0.8", "--divisor=4")
+    readings, agreement = [], []
+    for name in ("volume_0", "volume_1"):
+        image = torch.from_numpy(nib.load(folder / f"{name}.nii.gz").get_fdata(dtype=np.float32))[None, None]
+        image = (image - image.mean()) / image.std(unbiased=False)
+        # Sizes of 20, 40, 16 and 32 need no padding.
+        size = [round(0.8 * n) for n in image.shape[2:]]
+        readings.append(equivariance_error(network, image, size).projected)
+        with torch.no_grad():
+            agreement.append(consistency_dice(network(rescale(image, size)), network(image)).nanmean().item())
+    (row,) = report["ratios"]
+    assert [case["projected"] for case in row["cases"]] == pytest.approx(readings, rel=1e-3)
+    assert [case["consistency_dice"] for case in row["cases"]] == pytest.approx(agreement, abs=1e-3)
+    assert 0 < max(agreement) < 1
+    assert row["projected"] == pytest.approx(sum(readings) / 2, rel=1e-3)
+    assert row["interior"] is None
+
+
+@pytest.mark.parametrize("ratio", [0.83, 1.3])
+def test_equivariance_pads_and_crops_back(capsys, tmp_path, ratio):
+    # Without its way down the network is pointwise, which padding does not change.
+    definition = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
+    folder = _volumes(tmp_path / "in", (21, 13, 10))
+    argv = [f"--network={json.dumps(definition)}", f"--input={folder}", f"--ratios={ratio}"]
+    _, report = _report(capsys, tmp_path / "out", *argv)
+    assert report["ratios"][0]["projected"] < 1e-9
+    assert report["arguments"]["divisor"] == 16
+
+
+def test_equivariance_of_a_2d_network_takes_middle_slices(capsys, tmp_path):
+    definition = {"_target_": "UNet", **SMALL, "spatial_dims": 2, "out_channels": 1}
+    folder = _volumes(tmp_path / "in", (20, 30, 7))
+    _, report = _report(capsys, tmp_path / "out", f"--network={json.dumps(definition)}", f"--input={folder}")
+    assert [row["ratio"] for row in report["ratios"]] == [0.7, 0.8, 0.9, 1.11, 1.25, 1.4]
+    assert report["ratios"][1]["cases"][0]["size"] == [20, 30]
+    assert report["ratios"][3]["used"] == pytest.approx(10 / 9)
+
+
+def test_equivariance_of_a_bundle(capsys, tmp_path):
+    folder = _volumes(tmp_path / "in", (20, 20, 20), (20, 20, 20))
+    _, report = _report(capsys, tmp_path / "out", f"--input={folder}", "--ratios=0.9", "--cases=1")
+    assert report["network"]["bundle"] == BUNDLE
+    assert report["network"]["weights"].endswith("model.pt")
+    assert report["images"] == ["volume_0.nii.gz"]
+    assert report["ratios"][0]["interior"] > 0
+    _, other = _report(
+        capsys, tmp_path / "out2", f"--input={folder}", "--ratios=0.9", "--cases=1", "--load_pretrain=false"
+    )
+    assert other["network"]["weights"] == "random, seed 0"
+    assert other["ratios"][0]["projected"] != report["ratios"][0]["projected"]
+    assert other["arguments"]["overrides"] == {"load_pretrain": False}
+
+
+def test_equivariance_of_a_network_without_any_error(capsys, tmp_path):
+    folder = _volumes(tmp_path / "in", (10, 10, 10))
+    out, report = _report(
+        capsys, tmp_path / "out", '--network={"_target_": "torch.nn.Identity"}', f"--input={folder}", "--ratios=1.4"
+    )
+    assert report["ratios"][0]["projected"] == 0
+    assert "0.0e+00" in out
+
+
+def test_equivariance_keeps_an_earlier_report(capsys, tmp_path):
+    (tmp_path / "equivariance.json").write_text("{}")
+    assert "equivariance.json exists already" in _error(capsys, "equivariance", f"--output={tmp_path}")
+    assert [file.name for file in tmp_path.iterdir()] == ["equivariance.json"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--network=UNet"], "--network: expected a JSON file"),
+        (['--network={"spatial_dims": 2}'], "expected a _target_"),
+        (['--network={"_target_": "UNett"}'], "UNett"),
+        (['--network={"_target_": "DiceLoss"}', "--ckpt_path=no.pt"], "no.pt does not exist"),
+        (['--network={"_target_": "NormalizeIntensity"}'], "expected a torch.nn.Module"),
+        (['--network={"_target_": "torch.nn.Identity"}', "--epochs=3"], "--epochs: overrides belong to a bundle"),
+        (['--network={"_target_": "torch.nn.Identity"}', f"--bundle={BUNDLE}"], "got both"),
+        (['--network={"_target_": "torch.nn.Identity"}', "--ratios=1"], "--ratios must be numbers above 0"),
+        (['--network={"_target_": "torch.nn.Identity"}', "--ratios=half"], "--ratios must be numbers above 0"),
+        (['--network={"_target_": "torch.nn.Identity"}', "--cases=0"], "--cases: expected a whole number"),
+        (['--network={"_target_": "torch.nn.Identity"}', "--divisor=x"], "--divisor: expected a whole number"),
+        (['--network={"_target_": "torch.nn.Identity"}', "--input=no/such"], "no/such does not exist"),
+        (["--num_clases=4"], "did you mean --num_classes?"),
+        (["--ckpt_path=no.pt"], "no.pt does not exist"),
+        (["--bundle=."], "inference.json does not exist"),
+    ],
+)
+def test_equivariance_errors_take_one_line(capsys, tmp_path, monkeypatch, argv, told):
+    monkeypatch.chdir(tmp_path)
+    assert told in _error(capsys, "equivariance", "--output=out", *argv)
+    assert not any(tmp_path.iterdir())
+
+
+def test_equivariance_needs_an_output(capsys):
+    assert "expected --output=PATH" in _error(capsys, "equivariance")
+
+
+def test_equivariance_with_weights_of_another_network(capsys, tmp_path):
+    torch.save(SEUNet(**SMALL).state_dict(), tmp_path / "model.pt")
+    error = _error(capsys, "equivariance", f"--output={tmp_path}", f"--ckpt_path={tmp_path / 'model.pt'}")
+    assert "does not fit the network" in error
+
+
+@pytest.mark.parametrize("scales", [None, [1.0], [1.0, 0.9], [1.0, 0.87], [1.0, 0.95, 0.9025]])
+def test_ratios_have_a_step_of_the_scales_both_ways(scales):
+    ratios = ratios_to_measure(None, scales)
+    assert ratios == sorted(ratios)
+    if scales and len(scales) > 1:
+        assert {scales[1], 1 / scales[1]} <= set(ratios)
+        assert all(b / a > 1.009 for a, b in itertools.pairwise(ratios))
+
+
+@pytest.mark.parametrize("size", [(40, 56, 40), (35, 51, 35), (256, 256), (17, 90)])
+@pytest.mark.parametrize("ratio", [0.5, 0.7, 0.9, 10 / 9, 1.11, 1.25, 1.4, 0.87, 3.0])
+def test_sizes_meet_the_ratio_where_they_can(size, ratio):
+    crop, target = whole_sizes(size, ratio)
+    assert all(0.75 * n <= m <= n for m, n in zip(crop, size, strict=True))
+    used = [m / n for n, m in zip(crop, target, strict=True)]
+    if ratio in (0.5, 3.0) or (min(size) > 30 and ratio in (0.7, 0.9, 10 / 9, 1.25, 1.4)):
+        assert used == pytest.approx([ratio] * len(size), abs=1e-12)
+    else:
+        assert used == pytest.approx([ratio] * len(size), abs=0.5 / min(size) + 0.005)
 
 
 @pytest.mark.slow

@@ -1,23 +1,31 @@
-"""Distances in millimetres, the progress bar, and care for earlier checkpoints."""
+"""Distances in millimetres, equivariance, the progress bar, and care for earlier checkpoints."""
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 
 import pytest
 import torch
-from monai.data import DataLoader, MetaTensor
+from ignite.engine import Engine
+from monai.data import DataLoader, Dataset, IterableDataset, MetaTensor
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import IgniteMetricHandler, MeanDice, ValidationHandler, from_engine
+from monai.handlers import IgniteMetricHandler, MeanDice, StatsHandler, ValidationHandler, from_engine
+from monai.inferers import SlidingWindowInferer
 from monai.metrics import HausdorffDistanceMetric
+from monai.transforms import AsDiscreted
 from torch import nn
 
 from monai_scaleequiv import (
     EngineProgressBar,
+    EquivarianceHandler,
     ResumableCheckpointSaver,
     SpacingHausdorffDistanceMetric,
     claim_checkpoint_dir,
+    consistency_dice,
+    equivariance_error,
+    rescale,
 )
 
 
@@ -275,3 +283,155 @@ def test_best_network_is_written_into_a_new_folder(tmp_path, share):
 def test_without_key_metric_there_is_no_best_score(tmp_path):
     with pytest.raises(ValueError, match="expected save_key_metric=True"):
         ResumableCheckpointSaver(str(tmp_path), {"network": nn.Linear(1, 1)}).state_dict()
+
+
+def images(count, shape=(20, 15, 10)):
+    return [MetaTensor(torch.randn(1, *shape)) for _ in range(count)]
+
+
+def measured(network, cases, handler, loader=None, **options):
+    """An evaluator with the handler in the last place, after it ran."""
+    if loader is None:
+        loader = DataLoader(Dataset([{"image": case} for case in cases]), batch_size=1)
+    handlers = [*options.pop("val_handlers", []), handler]
+    engine = SupervisedEvaluator(torch.device("cpu"), loader, network, val_handlers=handlers, **options)
+    engine.run()
+    return engine
+
+
+@pytest.mark.parametrize("shape", [(20, 15), (20, 15, 10)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_equivariance_is_that_of_the_function_whatever_the_postprocessing(shape, channels):
+    network = {2: nn.Conv2d, 3: nn.Conv3d}[len(shape)](1, channels, 3, padding=1)
+    cases = images(3, shape)
+    discrete = AsDiscreted(keys="pred", argmax=True)
+    engine = measured(network, cases, EquivarianceHandler((0.8, 1.4), margin=0.2), postprocessing=discrete)
+    assert len(engine.state.metrics) == 4
+    for ratio in (0.8, 1.4):
+        size = [round(n * ratio) for n in shape]
+        readings = [equivariance_error(network, x.as_tensor()[None], size, margin=0.2).projected for x in cases]
+        assert engine.state.metrics[f"equivariance_error_{ratio:.2f}"] == pytest.approx(sum(readings) / 3, rel=1e-5)
+        with torch.no_grad():
+            dice = [
+                consistency_dice(network(rescale(x, size)), network(x)).nanmean()
+                for x in (case.as_tensor()[None] for case in cases)
+            ]
+        assert engine.state.metrics[f"consistency_dice_{ratio:.2f}"] == pytest.approx(float(sum(dice) / 3), rel=1e-5)
+
+
+def test_equivariance_of_a_batch_is_the_mean_of_its_cases():
+    network, cases = nn.Conv3d(1, 2, 3, padding=1), images(4)
+    batched = DataLoader(Dataset([{"image": case} for case in cases]), batch_size=4)
+    one, all_ = (measured(network, cases, EquivarianceHandler(), loader).state.metrics for loader in (None, batched))
+    assert one.keys() == all_.keys()
+    assert list(one.values()) == pytest.approx(list(all_.values()), rel=1e-5)
+
+
+def test_equivariance_with_sliding_windows():
+    class SizeTold(nn.Conv3d):
+        def forward(self, x):
+            assert x.shape[2:] == (8, 8, 8)
+            return super().forward(x)
+
+    inferer = SlidingWindowInferer(roi_size=(8, 8, 8), overlap=0.25)
+    engine = measured(SizeTold(1, 1, 1), images(1), EquivarianceHandler((1.25,)), inferer=inferer)
+    assert engine.state.metrics["equivariance_error_1.25"] < 1e-9  # a convolution of one voxel commutes
+
+
+@pytest.mark.parametrize("in_training", [True, False])
+def test_equivariance_is_measured_in_evaluation_mode(in_training):
+    network = nn.Sequential(nn.Conv3d(1, 1, 1), nn.BatchNorm3d(1), nn.Dropout(0.5)).train(in_training)
+    statistics = network[1].running_mean.clone()
+    engine = measured(network, images(2), EquivarianceHandler((1.25,)))
+    assert engine.state.metrics["equivariance_error_1.25"] < 1e-9
+    assert network.training == in_training
+    assert not engine.state.output[0]["pred"].requires_grad
+    torch.testing.assert_close(network[1].running_mean, statistics)
+
+
+@pytest.mark.parametrize(("interval", "expected"), [(1, 5), (2, 3), (3, 2), (9, 1)])
+def test_equivariance_every_few_batches(interval, expected):
+    calls = []
+    network = nn.Identity()
+    network.register_forward_hook(lambda *call: calls.append(call[2].shape[2:]))
+    engine = measured(network, images(5), EquivarianceHandler((1.4,), interval=interval))
+    assert len([shape for shape in calls if shape == (28, 21, 14)]) == expected
+    assert engine.state.metrics["equivariance_error_1.40"] == 0
+
+
+def test_equivariance_is_logged_by_handlers_before_it():
+    logged = []
+    stats = StatsHandler(
+        iteration_log=False, epoch_print_logger=lambda engine: logged.append(dict(engine.state.metrics))
+    )
+    engine = measured(nn.Identity(), images(2), EquivarianceHandler((0.8,)), val_handlers=[stats])
+    assert logged == [engine.state.metrics]
+    assert logged[0].keys() == {"equivariance_error_0.80", "consistency_dice_0.80"}
+
+
+def test_equivariance_starts_anew_at_each_validation():
+    class Growing(nn.Module):
+        power = 1
+
+        def forward(self, x):
+            return x**self.power
+
+    network = Growing()
+    engine = measured(network, images(2), EquivarianceHandler((1.25,)))
+    assert engine.state.metrics["equivariance_error_1.25"] == 0
+    network.power = 2
+    engine.run(global_epoch=5)
+    squared = engine.state.metrics["equivariance_error_1.25"]
+    assert squared > 0
+    engine.run(global_epoch=7)
+    assert engine.state.metrics["equivariance_error_1.25"] == pytest.approx(squared)
+
+
+def test_equivariance_of_a_loader_without_length():
+    loader = DataLoader(IterableDataset([{"image": case} for case in images(3)]), batch_size=1)
+    engine = measured(nn.Identity(), None, EquivarianceHandler((0.8,)), loader)
+    assert engine.state.metrics["equivariance_error_0.80"] == 0
+
+
+@pytest.mark.parametrize(("output", "name"), [(0.0, "equivariance_error_0.80"), (-1.0, "consistency_dice_0.80")])
+def test_what_cannot_be_measured_is_nan(output, name):
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.full_like(x, output)
+
+    # No energy in the first case, no foreground in the second.
+    engine = measured(Constant(), images(1), EquivarianceHandler((0.8,)))
+    assert math.isnan(engine.state.metrics[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ratios": (1.0,)}, "ratios must be numbers above 0 other than 1"),
+        ({"ratios": (-0.8,)}, "ratios must be"),
+        ({"ratios": ()}, "ratios must be"),
+        ({"ratios": (0.8, 0.801)}, "ratios must differ in their first two decimals"),
+        ({"interval": 0}, "interval must be a whole number"),
+        ({"interval": 1.5}, "interval must be a whole number"),
+        ({"margin": 0.5}, "margin must be"),
+    ],
+)
+def test_ill_arguments_of_the_equivariance(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EquivarianceHandler(**arguments)
+
+
+def test_equivariance_is_measured_of_evaluators_alone():
+    with pytest.raises(ValueError, match="expected a SupervisedEvaluator, got Engine"):
+        EquivarianceHandler().attach(Engine(lambda engine, batch: None))
+    with pytest.raises(ValueError, match="in mode 'eval', got one in mode 'train'"):
+        measured(nn.Identity(), images(1), EquivarianceHandler(), mode="train")
+
+
+def test_prediction_that_is_no_tensor():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(ValueError, match="got tuple; use an inferer that picks one"):
+        measured(Pair(), images(1), EquivarianceHandler(), decollate=False)

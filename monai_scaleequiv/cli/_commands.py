@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,73 @@ def infer(
     _run_command("infer", input, output, bundle, overrides)
 
 
-COMMANDS = {"demo": demo, "phantom": phantom, "train": train, "evaluate": evaluate, "infer": infer}
+def equivariance(
+    *,
+    output: str = "",
+    bundle: str = "",
+    network: str | dict = "",
+    input: str = "",
+    ratios: Sequence[float] | float | None = None,
+    cases: int = 3,
+    divisor: int | None = None,
+    ckpt_path: str = "",
+    seed: int = 0,
+    debug: bool = False,
+    **overrides: Any,
+) -> None:
+    """Measures how far any network is from scale-equivariant. With a bundle, any --ID=VALUE overrides its config.
+
+    The network f is called on whole images, never in windows. A rescaling T of an image x gives, as energies relative
+    to f(T x) and without the outer tenth of each axis, "projected": T f(x) against f(T x). With a scale axis:
+    "interior", the same before the scales are joined, over matched scales; "unshifted", over equal scales, which is a
+    control that has to be larger. "floor" is the loss of the rescaling itself, there and back. "Dice" compares the
+    label maps of f(T x) and T f(x), of channels that are logits of classes; one channel is a class and its background.
+    Images are cropped a little, so that their size times the ratio is whole, or else the ratio shown is the real one.
+
+    Args:
+        output: folder for equivariance.json and equivariance.png.
+        bundle: folder of a bundle, or name of one that comes with this package: its inference.json tells network,
+            weights and preprocessing. Without network, the hippocampus bundle.
+        network: instead of a bundle, a JSON file with a network's _target_ and arguments, or that JSON itself; images
+            are then normalised to mean 0 and standard deviation 1.
+        input: a folder with NIfTI files, a file, or several of them with commas between; without it, made-up volumes.
+        ratios: new size over old size, with commas between; by default 0.7 to 1.4 with a step of the network's scales.
+        cases: number of images at most; the first ones count.
+        divisor: pad images to multiples of this; by default 16, and 1 for a network with a scale axis.
+        ckpt_path: weights; without it the bundle's own, and random ones for network.
+        seed: of random weights and of made-up volumes.
+        debug: show all warnings and, after an error, the traceback.
+        overrides: new values for ids of the bundle's inference.json.
+    """
+    if not output:
+        raise ValueError("equivariance: expected --output=PATH, got none; see equivariance --help.")
+    if network and bundle:
+        raise ValueError("equivariance: expected --network or --bundle, got both; choose one.")
+    if network and overrides:
+        raise ValueError(
+            f"--{next(iter(overrides))}: overrides belong to a bundle; change the definition of --network."
+        )
+    # Plots are of no use to the other commands, which start faster without them.
+    from monai_scaleequiv.cli import _equivariance, _subjects
+
+    folder = Path(_absolute(output))
+    _equivariance.refuse_earlier_report(folder)
+    if network:
+        subject = _subjects.network_subject(network, ckpt_path, seed)
+    else:
+        subject = _subjects.bundle_subject(find_bundle(bundle or DEFAULT_BUNDLE), ckpt_path, seed, overrides)
+    arguments = {"input": input, "ratios": ratios, "cases": cases, "divisor": divisor, "seed": seed}
+    _equivariance.make_report(subject, folder, {**arguments, "overrides": overrides}, _tell)
+
+
+COMMANDS = {
+    "demo": demo,
+    "phantom": phantom,
+    "train": train,
+    "evaluate": evaluate,
+    "infer": infer,
+    "equivariance": equivariance,
+}
 
 
 def _run_command(command: str, input: str, output: str, bundle: str, overrides: dict[str, Any]) -> None:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 __all__ = ["ScaleProjection"]
 
-_MODES = ("max", "mean")
+_MODES = ("attentive", "logsumexp", "max", "mean")
+_HIDDEN = 8
 
 
 class ScaleProjection(nn.Module):
-    """Removes the scale axis, by the maximum or the mean over scales.
+    """Removes the scale axis.
+
+    All modes treat the scales alike, so that a shift along the scale axis changes the output only by what enters and
+    leaves at its two ends. They differ in how much that is: see docs/equivariance.md.
 
     Args:
-        mode: ``"max"`` or ``"mean"``.
+        mode: ``"mean"`` and ``"max"`` act on each channel alone. ``"logsumexp"`` takes channels for logits of classes
+            and gives the logarithm of the classes' mean probability over scales, so that scales that are sure outweigh
+            those that are not; a single channel is taken for the logit of one class against the background.
+            ``"attentive"`` is a mean with weights that a small network learns from each scale's channels; it starts as
+            the plain mean.
+        channels: number of channels, for ``"attentive"`` alone.
 
     Raises:
-        ValueError: when ``mode`` is neither.
+        ValueError: when ``mode`` is unknown, or ``channels`` is missing for ``"attentive"``.
 
     Shape:
         input (B, S, C, D, H, W), output (B, C, D, H, W).
@@ -27,19 +39,38 @@ class ScaleProjection(nn.Module):
         >>> ScaleProjection("max")(torch.rand(2, 4, 8, 6, 6, 6)).shape
         torch.Size([2, 8, 6, 6, 6])
 
-    Source: Wimmer et al. 2023 (arXiv 2304.05864), section 3.
+    Source: mean and max Wimmer et al. 2023 (arXiv 2304.05864), section 3; logsumexp after Jansson and Lindeberg 2020
+    (arXiv 2004.01536), there on whole images.
     """
 
-    def __init__(self, mode: str = "mean") -> None:
+    def __init__(self, mode: str = "mean", channels: int | None = None) -> None:
         super().__init__()
         if mode not in _MODES:
             raise ValueError(f"mode must be one of {_MODES}, got {mode!r}.")
+        if mode == "attentive" and channels is None:
+            raise ValueError("channels must be given for mode 'attentive', got None.")
         self.mode = mode
+        self.attention: nn.Module = nn.Identity()
+        if mode == "attentive":
+            self.attention = nn.Sequential(nn.Conv1d(channels, _HIDDEN, 1), nn.SiLU(), nn.Conv1d(_HIDDEN, 1, 1))
+            nn.init.zeros_(self.attention[2].weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.mode == "max":
             return torch.amax(x, dim=1)
+        if self.mode == "logsumexp":
+            return _log_mean_probability(x)
+        if self.mode == "attentive":
+            scores = self.attention(x.flatten(0, 1).flatten(2))  # (B * S, 1, voxels)
+            weights = torch.softmax(scores.reshape([x.shape[0], x.shape[1], 1] + list(x.shape[3:])), dim=1)
+            return (weights * x).sum(dim=1)
         return x.mean(dim=1)
 
     def extra_repr(self) -> str:
         return f"mode={self.mode!r}"
+
+
+def _log_mean_probability(x: torch.Tensor) -> torch.Tensor:
+    if x.shape[2] > 1:
+        return torch.logsumexp(F.log_softmax(x, dim=2), dim=1) - math.log(x.shape[1])
+    return torch.logsumexp(F.logsigmoid(x), dim=1) - torch.logsumexp(F.logsigmoid(-x), dim=1)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
 import torch
 
 __all__ = ["cosine_resampling_matrix", "rescale"]
 
 
-@lru_cache(maxsize=256)
 def cosine_resampling_matrix(
     size: int, target_size: int, step: float | None = None, smoothing: float = 0.0
 ) -> torch.Tensor:
@@ -44,20 +43,44 @@ def cosine_resampling_matrix(
         >>> cosine_resampling_matrix(4, 6) @ torch.ones(4, dtype=torch.float64)
         tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.0000, 1.0000], dtype=torch.float64)
     """
-    step = size / target_size if step is None else float(step)
-    if min(size, target_size) < 1 or step <= 0 or smoothing < 0:
+    numerator, denominator = (size, target_size) if step is None else as_ratio(step)
+    if min(size, target_size) < 1 or numerator <= 0 or smoothing < 0:
         raise ValueError(
             "size and target_size must be at least 1, step above 0 and smoothing at least 0, "
             f"got size={size}, target_size={target_size}, step={step}, smoothing={smoothing}."
         )
-    # A frequency at the very end of the new band counts or not; rounding in N / step must not decide it.
-    band = min(size, size / step)
-    orders = np.arange(int(np.ceil(band - 1e-9)))
-    gain = np.where(orders == 0, 1.0, 2.0) / size * np.exp(-0.5 * (smoothing * step * np.pi * orders / size) ** 2)
-    positions = size / 2 + step * (np.arange(target_size) - (target_size - 1) / 2)
-    analysis = np.cos(np.pi / size * np.outer(orders, np.arange(size) + 0.5))  # (K, N)
-    synthesis = np.cos(np.pi / size * np.outer(positions, orders))  # (M, K)
-    return torch.from_numpy((synthesis * gain) @ analysis)
+    return cached_series_matrix(size, target_size, numerator, denominator, smoothing)
+
+
+def as_ratio(value: float, denominator: int = 5_040_000) -> tuple[int, int]:
+    """Numerator and denominator: sizes then follow by integer division, also where they are symbols.
+
+    The denominator has all divisors up to 10, so that 2/3 stays exact and a voxel of 0.69999999 mm counts as 0.7 mm.
+    """
+    return int(round(value * denominator)), denominator
+
+
+def series_matrix(
+    size: int, target_size: int, numerator: int, denominator: int, smoothing: float = 0.0
+) -> torch.Tensor:
+    """The same without check and cache, for graphs in which sizes are symbols; the step is a quotient."""
+    orders = torch.arange(size)
+    kept = (orders * numerator < size * denominator).to(torch.float64)
+    damping = torch.exp(-0.5 * (orders.to(torch.float64) * (smoothing * math.pi * numerator / denominator) / size) ** 2)
+    gain = kept * damping * (2 - (orders == 0).to(torch.float64)) / size
+    positions = size * denominator + numerator * (2 * torch.arange(target_size) - (target_size - 1))
+    analysis = _cosine(orders[:, None] * (2 * orders + 1)[None, :], 2 * size)  # (K, N)
+    synthesis = _cosine(positions[:, None] * orders[None, :], 2 * size * denominator)  # (M, K)
+    return torch.matmul(synthesis * gain, analysis)
+
+
+def _cosine(numerator: torch.Tensor, denominator: int) -> torch.Tensor:
+    # cos(pi numerator / denominator); whole turns are taken off as integers, for large angles are inexact.
+    turn = torch.ones(1, dtype=torch.int64) * (2 * denominator)
+    return torch.cos(torch.remainder(numerator, turn).to(torch.float64) * math.pi / denominator)
+
+
+cached_series_matrix = lru_cache(maxsize=512)(series_matrix)
 
 
 def rescale(x: torch.Tensor, size: Sequence[int], smoothing: float = 0.0) -> torch.Tensor:

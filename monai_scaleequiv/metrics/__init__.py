@@ -7,10 +7,13 @@ from monai_scaleequiv.metrics._error import (
     relative_error,
     scale_shift,
 )
+from monai_scaleequiv.metrics._metric import EquivarianceError, consistency_dice
 
 __all__ = [
+    "EquivarianceError",
     "EquivarianceReading",
     "assert_scale_equivariant",
+    "consistency_dice",
     "equivariance_error",
     "relative_error",
     "scale_shift",

@@ -1,6 +1,7 @@
 """Scale-equivariant networks, and the blocks that they are made of."""
 
 from monai_scaleequiv.nets._blocks import ScaleConvUnit, ScaleResidualUnit
+from monai_scaleequiv.nets._pyramid import ScalePyramid
 from monai_scaleequiv.nets._seunet import SEUNet
 
-__all__ = ["SEUNet", "ScaleConvUnit", "ScaleResidualUnit"]
+__all__ = ["SEUNet", "ScaleConvUnit", "ScalePyramid", "ScaleResidualUnit"]

@@ -1,0 +1,192 @@
+"""Scale-equivariance for any segmentation network: each scale on its own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.data import MetaTensor
+from monai.utils import ensure_tuple_rep
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from monai_scaleequiv.layers import ScaleProjection
+from monai_scaleequiv.maths._rescaling import as_ratio, cached_series_matrix, series_matrix
+
+__all__ = ["ScalePyramid"]
+
+DEFAULT_PYRAMID = (1.0, 2 ** (1 / 3), 2 ** (2 / 3), 2.0)
+
+
+class ScalePyramid(nn.Module):
+    """Runs one network on rescaled copies of the image and joins its answers on the image's own grid.
+
+    The network sees an object of twice the size on the copy of twice the scale exactly as it saw the smaller one, so
+    that its answers move along the scale axis when the image is rescaled: whatever the network is made of, strides and
+    normalisation included. Copies are made by ideal resampling (see
+    :py:func:`monai_scaleequiv.cosine_resampling_matrix`) and are computed one after another.
+
+    Put around a network before training, or around a trained one as test-time averaging over scales. With
+    ``voxel_size`` the scales are physical sizes: copies have voxels of ``voxel_size * scale`` mm whatever the image's
+    own, which is read from the MetaTensor or given with each call.
+
+    Args:
+        network: segmentation network, images (B, C, D, H, W) in, logits (B, C', D, H, W) out.
+        scales: voxel sizes of the copies, relative to ``voxel_size`` or, without it, to the image's voxels. Larger is
+            coarser and cheaper: the four default scales cost less than two passes of the network.
+        projection: how the answers are joined, a mode of :py:class:`ScaleProjection` or a module of its kind.
+        spatial_dims: number of spatial dimensions, 2 or 3.
+        voxel_size: mm, one or per axis; None for scales in voxels.
+        size_divisor: number that the copies' sizes must be multiples of, such as 16 for a UNet with four strides of 2
+            or 32 for SwinUNETR. What a copy reaches beyond the image is mirrored.
+        use_checkpoint: whether training keeps only the copies' answers and computes the rest twice, to save memory.
+        with_scale_map: whether a last channel is added: for each voxel the scale that contributed most to the
+            predicted class, in mm with ``voxel_size`` (the geometric mean over axes), else relative.
+
+    Raises:
+        ValueError: when an argument is out of range, or ``voxel_size`` is given and the spacing of an image is unknown.
+
+    Shape:
+        input (B, C, D, H, W) of any size, output (B, C', D, H, W), or (B, C' + 1, D, H, W) with a scale map.
+
+    Example::
+
+        >>> from monai.networks.nets import UNet
+        >>> unet = UNet(spatial_dims=3, in_channels=1, out_channels=2, channels=(4, 8), strides=(2,))
+        >>> ScalePyramid(unet, size_divisor=2)(torch.rand(1, 1, 35, 51, 36)).shape
+        torch.Size([1, 2, 35, 51, 36])
+
+    Source: shared networks on rescaled copies, Jansson and Lindeberg 2020 (arXiv 2004.01536), there for whole images.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        scales: Sequence[float] = DEFAULT_PYRAMID,
+        projection: str | nn.Module = "logsumexp",
+        spatial_dims: int = 3,
+        voxel_size: Sequence[float] | float | None = None,
+        size_divisor: Sequence[int] | int = 1,
+        use_checkpoint: bool = False,
+        with_scale_map: bool = False,
+        smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"scales must hold at least one number and all above 0, got {tuple(scales)}.")
+        self.network = network
+        self.scales = [float(s) for s in scales]
+        self.projection = ScaleProjection(projection) if isinstance(projection, str) else projection
+        self.spatial_dims = spatial_dims
+        self.in_millimetres = voxel_size is not None
+        self.voxel_size = [float(v) for v in ensure_tuple_rep(1.0 if voxel_size is None else voxel_size, spatial_dims)]
+        self.size_divisor = list(ensure_tuple_rep(size_divisor, spatial_dims))
+        if min(self.voxel_size) <= 0 or min(self.size_divisor) < 1:
+            raise ValueError(
+                "voxel_size must be above 0 and size_divisor at least 1, "
+                f"got voxel_size={voxel_size}, size_divisor={size_divisor}."
+            )
+        self.use_checkpoint = use_checkpoint
+        self.smoothing = smoothing
+        self.with_scale_map = with_scale_map
+
+    def forward(self, x: torch.Tensor, spacing: list[float] | None = None) -> torch.Tensor:
+        """Segments images.
+
+        Args:
+            x: images of shape (B, C, D, H, W).
+            spacing: voxel size in mm per axis; None reads it from ``x``, a MetaTensor. Needed with ``voxel_size``.
+        """
+        if not torch.jit.is_scripting() and self.in_millimetres and spacing is None:
+            spacings = self._read_spacings(x)
+            if len(spacings) > 1:
+                return torch.cat([self.forward(x[i : i + 1], spacings[i]) for i in range(len(spacings))])
+            spacing = spacings[0]
+        steps = self._steps(spacing)
+        answers: list[torch.Tensor] = []
+        for step in steps:
+            answers.append(self._answer(x, step))
+        features = torch.stack(answers, dim=1)  # (B, S, C', D, H, W)
+        y = self.projection(features)
+        if self.with_scale_map:
+            y = torch.cat([y, self._scale_map(features, y)], dim=1)
+        return y
+
+    def _answer(self, x: torch.Tensor, step: list[tuple[int, int]]) -> torch.Tensor:
+        size = [x.shape[2 + axis] for axis in range(self.spatial_dims)]
+        copy = x
+        for axis in range(self.spatial_dims):
+            numerator, denominator = step[axis]
+            divisor = self.size_divisor[axis] * numerator
+            target = (size[axis] * denominator + divisor - 1) // divisor * self.size_divisor[axis]
+            copy = _resample(copy, axis + 2, target, numerator, denominator, self.smoothing)
+        if self.use_checkpoint and self.training and not torch.jit.is_scripting():
+            y = self._checkpointed(copy)
+        else:
+            y = self.network(copy)
+        for axis in range(self.spatial_dims):
+            numerator, denominator = step[axis]
+            y = _resample(y, axis + 2, size[axis], denominator, numerator, 0.0)
+        return y
+
+    @torch.jit.unused
+    def _checkpointed(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.network, x, use_reentrant=False)
+
+    def _steps(self, spacing: list[float] | None) -> list[list[tuple[int, int]]]:
+        # For each scale and axis: the copy's voxel in voxels of the image, as a quotient
+        voxel = [1.0 for _ in range(self.spatial_dims)]
+        if self.in_millimetres:
+            if spacing is None or len(spacing) != self.spatial_dims or min(spacing) <= 0:
+                raise ValueError(f"spacing must hold a voxel size above 0, in mm, for each axis, got {spacing}.")
+            voxel = [self.voxel_size[axis] / spacing[axis] for axis in range(self.spatial_dims)]
+        return [[as_ratio(scale * v) for v in voxel] for scale in self.scales]
+
+    @torch.jit.unused
+    def _read_spacings(self, x: torch.Tensor) -> list[list[float]]:
+        """One spacing if all images of the batch have the same, else one for each."""
+        if not isinstance(x, MetaTensor):
+            raise ValueError(
+                f"expected a MetaTensor, for its voxel size, or the argument spacing, got {type(x).__name__}."
+            )
+        pixdim = torch.stack(x.pixdim) if x.is_batch else x.pixdim[None]  # (B or 1, axes)
+        pixdim = pixdim[:, : self.spatial_dims]
+        if pixdim.shape[0] > 1 and not torch.allclose(pixdim, pixdim[:1], rtol=1e-4):
+            return pixdim.tolist()
+        return pixdim[:1].tolist()
+
+    def _scale_map(self, features: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        # features (B, S, C', ...): at each scale how probable the class is that was predicted in the end
+        if features.shape[2] > 1:
+            predicted = y.argmax(dim=1, keepdim=True).unsqueeze(1)  # (B, 1, 1, D, H, W)
+            predicted = predicted.expand([-1, features.shape[1], 1] + list(y.shape[2:]))
+            support = torch.log_softmax(features, dim=2).gather(2, predicted)
+        else:
+            support = features * torch.sign(y).unsqueeze(1)
+        unit = float(torch.tensor(self.voxel_size, dtype=torch.float64).log().mean().exp())
+        sizes = torch.tensor(self.scales, dtype=y.dtype, device=y.device) * unit
+        return sizes[support.argmax(dim=1)]  # (B, 1, D, H, W)
+
+    def extra_repr(self) -> str:
+        unit = f", voxel_size={self.voxel_size} mm" if self.in_millimetres else ""
+        return f"scales={[round(s, 4) for s in self.scales]}{unit}, size_divisor={self.size_divisor}"
+
+
+def _resample(
+    x: torch.Tensor, axis: int, target: int, numerator: int, denominator: int, smoothing: float
+) -> torch.Tensor:
+    """Resamples one axis at a step of numerator / denominator voxels."""
+    size = x.shape[axis]
+    if torch.jit.is_scripting() or torch.compiler.is_compiling():
+        matrix = series_matrix(size, target, numerator, denominator, smoothing)
+    else:
+        if target == size and numerator == denominator and smoothing == 0:
+            return x
+        matrix = _cached(size, target, numerator, denominator, smoothing)
+    matrix = matrix.to(x.device, x.dtype)
+    return torch.movedim(torch.matmul(torch.movedim(x, axis, -1), matrix.t()), -1, axis)
+
+
+@torch.jit.unused
+def _cached(size: int, target: int, numerator: int, denominator: int, smoothing: float) -> torch.Tensor:
+    return cached_series_matrix(size, target, numerator, denominator, smoothing)

@@ -1,0 +1,222 @@
+"""Each scale on its own grid: exact equivariance around any network, in voxels and in millimetres."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.inferers import sliding_window_inference
+from monai.networks.nets import DynUNet, SegResNet, SwinUNETR, UNet
+from torch import nn
+
+from monai_scaleequiv import (
+    ScalePyramid,
+    ScaleProjection,
+    SEUNet,
+    assert_scale_equivariant,
+    equivariance_error,
+    rescale,
+)
+
+SCALES = (1.0, 1.5)
+# builder, spatial dimensions, edge of the image, number that sizes must be multiples of
+NETWORKS = {
+    "UNet": (lambda: UNet(3, 1, 2, (4, 8, 8), (2, 2), num_res_units=1), 3, 24, 4),
+    "DynUNet": (lambda: DynUNet(3, 1, 2, [3, 3, 3], [1, 2, 2], [2, 2], filters=[4, 8, 8]), 3, 24, 4),
+    "SegResNet": (lambda: SegResNet(3, 8, 1, 2, blocks_down=(1, 1), blocks_up=(1,)), 3, 24, 2),
+    "SwinUNETR": (
+        lambda: SwinUNETR(1, 2, depths=(1,) * 4, num_heads=(1,) * 4, feature_size=12, spatial_dims=2),
+        2,
+        64,
+        32,
+    ),
+    "SEUNet": (lambda: SEUNet(3, 1, 2, (4, 8), (2,), 3, 3, scales=(1.0, 0.8)), 3, 24, 2),
+}
+
+
+def smooth_image(*size: int) -> torch.Tensor:
+    """Noise that the largest test scale can still hold."""
+    coarse = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 1, *(max(n // 3, 1) for n in size))))
+    return rescale(coarse, size).to(torch.get_default_dtype())
+
+
+def unet(spatial_dims: int = 3, out_channels: int = 2) -> nn.Module:
+    return UNet(spatial_dims, 1, out_channels, (4, 8), (2,), num_res_units=1)
+
+
+class Square(nn.Module):
+    """A network for which everything can be worked out by hand."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, x * x], dim=1)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_exact_before_the_projection_whatever_the_network(name, float64):
+    build, spatial_dims, edge, divisor = NETWORKS[name]
+    network, size = build(), [edge * 3 // 2] * spatial_dims
+    image = smooth_image(*[edge] * spatial_dims)
+    pyramid = ScalePyramid(network, SCALES, "mean", spatial_dims, size_divisor=divisor)
+    reading = assert_scale_equivariant(pyramid, image, size, tolerance=1e-28, control=network, margin=0.0)
+    assert reading.interior is not None
+
+
+def test_copies_and_answers_against_the_definition(float64):
+    image = smooth_image(8, 6, 10)
+    pyramid = ScalePyramid(Square(), (1.0, 2.0), "mean")
+    copy = rescale(image, (4, 3, 5))
+    expected = (Square()(image) + rescale(Square()(copy), (8, 6, 10))) / 2
+    torch.testing.assert_close(pyramid(image), expected, atol=1e-12, rtol=0)
+
+
+def test_any_size_is_mirrored_up_to_the_divisor():
+    sizes = []
+    net = unet()
+    net.register_forward_pre_hook(lambda _, args: sizes.append(tuple(args[0].shape[2:])))
+    x = torch.rand(2, 1, 7, 9, 5)
+    assert ScalePyramid(net, SCALES, size_divisor=2)(x).shape == (2, 2, 7, 9, 5)
+    assert sizes == [(8, 10, 6), (6, 6, 4)]
+
+
+def test_voxel_size_does_not_matter_in_millimetres(float64):
+    """The same head at 1 mm and at 2/3 mm or 2 mm: with scales in voxels the answer changes, in mm it does not."""
+    torch.manual_seed(1)
+    network = unet()
+    image = smooth_image(24, 24, 24)
+    for size, spacing in (((36, 36, 36), [2 / 3] * 3), ((24, 24, 12), [1.0, 1.0, 2.0])):
+        pyramid = ScalePyramid(network, (1.5, 2.0), "mean", voxel_size=1.0, size_divisor=2).eval()
+        rescaled = rescale(rescale(image, (24, 24, 12)), size)
+        same = rescale(rescaled, image.shape[2:])
+        with torch.no_grad():
+            found = rescale(pyramid(same, spacing=[1.0, 1.0, 1.0]), size)
+            expected = pyramid(rescaled, spacing=spacing)
+            blind = ScalePyramid(network, (1.5, 2.0), "mean", size_divisor=2).eval()
+            control = rescale(blind(same), size), blind(rescaled)
+        assert error(found, expected) < 1e-20
+        assert error(*control) > 0.05
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).square().sum() / expected.square().sum())
+
+
+def metatensor(x: torch.Tensor, *spacing: float) -> MetaTensor:
+    return MetaTensor(x, affine=torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64)))
+
+
+def test_spacing_comes_from_the_metatensor():
+    pyramid = ScalePyramid(unet(), SCALES, voxel_size=1.0, size_divisor=2).eval()
+    x = torch.rand(1, 1, 8, 8, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            pyramid(metatensor(x, 1.0, 1.0, 2.5)).as_tensor(), pyramid(x, spacing=[1.0, 1.0, 2.5])
+        )
+    with pytest.raises(ValueError, match="expected a MetaTensor, for its voxel size, or the argument spacing"):
+        pyramid(x)
+    for bad in ([1.0, 1.0], [1.0, 0.0, 1.0]):
+        with pytest.raises(ValueError, match="spacing must hold a voxel size above 0"):
+            pyramid(x, spacing=bad)
+
+
+def test_each_image_of_a_batch_has_its_own_spacing():
+    pyramid = ScalePyramid(unet(), SCALES, voxel_size=1.0, size_divisor=2).eval()
+    images = [metatensor(torch.rand(1, 8, 8, 6), 1.0, 1.0, z) for z in (1.0, 2.0)]
+    batch = MetaTensor(torch.stack([i.as_tensor() for i in images]), affine=torch.stack([i.affine for i in images]))
+    batch.is_batch = True
+    with torch.no_grad():
+        y = pyramid(batch)
+        for i, image in enumerate(images):
+            torch.testing.assert_close(y[i].as_tensor(), pyramid(image[None]).as_tensor()[0], atol=1e-5, rtol=1e-5)
+
+
+def test_sliding_windows_are_told_the_spacing():
+    pyramid = ScalePyramid(unet(), SCALES, voxel_size=1.0, size_divisor=2).eval()
+    x = metatensor(torch.rand(1, 1, 8, 8, 6), 1.0, 1.0, 2.5)
+    with torch.no_grad():
+        whole = sliding_window_inference(x, (8, 8, 6), 1, pyramid, spacing=[1.0, 1.0, 2.5])
+        torch.testing.assert_close(torch.as_tensor(whole), torch.as_tensor(pyramid(x)))
+
+
+@pytest.mark.parametrize("out_channels", [1, 3])
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_scale_map_names_the_scale_that_answers(out_channels, spatial_dims):
+    class Sure(nn.Module):
+        """Sure of the last class on copies of half the size, of nothing on others."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits = torch.zeros(x.shape[0], out_channels, *x.shape[2:])
+            logits[:, -1] = 5.0 if x.shape[-1] == 4 else 0.5
+            return logits
+
+    pyramid = ScalePyramid(Sure(), (1.0, 2.0), "logsumexp", spatial_dims, voxel_size=0.5, with_scale_map=True)
+    y = pyramid(torch.zeros(2, 1, *[8] * spatial_dims), spacing=[0.5] * spatial_dims)
+    assert y.shape == (2, out_channels + 1, *[8] * spatial_dims)
+    torch.testing.assert_close(y[:, -1], torch.full_like(y[:, -1], 1.0))  # mm
+
+
+def test_checkpointing_changes_memory_alone():
+    x = torch.rand(2, 1, 8, 8, 6)
+    network = unet()
+    gradients = []
+    for use_checkpoint in (False, True):
+        network.zero_grad()
+        ScalePyramid(network, SCALES, size_divisor=2, use_checkpoint=use_checkpoint)(x).square().mean().backward()
+        gradients.append([p.grad.clone() for p in network.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+@pytest.mark.parametrize("mode", ["mean", "max", "logsumexp", "attentive"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_projections(mode, channels, float64):
+    projection = ScaleProjection(mode, channels=channels)
+    x = torch.randn(2, 4, channels, 3, 4, 5)
+    y = projection(x)
+    if mode == "logsumexp":
+        mean = torch.softmax(x, 2).mean(1) if channels > 1 else torch.sigmoid(x).mean(1)
+        expected = mean.log() if channels > 1 else torch.logit(mean)
+    else:
+        expected = x.amax(1) if mode == "max" else x.mean(1)  # attention starts as the mean
+    torch.testing.assert_close(y, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(projection(x.flip(1)), y, atol=1e-12, rtol=0)  # no scale is special
+
+
+def test_attention_learns_and_weights_sum_to_one():
+    projection = ScaleProjection("attentive", channels=2)
+    nn.init.normal_(projection.attention[2].weight)
+    constant = torch.randn(1, 1, 2, 3, 3).expand(1, 4, 2, 3, 3)
+    torch.testing.assert_close(projection(constant), constant[:, 0])
+    projection(torch.randn(1, 4, 2, 3, 3)).square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in projection.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scales": ()}, "scales must hold at least one"),
+        ({"scales": (1.0, 0.0)}, "scales must hold at least one"),
+        ({"projection": "median"}, "mode must be one of"),
+        ({"projection": "attentive"}, "channels must be given"),
+        ({"voxel_size": 0.0}, "voxel_size must be above 0"),
+        ({"size_divisor": 0}, "size_divisor at least 1"),
+    ],
+)
+def test_ill_arguments(change, message):
+    with pytest.raises(ValueError, match=message):
+        ScalePyramid(Square(), **change)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_in_voxels_and_millimetres():
+    for voxel_size, spacing in ((None, None), (1.0, [1.0, 1.0, 2.0])):
+        pyramid = ScalePyramid(unet(), SCALES, voxel_size=voxel_size, size_divisor=2).eval()
+        buffer = io.BytesIO()
+        torch.jit.save(torch.jit.script(pyramid), buffer)
+        buffer.seek(0)
+        loaded = torch.jit.load(buffer)
+        for size in ((8, 8, 6), (9, 7, 5)):
+            x = torch.rand(1, 1, *size)
+            torch.testing.assert_close(loaded(x, spacing), pyramid(x, spacing))
