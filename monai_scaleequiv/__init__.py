@@ -5,7 +5,16 @@ and the layers are entries of MONAI's layer factories.
 """
 
 from monai_scaleequiv import published
-from monai_scaleequiv.data import CheckLabeld, CheckVolumed, InputGridWriter, make_phantom_dataset, nifti_datalist
+from monai_scaleequiv.data import (
+    CheckLabeld,
+    CheckVolumed,
+    InputGridWriter,
+    MillimetreWindowInferer,
+    PrepareBatchSpacing,
+    TakeScaleMapd,
+    make_phantom_dataset,
+    nifti_datalist,
+)
 from monai_scaleequiv.handlers import (
     EngineProgressBar,
     EquivarianceHandler,
@@ -14,6 +23,7 @@ from monai_scaleequiv.handlers import (
     claim_checkpoint_dir,
 )
 from monai_scaleequiv.layers import (
+    LargeKernelConv,
     PerScale,
     ScaleDownsample,
     ScaleDropout,
@@ -27,6 +37,8 @@ from monai_scaleequiv.layers import (
 )
 from monai_scaleequiv.maths import (
     cosine_resampling_matrix,
+    fft_depthwise_conv,
+    frequency_prior,
     gaussian_downsampling_matrix,
     hermite_gaussian_basis,
     hermite_gaussian_filters,
@@ -42,7 +54,7 @@ from monai_scaleequiv.metrics import (
     relative_error,
     scale_shift,
 )
-from monai_scaleequiv.nets import ScaleConvUnit, ScalePyramid, ScaleResidualUnit, SEUNet
+from monai_scaleequiv.nets import RepUXNet, ScaleConvUnit, ScalePyramid, ScaleResidualUnit, SEUNet
 
 __version__ = "0.1.0"
 
@@ -54,7 +66,11 @@ __all__ = [
     "EquivarianceHandler",
     "EquivarianceReading",
     "InputGridWriter",
+    "LargeKernelConv",
+    "MillimetreWindowInferer",
     "PerScale",
+    "PrepareBatchSpacing",
+    "RepUXNet",
     "ResumableCheckpointSaver",
     "SEUNet",
     "ScaleConvUnit",
@@ -70,11 +86,14 @@ __all__ = [
     "ScaleResidualUnit",
     "ScaleUpsample",
     "SpacingHausdorffDistanceMetric",
+    "TakeScaleMapd",
     "assert_scale_equivariant",
     "claim_checkpoint_dir",
     "consistency_dice",
     "cosine_resampling_matrix",
     "equivariance_error",
+    "fft_depthwise_conv",
+    "frequency_prior",
     "gaussian_downsampling_matrix",
     "hermite_gaussian_basis",
     "hermite_gaussian_filters",

@@ -11,8 +11,10 @@ import onnxruntime
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.networks.nets import UNet
 from torch import nn
 
+from monai_scaleequiv import assert_scale_equivariant, rescale
 from tests.conftest import rule_weight
 
 STORED = Path(__file__).parent / "data"
@@ -26,6 +28,9 @@ class NetworkTests:
     ill_arguments: ClassVar[list[tuple[dict[str, Any], str]]]
     export_case: ClassVar[tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]]  # arguments, shape, another shape
     compile_args: ClassVar[dict[str, Any]] = {}
+    variant: ClassVar[str] = ""  # of the network's file of stored logits, where one network has several
+    # What the network claims of a smooth image: arguments, sizes of the image and the rescaled one, tolerance.
+    equivariance: ClassVar[tuple[dict[str, Any], tuple[int, ...], tuple[int, ...], float] | None] = None
 
     def pytest_generate_tests(self, metafunc):
         if "case" in metafunc.fixturenames:
@@ -159,8 +164,21 @@ class NetworkTests:
         expected = net(x)
         torch.testing.assert_close(net.cuda()(x.cuda()).cpu(), expected, atol=1e-3, rtol=1e-3)
 
+    def test_scale_equivariance(self):
+        if self.equivariance is None:
+            pytest.skip(f"{self.network.__name__} does not claim to be scale-equivariant")
+        args, size, other, tolerance = self.equivariance
+        net = self.network(**args)
+        shape = (1, args["in_channels"])
+        image = rescale(torch.randn(*shape, *[n // 6 for n in size]), size)
+        for norm in (m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+            norm.momentum = 1.0
+        net(image)  # statistics of a real image, as after training
+        plain = UNet(args["spatial_dims"], shape[1], 2, channels=(4, 8), strides=(2,))
+        assert_scale_equivariant(net, image, other, tolerance, control=plain, margin=0.25)
+
     def test_logits_are_those_stored(self, float64):
-        stored = np.load(STORED / f"{self.network.__name__.lower()}_logits.npz")
+        stored = np.load(STORED / f"{self.network.__name__.lower()}{self.variant}_logits.npz")
         np.testing.assert_allclose(self.reference_logits(), stored["logits"], atol=1e-6)
 
     @classmethod

@@ -73,6 +73,18 @@ def weights(bundle):
     return path
 
 
+def skip_without_native(bundle):
+    if not (bundle / "configs" / "inference_native.json").is_file():
+        pytest.skip(f"bundles/{bundle.name} has no inference_native.json")
+
+
+@pytest.fixture
+def native(bundle):
+    """A bundle with inference at each image's own voxel size."""
+    skip_without_native(bundle)
+    return bundle
+
+
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory):
     return make_phantoms(tmp_path_factory.mktemp("phantoms"))
@@ -251,8 +263,26 @@ def _expressions(part):
         yield part[1:]
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate"])
+@pytest.mark.parametrize(
+    "id", ["network_def", "network", "spacing", "num_classes", "device", "dataset_dir", "handlers"]
+)
+def test_native_inference_uses_what_inference_uses(native, id):
+    assert config(native, "inference_native")[id] == config(native, "inference")[id]
+
+
+def test_native_inference_differs_in_resampling_alone(native):
+    one, other = (config(native, name)["preprocessing"]["transforms"] for name in ("inference", "inference_native"))
+    assert other == [step for step in one if step["_target_"] != "Spacingd"]
+    assert len(other) == len(one) - 1
+
+
+CONFIGS = ["train", "evaluate", "inference", "inference_native", "multi_gpu_train", "multi_gpu_evaluate"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_expressions_are_few_and_plain(bundle, name):
+    if name == "inference_native":
+        skip_without_native(bundle)
     found = set(_expressions(config(bundle, name)))
     assert found
     for expression in found:
@@ -269,10 +299,17 @@ def test_expressions_are_few_and_plain(bundle, name):
 
 @pytest.mark.parametrize(
     ("configs", "workflow_type"),
-    [(["train"], "train"), (["train", "evaluate"], "train"), (["inference"], "infer")],
-    ids=["train", "evaluate", "infer"],
+    [
+        (["train"], "train"),
+        (["train", "evaluate"], "train"),
+        (["inference"], "infer"),
+        (["inference_native"], "infer"),
+    ],
+    ids=["train", "evaluate", "infer", "native"],
 )
 def test_monai_finds_its_properties(bundle, phantoms, tmp_path, configs, workflow_type):
+    if "inference_native" in configs:
+        skip_without_native(bundle)
     workflow = ConfigWorkflow(
         config_file=config_files(bundle, *configs),
         workflow_type=workflow_type,
@@ -620,6 +657,87 @@ def test_inference_names_a_bad_volume(bundle, probe, tmp_path):
         run(bundle, "inference", **{**probe, "dataset_dir": tmp_path / "bad.nii.gz", "output_dir": tmp_path / "out"})
     error = root_cause(refused.value)
     assert str(error).startswith(f"{tmp_path / 'bad.nii.gz'}, image: expected finite values, got 1")
+
+
+# --- inference at each image's own voxel size ---
+
+ORIENTATION = np.array([[2, 1], [0, -1], [1, 1]])
+
+
+@pytest.fixture(scope="module")
+def grids(phantoms, tmp_path_factory):
+    """A phantom with voxels of 1 mm; of 0.5 x 1 x 1 mm, axes permuted and flipped; and the latter said to be 1 mm."""
+    folder = tmp_path_factory.mktemp("grids")
+    image = nib.load(phantoms / "imagesTr" / "phantom_000.nii.gz")
+    values = torch.from_numpy(image.get_fdata(dtype=np.float32))
+    fine = monai_scaleequiv.rescale(values, [2 * SIZE[0], SIZE[1], SIZE[2]]).numpy()
+    half = np.diag([0.5, 1.0, 1.0, 1.0])
+    half[0, 3] = -0.25
+    nib.save(nib.Nifti1Image(values.numpy(), image.affine), folder / "plain.nii.gz")
+    nib.save(nib.Nifti1Image(fine, image.affine @ half).as_reoriented(ORIENTATION), folder / "fine.nii.gz")
+    nib.save(nib.Nifti1Image(fine, image.affine), folder / "wrong.nii.gz")
+    return folder
+
+
+def on_their_grids(results, images, postfix):
+    """The results by the name of their image, after a look at grid and header."""
+    found = {}
+    for file in sorted(images.iterdir()):
+        image = nib.load(file)
+        found[file.name.split(".")[0]] = result = nib.load(results / file.name.replace(".nii", f"_{postfix}.nii"))
+        assert result.shape == image.shape
+        np.testing.assert_array_equal(result.affine, image.affine)
+    return found
+
+
+def test_native_inference_sees_millimetres(native, grids, trained, tmp_path):
+    weights = trained / "models" / "model.pt"
+    run(native, "inference_native", dataset_dir=grids, output_dir=tmp_path, ckpt_path=weights, **tiny(native))
+    assert len(list(tmp_path.iterdir())) == 3
+    labels = on_their_grids(tmp_path, grids, "seg")
+    plain = nib.Nifti1Image(np.asarray(labels["plain"].dataobj).repeat(2, 0), np.eye(4))
+    same = np.asarray(plain.as_reoriented(ORIENTATION).dataobj) == np.asarray(labels["fine"].dataobj)
+    other = np.asarray(plain.dataobj) == np.asarray(labels["wrong"].dataobj)
+    assert len(np.unique(plain.dataobj)) > 1
+    assert 1 - same.mean() < 0.5 * (1 - other.mean())
+    assert labels["fine"].get_data_dtype() == np.uint8
+
+
+def test_native_label_map_is_the_known_one(native, grids, probe, tmp_path):
+    options = {key: value for key, value in probe.items() if key != "roi_size"}
+    run(native, "inference_native", dataset_dir=grids, output_dir=tmp_path, window=[14, 18, 14], **options)
+    classes = config(native, "inference")["num_classes"]
+    for name, labels in on_their_grids(tmp_path, grids, "seg").items():
+        expected = probe_labels(nib.load(grids / f"{name}.nii.gz").get_fdata(), classes)
+        found = np.asarray(labels.dataobj)
+        inner = tuple(slice(3, -3) for _ in found.shape)
+        assert (found == expected)[inner].mean() > 0.97, name
+
+
+def test_native_inference_writes_the_scale_map_in_mm(native, grids, trained, tmp_path):
+    options = {"dataset_dir": grids, "ckpt_path": trained / "models" / "model.pt", **tiny(native)}
+    scales = {"scales": [0.8, 1.0, 1.25], "spacing": [2.0, 1.0, 1.0]}
+    run(native, "inference_native", output_dir=tmp_path, save_scale_map=True, **scales, **options)
+    assert len(list(tmp_path.iterdir())) == 6
+    mean = 2 ** (1 / 3)
+    for name, scale_map in on_their_grids(tmp_path, grids, "scale").items():
+        assert scale_map.get_data_dtype() == np.float32
+        values = np.unique(np.round(scale_map.get_fdata(), 5))  # the windows' weights leave rounding errors
+        assert len(values) > 1
+        assert values.min() >= 0.8 * mean - 1e-4
+        assert values.max() <= 1.25 * mean + 1e-4
+        if name != "wrong":  # that one has two windows, which are averaged where they overlap
+            assert all(np.isclose(value, [0.8 * mean, mean, 1.25 * mean], atol=1e-4).any() for value in values)
+    labels = on_their_grids(tmp_path, grids, "seg")["fine"]
+    assert set(np.unique(labels.dataobj)) <= set(range(config(native, "inference")["num_classes"]))
+
+
+def test_native_inference_keeps_an_earlier_scale_map(native, grids, tmp_path):
+    (tmp_path / "plain_scale.nii.gz").write_bytes(b"mine")
+    with pytest.raises(RuntimeError) as refused:
+        run(native, "inference_native", dataset_dir=grids, output_dir=tmp_path)
+    assert isinstance(root_cause(refused.value), FileExistsError)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"mine"]
 
 
 # --- two processes ---

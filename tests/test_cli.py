@@ -121,11 +121,17 @@ def test_later_overrides_see_earlier_ones(parser):
 
 @pytest.mark.parametrize(
     ("command", "configs"),
-    [("train", ["train"]), ("evaluate", ["train", "evaluate"]), ("infer", ["inference"])],
+    [
+        ("train", ["train"]),
+        ("evaluate", ["train", "evaluate"]),
+        ("infer", ["inference"]),
+        ("infer --native", ["inference_native"]),
+        ("infer --native=false", ["inference"]),
+    ],
 )
 def test_hands_over_absolute_paths(handed_over, phantoms, monkeypatch, command, configs):
     monkeypatch.chdir(phantoms.parent)
-    assert main([command, "--input=phantom", "--output=2024", "--amp=false"]) == 0
+    assert main([*command.split(), "--input=phantom", "--output=2024", "--amp=false"]) == 0
     root = find_bundle(BUNDLE)
     assert handed_over == [
         {
@@ -139,9 +145,10 @@ def test_hands_over_absolute_paths(handed_over, phantoms, monkeypatch, command, 
     ]
 
 
-def test_infer_takes_several_files(handed_over, phantoms):
+@pytest.mark.parametrize("options", [[], ["--native"]])
+def test_infer_takes_several_files(handed_over, phantoms, options):
     files = [str(phantoms / "imagesTr" / f"phantom_{i:03d}.nii.gz") for i in (0, 1)]
-    assert main(["infer", f"--input={','.join(files)}", "--output=out"]) == 0
+    assert main(["infer", *options, f"--input={','.join(files)}", "--output=out"]) == 0
     assert handed_over[0]["dataset_dir"] == files
 
 
@@ -170,6 +177,9 @@ def test_missing_paths(capsys, command, missing):
         (["train", "--input=.", "--output=out", "--epoch=5"], "did you mean --epochs?"),
         (["train", "--input=.", "--output=out", "--dataset_dir=."], "give it as --input=PATH"),
         (["infer", "--input=.", "--output=out", "--ckpt_path=no.pt"], "--ckpt_path: no.pt does not exist"),
+        (["infer", "--input=.", "--output=out", "--native=3"], "--native=3: expected true or false"),
+        (["infer", "--native", "--input=.", "--output=out", "--bundle=."], "inference_native.json does not exist"),
+        (["infer", "--native", "--input=.", "--output=out", "--roi_size=[9,9,9]"], "inference_native.json has no such"),
         (["train", "--input=.", "--output=out", "stray"], "Could not consume arg: stray"),
         (["train", "--input=.", "--output=out", "--bundle=seunet_hippocampus"], f"did you mean {BUNDLE}?"),
         (["train", "--input=.", "--output=out", "--bundle=."], "train.json does not exist"),

@@ -10,10 +10,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import ITKReader, MetaTensor
+from monai.data import ITKReader, MetaTensor, list_data_collate
 from monai.transforms import Compose, LoadImaged, SaveImaged
 
-from monai_scaleequiv import CheckLabeld, CheckVolumed, InputGridWriter, make_phantom_dataset, nifti_datalist
+from monai_scaleequiv import (
+    CheckLabeld,
+    CheckVolumed,
+    InputGridWriter,
+    MillimetreWindowInferer,
+    PrepareBatchSpacing,
+    TakeScaleMapd,
+    make_phantom_dataset,
+    nifti_datalist,
+)
 
 SHAPE = (6, 5, 4)
 # Axes permuted and flipped, voxels 0.5 x 3 x 1.25 mm; and the same turned by 0.3 about the last axis.
@@ -158,6 +167,9 @@ def test_datalist_refuses_to_replace_results(tree, tmp_path):
     with pytest.raises(FileExistsError, match=r"c_seg.nii.gz exists already"):
         nifti_datalist(tree, results=str(results))
     assert nifti_datalist(tree, results=results, overwrite=True) == listed
+    (results / "c_seg.nii.gz").unlink()
+    with pytest.raises(FileExistsError, match=r"b_mask.nii.gz exists already"):
+        nifti_datalist(tree, results=results, postfix=["seg", "mask"])
 
 
 def volume(shape=(1, 4, 4, 4), affine=None, file="scan.nii.gz"):
@@ -446,3 +458,106 @@ def test_interrupted_writing_leaves_the_earlier_label_map_and_nothing_else(tmp_p
         save(path, tmp_path / "out", torch.zeros(1, *SHAPE))
     assert saved.read_bytes() == before
     assert list((tmp_path / "out").iterdir()) == [saved]
+
+
+def test_map_of_numbers(tmp_path):
+    values = torch.linspace(0.8, 2.5, 6 * 5 * 4).reshape(1, *SHAPE)
+    saved, _ = save(make_volume(tmp_path / "scan.nii"), tmp_path / "out", values, output_dtype="float32")
+    assert nib.load(saved).get_data_dtype() == np.float32
+    np.testing.assert_array_equal(np.asarray(nib.load(saved).dataobj), values[0].numpy())
+
+
+def batch(*affines, **others):
+    images = [MetaTensor(torch.rand(1, 4, 4, 4), affine=torch.as_tensor(affine)) for affine in affines]
+    return list_data_collate([{"image": image, **others} for image in images])
+
+
+def test_spacing_of_a_batch():
+    given = batch(OBLIQUE, PERMUTED @ np.diag([1 + 1e-6, 1, 1, 1]), label=MetaTensor(torch.ones(1, 4, 4, 4)))
+    image, label, args, options = PrepareBatchSpacing()(given, torch.device("cpu"), dtype=torch.float64)
+    assert image.dtype == label.dtype == torch.float64
+    assert torch.equal(image, given["image"].double())
+    assert (label.shape, args) == ((2, 1, 4, 4, 4), ())
+    assert list(options) == ["spacing"]
+    assert options["spacing"] == pytest.approx([0.5, 3.0, 1.25])
+    assert all(isinstance(voxel, float) for voxel in options["spacing"])
+    assert PrepareBatchSpacing()(batch(np.eye(4)))[1] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (batch(np.eye(4), np.diag([1, 1, 1.5, 1])), r"\[1.0, 1.0, 1.0\] and \[1.0, 1.0, 1.5\] mm; set batch_size to 1"),
+        (batch(np.diag([0.01, 0.01, 0.01, 1]), np.diag([0.0101, 0.01, 0.01, 1])), "expected one voxel size in a batch"),
+        ({"image": torch.rand(1, 1, 4, 4, 4)}, "expected a MetaTensor, for its voxel size, got Tensor"),
+    ],
+)
+def test_batch_without_one_spacing_is_refused(given, told):
+    with pytest.raises(ValueError, match=f"^image: .*{told}") as refused:
+        PrepareBatchSpacing()(given)
+    assert "\n" not in str(refused.value)
+
+
+def test_scale_map_is_taken_off():
+    prediction = MetaTensor(torch.rand(4, 3, 3, 3), affine=torch.as_tensor(OBLIQUE), meta={"filename_or_obj": "a.nii"})
+    given = {"pred": prediction, "image": "kept"}
+    taken = TakeScaleMapd("pred", scale_key="sizes")(given)
+    assert set(taken) == {"pred", "image", "sizes"}
+    assert torch.equal(taken["pred"].as_tensor(), prediction.as_tensor()[:3])
+    assert torch.equal(taken["sizes"].as_tensor(), prediction.as_tensor()[3:])
+    assert set(given) == {"pred", "image"}
+    assert given["pred"].shape[0] == 4
+    assert taken["sizes"].meta["filename_or_obj"] == "a.nii"
+    np.testing.assert_array_equal(taken["sizes"].affine, OBLIQUE)
+
+
+def test_scale_maps_of_several_predictions():
+    given = {"a": torch.rand(2, 3, 3), "b": torch.rand(3, 3, 3)}
+    taken = TakeScaleMapd(["a", "b"], ["of_a", "of_b"])(given)
+    assert {key: len(value) for key, value in taken.items()} == {"a": 1, "b": 2, "of_a": 1, "of_b": 1}
+    assert set(TakeScaleMapd("pred", allow_missing_keys=True)({"a": 1})) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"pred": torch.rand(1, 3, 3, 3)}, "^pred: expected classes and a scale map, got 1 channel"),
+        ({"pred": torch.rand(2, 3, 3, 3), "scale_map": 1}, "^scale_map: expected no such key"),
+    ],
+)
+def test_prediction_without_scale_map_is_refused(given, told):
+    with pytest.raises(ValueError, match=told) as refused:
+        TakeScaleMapd("pred")(given)
+    assert "\n" not in str(refused.value)
+
+
+def windows_seen(image, spacing, window):
+    seen = []
+
+    def network(x, spacing):
+        seen.append((tuple(x.shape[2:]), spacing))
+        return 2 * x
+
+    y = MillimetreWindowInferer(window)(image, network, spacing=spacing)
+    torch.testing.assert_close(y, 2 * image)
+    assert all(told == spacing for _, told in seen)
+    return [size for size, _ in seen]
+
+
+def test_windows_are_in_millimetres():
+    image = torch.rand(1, 1, 30, 20, 9)
+    assert set(windows_seen(image, [0.5, 1.0, 2.0], [10.0, 10.0, 10.0])) == {(20, 10, 5)}
+    assert windows_seen(image, [1.0, 1.0, 1.0], [40, 40, 40]) == [(30, 20, 9)]
+    assert set(windows_seen(image[..., :2], [30.0, 1.0, 30.0], [10, 30, 10])) == {(1, 20, 1)}
+
+
+@pytest.mark.parametrize(("window", "spacing"), [([4, 4], [1, 1]), ([4, 4, 4], [1, 1]), ([4, 4], [1, 1, 1])])
+def test_windows_need_every_axis(window, spacing):
+    with pytest.raises(ValueError, match=r"^spacing: expected 3 numbers, for spacing as for window, got"):
+        MillimetreWindowInferer(window)(torch.rand(1, 1, 4, 4, 4), torch.nn.Identity(), spacing=spacing)
+
+
+@pytest.mark.parametrize("window", [[], [4, 0, 4], [-1, 4, 4]])
+def test_windows_have_edges(window):
+    with pytest.raises(ValueError, match=r"^window: expected edges above 0"):
+        MillimetreWindowInferer(window)

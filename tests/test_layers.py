@@ -23,7 +23,10 @@ from monai_scaleequiv import (
     ScaleProjection,
     ScaleUpsample,
     hermite_gaussian_basis,
+    relative_error,
 )
+from monai_scaleequiv.metrics import assert_scale_equivariant
+from monai_scaleequiv.published import published_basis
 
 SCALES = (1.0, 0.9, 0.8)
 CONV = {2: (F.conv2d, F.conv_transpose2d), 3: (F.conv3d, F.conv_transpose3d)}
@@ -86,10 +89,9 @@ def blobs(size: int, magnification: float) -> torch.Tensor:
     return (weights * torch.exp(-distance / (2 * 2.5**2))).sum(-1)[None, None]
 
 
-@pytest.mark.usefixtures("float64")
 def test_lifting_is_scale_equivariant_and_an_ordinary_comparison_is_not():
     layer = ScaleLiftingConv(3, 1, 4, scales=(1.0, 2.0), kernel_size=21, sigma=1.25, bias=False)
-    small, large = layer(blobs(33, 1.0)), layer(blobs(65, 2.0))[..., ::2, ::2, ::2]
+    small, large = layer(blobs(33, 1.0).float()), layer(blobs(65, 2.0).float())[..., ::2, ::2, ::2]
     inner = (..., slice(8, 25), slice(8, 25), slice(8, 25))
 
     def error(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -97,6 +99,119 @@ def test_lifting_is_scale_equivariant_and_an_ordinary_comparison_is_not():
 
     assert error(small[:, 0], large[:, 1]) < 1e-6
     assert error(small[:, 0], large[:, 0]) > 0.1  # unshifted: what a layer without scale axis would do
+
+
+def stack(spatial_dims: int = 3, activation: type[nn.Module] = nn.SiLU, **args) -> nn.Sequential:
+    """A lifting and two group convolutions."""
+    return nn.Sequential(
+        ScaleLiftingConv(spatial_dims, 1, 4, **args),
+        activation(),
+        ScaleGroupConv(spatial_dims, 4, 4, **args),
+        activation(),
+        ScaleGroupConv(spatial_dims, 4, 4, **args),
+    )
+
+
+def noise(size: int, slope: float = 3.5) -> torch.Tensor:
+    """Periodic noise whose power falls with frequency as that of medical images does."""
+    f = torch.fft.fftfreq(size) ** 2
+    power = f[:, None, None] + f[:, None] + f
+    amplitude = torch.where(power > 0, power, torch.inf) ** (-slope / 4)
+    x = torch.fft.ifftn(torch.fft.fftn(torch.randn(size, size, size)) * amplitude).real
+    return (x / x.std())[None, None]
+
+
+@pytest.mark.usefixtures("float64")
+def test_dilated_filters_are_exact_under_decimation():
+    x = torch.randn(1, 1, 121, 121)
+
+    def errors(method: str) -> tuple[float, float]:
+        torch.manual_seed(0)
+        args = {"scales": (1.0, 2.0, 4.0), "kernel_size": 3, "sigma": 0.8, "method": method}
+        layers = stack(2, nn.ReLU, **args)
+        large, small = layers(x)[..., ::2, ::2], layers(x[..., ::2, ::2])
+        inner = (..., slice(13, -13), slice(13, -13))  # three times 4 voxels
+        matched = relative_error(large[:, 1:][inner], small[:, :-1][inner])
+        return matched, relative_error(large[inner], small[inner])
+
+    matched, unshifted = errors("dilated")
+    assert matched < 1e-30
+    assert unshifted > 0.1
+    assert errors("least_squares")[0] > 0.1
+
+
+def test_stack_of_layers_is_scale_equivariant_where_the_published_filters_are_not():
+    x = noise(45)
+    scales = tuple(0.9**i for i in range(3))
+    check = {"size": (50, 50, 50), "scales": scales, "margin": 0.25}
+    reading = assert_scale_equivariant(stack(scales=scales, kernel_size=7, sigma=1.25), x, tolerance=1e-3, **check)
+    assert reading.floor < 1e-4
+    published = stack(scales=scales, basis=published_basis(5, scales, 3, "multi", kernel_padding=False))
+    with pytest.raises(AssertionError, match="expected an error"):
+        assert_scale_equivariant(published, x, tolerance=1e-3, **check)
+
+
+def shrunk(x: torch.Tensor, factor: int) -> torch.Tensor:
+    """Ideal down-sampling of the last axis of a periodic signal."""
+    spectrum = torch.fft.rfft(x, dim=-1)
+    kept = torch.arange(spectrum.shape[-1]) * 2 * factor < x.shape[-1]
+    return torch.fft.irfft(spectrum * kept, x.shape[-1], dim=-1)[..., ::factor]
+
+
+def periodic(layer: ScaleLiftingConv, x: torch.Tensor) -> torch.Tensor:
+    return layer(F.pad(x, [n for k in reversed(layer.kernel_size) for n in [k // 2] * 2], mode="circular"))
+
+
+@pytest.mark.parametrize(("sigma", "r"), [(1.5, 2), (1.25, 3), (2.0, 5)])
+def test_layer_in_millimetres_sees_the_same_on_thick_slices(sigma, r):
+    x = noise(60)
+
+    def layer(**spacing) -> ScaleLiftingConv:
+        torch.manual_seed(0)
+        return ScaleLiftingConv(3, 1, 4, SCALES, kernel_size=None, sigma=sigma, padding=0, **spacing)
+
+    fine, coarse = layer(), layer(spacing=(1.0, 1.0, r))
+    assert [p.shape for p in fine.parameters()] == [p.shape for p in coarse.parameters()]
+    with torch.no_grad():
+        expected, thick = shrunk(periodic(fine, x), r), shrunk(x, r)
+        assert relative_error(periodic(coarse, thick), expected) < 2e-3
+        assert relative_error(periodic(fine, thick), expected) > 0.05  # blind to spacing, as an ordinary layer is
+
+
+@pytest.mark.parametrize(("spacing", "factor"), [(0.5, 4), (1.0, 2), (1.5, 1), (3.0, 1)])
+def test_downsampling_blurs_the_same_in_millimetres(spacing, factor):
+    size = 60
+    layer = ScaleDownsample(2, (1.0, 0.75), factor=(1, 2), sigma=0.8, spacing=(1.0, spacing)).double()
+    assert layer.factor == [1, factor]
+    positions = (torch.arange(size, dtype=torch.float64) + 0.5) * spacing  # of voxel centres, in mm
+    rows = layer(torch.eye(size, dtype=torch.float64).reshape(1, 1, size, 1, size))[0, :, :, 0]  # (S, voxel, row)
+    rows = rows[..., rows.shape[-1] // 2]
+    centre = (rows * positions).sum(-1)
+    variance = (rows * positions**2).sum(-1) - centre**2
+    torch.testing.assert_close(variance, torch.tensor([1.6**2, 1.2**2], dtype=torch.float64), atol=1e-3, rtol=0)
+    coarse = (size // factor // 2 + 0.5) * spacing * factor  # both grids begin at the same edge
+    torch.testing.assert_close(centre, torch.full_like(centre, coarse), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("spacing", [0.5, 1.0, 1.5, 2.0, 3.0])
+def test_upsampling_smooths_the_same_in_millimetres(spacing):
+    """Variance of what becomes of an impulse on the coarse grid."""
+    layer = ScaleUpsample(2, factor=(1, 2), spacing=(1.0, spacing)).double()
+    factor = layer.factor[1]
+    impulse = torch.zeros(1, 1, 1, 1, 21, dtype=torch.float64)
+    impulse[..., 10] = 1
+    y = layer(impulse, [1, 21 * factor])[0, 0, 0, 0]
+    positions = (torch.arange(21 * factor, dtype=torch.float64) + 0.5) * spacing - 10.5 * factor * spacing
+    assert (y * positions).sum() / y.sum() == pytest.approx(0, abs=1e-9)
+    plain = F.interpolate(impulse[0, 0], scale_factor=float(factor), mode="linear")[0, 0]
+    expected = max(0.75, ((plain * positions**2).sum() / plain.sum()).item())  # 0.75 at spacing 1
+    assert (y * positions**2).sum() / y.sum() == pytest.approx(expected, abs=1e-3)
+
+
+def test_downsampling_leaves_axes_of_factor_1_alone():
+    x = features(2)
+    layer = ScaleDownsample(2, SCALES, factor=(1, 2), spacing=(0.25, 1.0)).double()
+    torch.testing.assert_close(layer(x), ScaleDownsample(2, SCALES, factor=(1, 2)).double()(x), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("layer_type", [ScaleLiftingConv, ScaleGroupConv])
@@ -160,6 +275,9 @@ def test_autocast_rounds_the_kernel_only_once():
         ({"in_channels": 0}, "in_channels"),
         ({"kernel_size": 4}, "kernel_size must be odd"),
         ({"kernel_size": 1}, "kernel_size must be odd"),
+        ({"method": "guess"}, "method must be one of"),
+        ({"method": "dilated"}, "whole multiples"),
+        ({"spacing": 0}, "spacing must be"),
         ({"scales": ()}, "scales"),
         ({"sigma": 0.0}, "sigma"),
         ({"scale_size": 4}, "scale_size must be"),

@@ -15,6 +15,7 @@ from monai_scaleequiv import (
     hermite_gaussian_filters,
     linear_upsampling_matrix,
 )
+from monai_scaleequiv.maths import sampled_gaussian_width
 
 
 def spectrum_error(filters: torch.Tensor, sigma: float) -> float:
@@ -66,6 +67,53 @@ def test_basis_with_a_kernel_size_per_axis():
     assert hermite_gaussian_basis((5, 7, 3), (1.0,)).shape == (10, 1, 5, 7, 3)
 
 
+@pytest.mark.parametrize(("sigma", "extent"), [(0.3, 3), (1.0, 7), (1.25, 9), (1.6, 9)])
+def test_extent_follows_from_sigma(sigma, extent):
+    assert hermite_gaussian_basis(None, (1.0, 0.8), 2, sigma).shape == (6, 2, extent, extent)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "spacing", "extent"),
+    [(5, 0.5, 11), (5, 0.75, 7), (7, 1.4, 7), (5, 3.0, 9), (11, 3.0, 11), (None, 3.0, 9), (None, 0.5, 11)],
+)
+def test_extent_at_another_spacing(kernel_size, spacing, extent):
+    basis = hermite_gaussian_basis(kernel_size, (1.0,), 2, sigma=1.0, spacing=(1.0, spacing))
+    assert list(basis.shape[2:]) == [kernel_size or 7, extent]
+
+
+def test_dilated_basis_spreads_the_taps_of_the_smallest_scale():
+    small, middle, large = hermite_gaussian_basis(5, (1.0, 2.0, 4.0), 2, method="dilated").unbind(dim=1)
+    base = hermite_gaussian_basis(5, (1.0,), 2)[:, 0]
+    for dilated, factor in ((small, 1), (middle, 2), (large, 4)):
+        edge = 8 - 2 * factor
+        taps = dilated[:, edge : 17 - edge : factor, edge : 17 - edge : factor]
+        torch.testing.assert_close(taps, base, atol=1e-12, rtol=0)
+        assert dilated.count_nonzero() == taps.count_nonzero()
+
+
+@pytest.mark.parametrize("method", ["sampled", "least_squares"])
+def test_basis_is_the_same_function_on_voxels_of_another_size(method):
+    """Values of the function at spacing 1, times the voxel's length: then a sum over voxels is the same integral."""
+    args = {"scales": (1.0, 0.9), "spatial_dims": 2, "sigma": 3.0, "max_order": 3, "method": method}
+    fine = hermite_gaussian_basis(25, **args)
+    coarse = hermite_gaussian_basis(25, spacing=(1.0, 2.0), **args)[..., 6:-6]
+    tolerance = 1e-14 if method == "sampled" else 3e-3  # the fit gives way at the kernel's edge
+    torch.testing.assert_close(coarse, 2 * fine[..., ::2], atol=tolerance, rtol=0)
+    assert (coarse - fine[..., ::2]).abs().max() > 0.01  # without the voxel's length
+
+
+@pytest.mark.parametrize("sigma", [0.2, 0.4, 0.7, 1.5])
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_sampled_gaussian_has_the_variance_asked_for(sigma, offset):
+    width = sampled_gaussian_width(sigma, offset)
+    positions = np.arange(-30, 30) + offset
+    taps = np.exp(-(positions**2) / (2 * width**2))
+    variance = (taps * positions**2).sum() / taps.sum()
+    assert variance == pytest.approx(max(sigma**2, offset**2), abs=1e-6)
+    if sigma == 0.4 and offset == 0:
+        assert abs(width - sigma) > 0.05
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -81,7 +129,18 @@ def test_ill_filter_arguments(args, message):
 
 
 @pytest.mark.parametrize(
-    ("args", "message"), [((5, (1.0,), 4), "spatial_dims"), ((5, ()), "scales"), ((5, (1.0, -1.0)), "scales")]
+    ("args", "message"),
+    [
+        ((5, (1.0,), 4), "spatial_dims"),
+        ((5, ()), "scales"),
+        ((5, (1.0, -1.0)), "scales"),
+        ((None, (1.0,), 3, 0.0), "sigma"),
+        ((5, (1.0,), 3, 1.0, 2, "guess"), "method must be one of"),
+        ((5, (1.0, 0.9), 3, 1.0, 2, "dilated"), "whole multiples"),
+        ((4, (1.0, 2.0), 3, 1.0, 2, "dilated"), "kernel_size must be odd"),
+        ((5, (1.0,), 3, 1.0, 2, "sampled", (1.0, 0.0, 1.0)), "spacing must be one number"),
+        ((5, (1.0,), 3, 1.0, 2, "sampled", (1.0, 2.0)), "spacing must be one number"),
+    ],
 )
 def test_ill_basis_arguments(args, message):
     with pytest.raises(ValueError, match=message):

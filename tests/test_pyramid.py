@@ -13,11 +13,10 @@ from monai.networks.nets import DynUNet, SegResNet, SwinUNETR, UNet
 from torch import nn
 
 from monai_scaleequiv import (
-    ScalePyramid,
     ScaleProjection,
+    ScalePyramid,
     SEUNet,
     assert_scale_equivariant,
-    equivariance_error,
     rescale,
 )
 
@@ -33,7 +32,7 @@ NETWORKS = {
         64,
         32,
     ),
-    "SEUNet": (lambda: SEUNet(3, 1, 2, (4, 8), (2,), 3, 3, scales=(1.0, 0.8)), 3, 24, 2),
+    "SEUNet": (lambda: SEUNet(3, 1, 2, (4, 8), (2,), grid="fixed", scales=(1.0, 0.8)), 3, 24, 2),
 }
 
 
@@ -69,6 +68,14 @@ def test_copies_and_answers_against_the_definition(float64):
     pyramid = ScalePyramid(Square(), (1.0, 2.0), "mean")
     copy = rescale(image, (4, 3, 5))
     expected = (Square()(image) + rescale(Square()(copy), (8, 6, 10))) / 2
+    torch.testing.assert_close(pyramid(image), expected, atol=1e-12, rtol=0)
+
+
+def test_smoothing_is_a_gaussian_on_every_copy(float64):
+    image = smooth_image(8, 6, 10)
+    pyramid = ScalePyramid(nn.Identity(), (1.0, 2.0), "mean", smoothing=0.5)
+    copies = rescale(image, (8, 6, 10), 0.5), rescale(image, (4, 3, 5), 0.5)
+    expected = (copies[0] + rescale(copies[1], (8, 6, 10))) / 2
     torch.testing.assert_close(pyramid(image), expected, atol=1e-12, rtol=0)
 
 
@@ -202,6 +209,7 @@ def test_attention_learns_and_weights_sum_to_one():
         ({"projection": "attentive"}, "channels must be given"),
         ({"voxel_size": 0.0}, "voxel_size must be above 0"),
         ({"size_divisor": 0}, "size_divisor at least 1"),
+        ({"smoothing": -1.0}, "smoothing at least 0"),
     ],
 )
 def test_ill_arguments(change, message):

@@ -18,7 +18,13 @@ from monai_scaleequiv.cli._overrides import check_overrides, suggestion
 __all__ = ["COMMANDS", "find_bundle", "run_bundle"]
 
 DEFAULT_BUNDLE = "seunet_hippocampus_segmentation"
-CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "infer": ("inference",)}
+NATIVE = "infer --native"
+CONFIGS = {
+    "train": ("train",),
+    "evaluate": ("train", "evaluate"),
+    "infer": ("inference",),
+    NATIVE: ("inference_native",),
+}
 ARGUMENTS = {"bundle_root": "bundle", "dataset_dir": "input", "output_dir": "output"}
 CHECKPOINTS = ("ckpt_path", "resume")
 
@@ -82,7 +88,13 @@ def evaluate(
 
 
 def infer(
-    *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, debug: bool = False, **overrides: Any
+    *,
+    input: str = "",
+    output: str = "",
+    bundle: str = DEFAULT_BUNDLE,
+    native: bool = False,
+    debug: bool = False,
+    **overrides: Any,
 ) -> None:
     """Segments volumes. Any --ID=VALUE overrides the config, as in --ckpt_path=model.pt.
 
@@ -90,10 +102,13 @@ def infer(
         input: a folder with NIfTI files, a file, or several of them with commas between.
         output: folder for the label maps.
         bundle: folder of a bundle, or name of one that comes with this package.
+        native: let the network see each image at the image's own voxel size, with the bundle's inference_native.json.
         debug: show all warnings and logs and, after an error, the traceback.
-        overrides: new values for ids of the bundle's inference.json.
+        overrides: new values for ids of the bundle's inference.json, or inference_native.json.
     """
-    _run_command("infer", input, output, bundle, overrides)
+    if not isinstance(native, bool):
+        raise ValueError(f"--native={native}: expected true or false; give --native alone.")
+    _run_command(NATIVE if native else "infer", input, output, bundle, overrides)
 
 
 def equivariance(
@@ -166,6 +181,7 @@ COMMANDS = {
 
 
 def _run_command(command: str, input: str, output: str, bundle: str, overrides: dict[str, Any]) -> None:
+    segments = command in ("infer", NATIVE)
     for name, value in (("input", input), ("output", output)):
         if not value:
             raise ValueError(f"{command}: expected --{name}=PATH, got none; see {command} --help.")
@@ -173,9 +189,9 @@ def _run_command(command: str, input: str, output: str, bundle: str, overrides: 
         if id in overrides:
             raise ValueError(f"--{id}: this path has an argument of its own; give it as --{name}=PATH.")
     source: str | list[str] = _absolute(input)
-    if Path(source).name == "dataset.json" and command != "infer":
+    if Path(source).name == "dataset.json" and not segments:
         source = str(Path(source).parent)
-    if command == "infer" and "," in input and not Path(source).exists():
+    if segments and "," in input and not Path(source).exists():
         source = [_absolute(part) for part in input.split(",")]
     _check_paths("input", *ensure_tuple(source))
     for id in CHECKPOINTS:
@@ -196,7 +212,7 @@ def run_bundle(command: str, folder: Path, overrides: Mapping[str, Any]) -> None
     """Runs the configs of a bundle that belong to a command.
 
     Args:
-        command: ``train``, ``evaluate`` or ``infer``.
+        command: ``train``, ``evaluate``, ``infer`` or ``infer --native``.
         folder: the bundle's root.
         overrides: new values by config id.
 

@@ -1,8 +1,20 @@
-"""Reading and writing volumes: input lists, checks, label maps on the input's own grid."""
+"""Reading and writing volumes: input lists, checks, voxel sizes, label maps on the input's own grid."""
 
 from monai_scaleequiv.data._check import CheckLabeld, CheckVolumed
 from monai_scaleequiv.data._datalist import nifti_datalist
 from monai_scaleequiv.data._phantom import make_phantom_dataset
+from monai_scaleequiv.data._prepare import PrepareBatchSpacing
+from monai_scaleequiv.data._scale_map import TakeScaleMapd
+from monai_scaleequiv.data._windows import MillimetreWindowInferer
 from monai_scaleequiv.data._writer import InputGridWriter
 
-__all__ = ["CheckLabeld", "CheckVolumed", "InputGridWriter", "make_phantom_dataset", "nifti_datalist"]
+__all__ = [
+    "CheckLabeld",
+    "CheckVolumed",
+    "InputGridWriter",
+    "MillimetreWindowInferer",
+    "PrepareBatchSpacing",
+    "TakeScaleMapd",
+    "make_phantom_dataset",
+    "nifti_datalist",
+]

@@ -18,7 +18,7 @@ def nifti_datalist(
     source: Sequence[str | os.PathLike] | str | os.PathLike,
     key: str = "image",
     results: str | os.PathLike | None = None,
-    postfix: str = "seg",
+    postfix: Sequence[str] | str = "seg",
     overwrite: bool = False,
 ) -> list[dict[str, str]]:
     """Lists NIfTI files as MONAI data dictionaries, in a fixed order.
@@ -27,7 +27,7 @@ def nifti_datalist(
         source: a folder (searched with its sub-folders), a file, or several of them. Hidden files are passed over.
         key: key of the file's path in each dictionary.
         results: folder that the results will be written to, as ``NAME_postfix.nii.gz``.
-        postfix: see ``results``.
+        postfix: see ``results``; several where each file has several results.
         overwrite: whether results may replace files that are there already.
 
     Returns:
@@ -53,7 +53,8 @@ def nifti_datalist(
             first, second = sorted(same)[:2]
             raise ValueError(f"{first} and {second} have the same name: their results would collide; rename one.")
     if results is not None and not overwrite:
-        _refuse_existing([Path(results) / f"{name}_{postfix}.nii.gz" for name in by_name])
+        endings = ensure_tuple(postfix)
+        _refuse_existing([Path(results) / f"{name}_{ending}.nii.gz" for name in by_name for ending in endings])
     return [{key: str(file)} for file in files]
 
 

@@ -1,4 +1,4 @@
-"""Label maps written on the grid of the image that they belong to."""
+"""Label maps and maps of numbers written on the grid of the image that they belong to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class InputGridWriter(NibabelWriter):
     """Writes a NIfTI file whose header is the input's but for the data type, for MONAI's ``SaveImage(writer=...)``.
 
     MONAI's own writer makes a new header and loses the codes of qform and sform, the units and the description. Here
-    viewers and other tools see the label map in exactly the input's space. The file appears complete or not at all.
+    viewers and other tools see the label map, or with ``output_dtype="float32"`` a map of numbers, in exactly the
+    input's space. The file appears complete or not at all.
 
     Raises:
         ValueError: when the label map's shape is not the input's (the prediction was not inverted), or the input is

@@ -1,8 +1,9 @@
-"""Layers on features with a scale axis, (B, S, C, D, H, W) in 3D and (B, S, C, H, W) in 2D."""
+"""Layers on features with a scale axis, (B, S, C, D, H, W) in 3D and (B, S, C, H, W) in 2D; large kernels."""
 
 from monai_scaleequiv.layers._conv import ScaleGroupConv, ScaleLiftingConv
 from monai_scaleequiv.layers._dropout import ScaleDropout
 from monai_scaleequiv.layers._factories import register_layers
+from monai_scaleequiv.layers._large_kernel import LargeKernelConv
 from monai_scaleequiv.layers._per_scale import PerScale, ScaleNorm, ScalePointwiseConv, ScalePool
 from monai_scaleequiv.layers._projection import ScaleProjection
 from monai_scaleequiv.layers._resampling import ScaleDownsample, ScaleUpsample
@@ -10,6 +11,7 @@ from monai_scaleequiv.layers._resampling import ScaleDownsample, ScaleUpsample
 register_layers()
 
 __all__ = [
+    "LargeKernelConv",
     "PerScale",
     "ScaleDownsample",
     "ScaleDropout",

@@ -24,16 +24,20 @@ class ScaleLiftingConv(SteerableConv):
         in_channels: number of input channels.
         out_channels: number of output channels (per scale).
         scales: relative sizes at which each filter is evaluated, S of them.
-        kernel_size: edge of the kernel in voxels, odd, one for all axes or one per axis. It should reach 2 to 3 times
-            the largest sigma to either side.
-        sigma: standard deviation of the filters' Gaussian at scale 1, in voxels.
+        kernel_size: edge of the kernel in voxels at spacing 1, odd, one for all axes or one per axis; None lets it
+            follow from the largest sigma, see :py:func:`hermite_gaussian_basis`.
+        sigma: standard deviation of the filters' Gaussian at scale 1, in units of ``spacing``: voxels, or millimetres.
         max_order: highest total order of the Hermite polynomials; 2 gives 10 functions in 3D and 6 in 2D.
         stride: stride of the convolution. A bare stride aliases; see :py:class:`ScaleDownsample`.
         padding: zero padding; None keeps the size at stride 1.
         bias: whether to add a bias, shared by the scales.
         is_transposed: whether to use a transposed convolution.
         basis: a basis of shape (functions, S, \*kernel_size) to use in place of the one that ``scales``,
-            ``kernel_size``, ``sigma`` and ``max_order`` describe.
+            ``kernel_size``, ``sigma``, ``max_order``, ``method`` and ``spacing`` describe.
+        method: how the filters are made: ``"least_squares"``, ``"sampled"``, or ``"dilated"`` for scales that are whole
+            multiples of the smallest, see :py:func:`hermite_gaussian_basis`.
+        spacing: edge of a voxel, one for all axes or one per axis. The same weights give the same function of the
+            body at every spacing.
 
     Raises:
         ValueError: when an argument is out of range.
@@ -55,7 +59,7 @@ class ScaleLiftingConv(SteerableConv):
         in_channels: int,
         out_channels: int,
         scales: Sequence[float] = DEFAULT_SCALES,
-        kernel_size: Sequence[int] | int = 5,
+        kernel_size: Sequence[int] | int | None = 5,
         sigma: float = 1.0,
         max_order: int = 2,
         stride: Sequence[int] | int = 1,
@@ -63,10 +67,12 @@ class ScaleLiftingConv(SteerableConv):
         bias: bool = True,
         is_transposed: bool = False,
         basis: torch.Tensor | None = None,
+        method: str = "least_squares",
+        spacing: Sequence[float] | float = 1.0,
     ) -> None:
         super().__init__(
             spatial_dims, in_channels, out_channels, scales, kernel_size, sigma, max_order, stride, padding, bias,
-            is_transposed, basis, scale_size=1,
+            is_transposed, basis, method, spacing, scale_size=1,
         )  # fmt: skip
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, self.basis.shape[1]))
         self._reset_weight()
@@ -90,9 +96,9 @@ class ScaleGroupConv(SteerableConv):
         in_channels: number of input channels (per scale).
         out_channels: number of output channels (per scale).
         scales: relative sizes at which each filter is evaluated, S of them.
-        kernel_size: edge of the kernel in voxels, odd, one for all axes or one per axis. It should reach 2 to 3 times
-            the largest sigma to either side.
-        sigma: standard deviation of the filters' Gaussian at scale 1, in voxels.
+        kernel_size: edge of the kernel in voxels at spacing 1, odd, one for all axes or one per axis; None lets it
+            follow from the largest sigma, see :py:func:`hermite_gaussian_basis`.
+        sigma: standard deviation of the filters' Gaussian at scale 1, in units of ``spacing``: voxels, or millimetres.
         max_order: highest total order of the Hermite polynomials; 2 gives 10 functions in 3D and 6 in 2D.
         scale_size: number of neighbouring scales that interact.
         stride: stride of the convolution. A bare stride aliases; see :py:class:`ScaleDownsample`.
@@ -100,7 +106,11 @@ class ScaleGroupConv(SteerableConv):
         bias: whether to add a bias, shared by the scales.
         is_transposed: whether to use a transposed convolution.
         basis: a basis of shape (functions, S, \*kernel_size) to use in place of the one that ``scales``,
-            ``kernel_size``, ``sigma`` and ``max_order`` describe.
+            ``kernel_size``, ``sigma``, ``max_order``, ``method`` and ``spacing`` describe.
+        method: how the filters are made: ``"least_squares"``, ``"sampled"``, or ``"dilated"`` for scales that are whole
+            multiples of the smallest, see :py:func:`hermite_gaussian_basis`.
+        spacing: edge of a voxel, one for all axes or one per axis. The same weights give the same function of the
+            body at every spacing.
 
     Raises:
         ValueError: when an argument is out of range.
@@ -123,7 +133,7 @@ class ScaleGroupConv(SteerableConv):
         in_channels: int,
         out_channels: int,
         scales: Sequence[float] = DEFAULT_SCALES,
-        kernel_size: Sequence[int] | int = 5,
+        kernel_size: Sequence[int] | int | None = 5,
         sigma: float = 1.0,
         max_order: int = 2,
         scale_size: int = 1,
@@ -132,10 +142,12 @@ class ScaleGroupConv(SteerableConv):
         bias: bool = True,
         is_transposed: bool = False,
         basis: torch.Tensor | None = None,
+        method: str = "least_squares",
+        spacing: Sequence[float] | float = 1.0,
     ) -> None:
         super().__init__(
             spatial_dims, in_channels, out_channels, scales, kernel_size, sigma, max_order, stride, padding, bias,
-            is_transposed, basis, scale_size,
+            is_transposed, basis, method, spacing, scale_size,
         )  # fmt: skip
         if not 1 <= scale_size <= self.num_scales:
             raise ValueError(f"scale_size must be from 1 to the {self.num_scales} scales there are, got {scale_size}.")

@@ -62,7 +62,8 @@ class ScaleProjection(nn.Module):
             return _log_mean_probability(x)
         if self.mode == "attentive":
             scores = self.attention(x.flatten(0, 1).flatten(2))  # (B * S, 1, voxels)
-            weights = torch.softmax(scores.reshape([x.shape[0], x.shape[1], 1] + list(x.shape[3:])), dim=1)
+            shape = [x.shape[0], x.shape[1], 1] + list(x.shape[3:])  # noqa: RUF005 - TorchScript has no unpacking
+            weights = torch.softmax(scores.reshape(shape), dim=1)
             return (weights * x).sum(dim=1)
         return x.mean(dim=1)
 

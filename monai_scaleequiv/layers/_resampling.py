@@ -8,7 +8,8 @@ import torch
 from monai.utils import ensure_tuple_rep
 from torch import nn
 
-from monai_scaleequiv.maths import gaussian_downsampling_matrix, linear_upsampling_matrix
+from monai_scaleequiv.maths import gaussian_downsampling_matrix, linear_upsampling_matrix, sampled_gaussian_width
+from monai_scaleequiv.maths._basis import voxel_sizes
 
 __all__ = ["ScaleDownsample", "ScaleUpsample"]
 
@@ -18,6 +19,10 @@ def _factors(spatial_dims: int, factor: Sequence[int] | int) -> list[int]:
     if min(factors) < 1:
         raise ValueError(f"factor must be at least 1 along every axis, got {factor}.")
     return factors
+
+
+def _factors_at(factors: Sequence[int], spacings: Sequence[float]) -> list[int]:
+    return [f if f == 1 else max(1, round(f / r)) for f, r in zip(factors, spacings, strict=True)]
 
 
 def _resample_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Tensor:
@@ -45,11 +50,14 @@ class ScaleDownsample(nn.Module):
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
         scales: relative sizes, S of them.
-        factor: down-sampling factor, one for all axes or one per axis.
-        sigma: standard deviation of the blur at scale 1, in voxels of the output grid.
+        factor: down-sampling factor at spacing 1, one for all axes or one per axis.
+        sigma: standard deviation of the blur at scale 1, in voxels of the output grid at spacing 1.
+        spacing: edge of an input voxel, one for all axes or one per axis. The blur stays the same in millimetres, and
+            an axis is down-sampled by the whole number nearest to ``factor / spacing``: by less, or not at all, where
+            voxels are large already. Axes of factor 1 are neither blurred nor down-sampled.
 
     Raises:
-        ValueError: when a factor is below 1 or their number is not ``spatial_dims``.
+        ValueError: when a factor is below 1, a spacing not above 0 or their number is not ``spatial_dims``.
 
     Shape:
         input (B, S or 1, C, D, H, W), output (B, S, C, ceil(D / factor), ...).
@@ -58,26 +66,52 @@ class ScaleDownsample(nn.Module):
 
         >>> ScaleDownsample(3, scales=(1.0, 0.8), factor=2)(torch.rand(1, 2, 4, 9, 8, 8)).shape
         torch.Size([1, 2, 4, 5, 4, 4])
+        >>> ScaleDownsample(3, (1.0, 0.8), factor=2, spacing=(1, 1, 3))(torch.rand(1, 2, 4, 9, 8, 8)).shape
+        torch.Size([1, 2, 4, 5, 4, 8])
     """
 
     def __init__(
-        self, spatial_dims: int, scales: Sequence[float], factor: Sequence[int] | int = 2, sigma: float = 0.6
+        self,
+        spatial_dims: int,
+        scales: Sequence[float],
+        factor: Sequence[int] | int = 2,
+        sigma: float = 0.6,
+        spacing: Sequence[float] | float = 1.0,
     ) -> None:
         super().__init__()
-        self.factor = _factors(spatial_dims, factor)
-        self.register_buffer("sigma", torch.tensor([sigma * s for s in scales]), persistent=False)
+        factors = _factors(spatial_dims, factor)
+        spacings = voxel_sizes(spacing, spatial_dims)
+        self.factor = _factors_at(factors, spacings)
+        self.blurs = [f > 1 for f in factors]
+        widths = [
+            [_width(sigma * s * f / r, g, r) for s in scales]
+            for f, g, r in zip(factors, self.factor, spacings, strict=True)
+        ]
+        self.register_buffer("sigma", torch.tensor(widths), persistent=False)  # (axes, S), in input voxels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.expand([-1, self.sigma.shape[0]] + [-1] * (x.dim() - 2))
+        x = x.expand([-1, self.sigma.shape[1]] + [-1] * (x.dim() - 2))
         for axis in range(len(self.factor)):
-            if self.factor[axis] > 1:
-                factor = self.factor[axis]
-                matrix = gaussian_downsampling_matrix(x.shape[3 + axis], factor, self.sigma * factor)
+            if self.blurs[axis]:
+                matrix = gaussian_downsampling_matrix(x.shape[3 + axis], self.factor[axis], self.sigma[axis])
                 x = _resample_axis(x, matrix, 3 + axis)
         return x
 
     def extra_repr(self) -> str:
         return f"factor={self.factor}"
+
+
+def _interpolation_variance(factor: int) -> float:
+    """Variance of what linear interpolation makes of an impulse, in voxels of the fine grid.
+
+    Mean of d (f - d) over the distances d of fine voxels from a coarse one: whole numbers for odd f, halves for even f.
+    """
+    return (factor**2 - 1) / 6 if factor % 2 else factor**2 / 6 + 1 / 12
+
+
+def _width(sigma: float, factor: int, spacing: float) -> float:
+    # At spacing 1 the samples define the blur; elsewhere they imitate it.
+    return sigma if spacing == 1 else sampled_gaussian_width(sigma, 0.5 * (1 - factor % 2))
 
 
 class ScaleUpsample(nn.Module):
@@ -88,10 +122,12 @@ class ScaleUpsample(nn.Module):
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
-        factor: up-sampling factor, one for all axes or one per axis.
+        factor: up-sampling factor at spacing 1, one for all axes or one per axis.
+        spacing: edge of an output voxel, one for all axes or one per axis; factors follow as in the down-sampling.
+            Interpolation smooths: where there is less of it than at spacing 1, a Gaussian makes up for the variance.
 
     Raises:
-        ValueError: when a factor is below 1 or their number is not ``spatial_dims``.
+        ValueError: when a factor is below 1, a spacing not above 0 or their number is not ``spatial_dims``.
 
     Shape:
         input (B, S, C, D, H, W), output (B, S, C, *size).
@@ -102,9 +138,22 @@ class ScaleUpsample(nn.Module):
         torch.Size([1, 2, 4, 9, 8, 8])
     """
 
-    def __init__(self, spatial_dims: int, factor: Sequence[int] | int = 2) -> None:
+    def __init__(
+        self, spatial_dims: int, factor: Sequence[int] | int = 2, spacing: Sequence[float] | float = 1.0
+    ) -> None:
         super().__init__()
-        self.factor = _factors(spatial_dims, factor)
+        factors = _factors(spatial_dims, factor)
+        spacings = voxel_sizes(spacing, spatial_dims)
+        self.factor = _factors_at(factors, spacings)
+        missing = [
+            _interpolation_variance(f) / r**2 - _interpolation_variance(g) if r != 1 else 0.0
+            for f, g, r in zip(factors, self.factor, spacings, strict=True)
+        ]
+        self.smooths = [v > 1e-3 for v in missing]
+        widths = [
+            [sampled_gaussian_width(v**0.5) if smooth else 0.0] for v, smooth in zip(missing, self.smooths, strict=True)
+        ]
+        self.register_buffer("sigma", torch.tensor(widths), persistent=False)  # (axes, 1), in output voxels
 
     def forward(self, x: torch.Tensor, size: list[int]) -> torch.Tensor:
         """Up-samples to ``size``, the spatial size before the down-sampling."""
@@ -112,6 +161,8 @@ class ScaleUpsample(nn.Module):
             if self.factor[axis] > 1:
                 matrix = linear_upsampling_matrix(x.shape[3 + axis], self.factor[axis], size[axis], x)
                 x = _resample_axis(x, matrix.unsqueeze(0), 3 + axis)
+            if self.smooths[axis]:
+                x = _resample_axis(x, gaussian_downsampling_matrix(size[axis], 1, self.sigma[axis]), 3 + axis)
         return x
 
     def extra_repr(self) -> str:

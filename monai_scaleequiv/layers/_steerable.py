@@ -25,7 +25,7 @@ class SteerableConv(nn.Module):
         in_channels: int,
         out_channels: int,
         scales: Sequence[float],
-        kernel_size: Sequence[int] | int,
+        kernel_size: Sequence[int] | int | None,
         sigma: float,
         max_order: int,
         stride: Sequence[int] | int,
@@ -33,6 +33,8 @@ class SteerableConv(nn.Module):
         bias: bool,
         is_transposed: bool,
         basis: torch.Tensor | None,
+        method: str,
+        spacing: Sequence[float] | float,
         scale_size: int,
     ) -> None:
         super().__init__()
@@ -44,9 +46,9 @@ class SteerableConv(nn.Module):
         # A basis from elsewhere does not tell its scales.
         self.scales = [float(s) for s in scales] if basis is None else None
         if basis is None:
-            if any(k < 3 or k % 2 == 0 for k in ensure_tuple(kernel_size)):
+            if any(k is not None and (k < 3 or k % 2 == 0) for k in ensure_tuple(kernel_size)):
                 raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}.")
-            basis = hermite_gaussian_basis(kernel_size, scales, spatial_dims, sigma, max_order)
+            basis = hermite_gaussian_basis(kernel_size, scales, spatial_dims, sigma, max_order, method, spacing)
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.out_channels = out_channels

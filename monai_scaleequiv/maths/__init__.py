@@ -1,14 +1,34 @@
 """The mathematics behind the layers: plain functions on float64 tensors, no modules."""
 
-from monai_scaleequiv.maths._hermite import hermite_gaussian_basis, hermite_gaussian_filters
-from monai_scaleequiv.maths._resampling import gaussian_downsampling_matrix, linear_upsampling_matrix
+from monai_scaleequiv.maths._basis import hermite_gaussian_basis
+from monai_scaleequiv.maths._fft_conv import (
+    crop_to_reach,
+    fft_depthwise_conv,
+    fft_depthwise_gradients,
+    fft_kernel_spectrum,
+    kernel_reach,
+)
+from monai_scaleequiv.maths._hermite import hermite_gaussian_filters
+from monai_scaleequiv.maths._prior import frequency_prior
+from monai_scaleequiv.maths._resampling import (
+    gaussian_downsampling_matrix,
+    linear_upsampling_matrix,
+    sampled_gaussian_width,
+)
 from monai_scaleequiv.maths._rescaling import cosine_resampling_matrix, rescale
 
 __all__ = [
     "cosine_resampling_matrix",
+    "crop_to_reach",
+    "fft_depthwise_conv",
+    "fft_depthwise_gradients",
+    "fft_kernel_spectrum",
+    "frequency_prior",
     "gaussian_downsampling_matrix",
     "hermite_gaussian_basis",
     "hermite_gaussian_filters",
+    "kernel_reach",
     "linear_upsampling_matrix",
     "rescale",
+    "sampled_gaussian_width",
 ]

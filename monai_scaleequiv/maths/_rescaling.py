@@ -57,7 +57,7 @@ def as_ratio(value: float, denominator: int = 5_040_000) -> tuple[int, int]:
 
     The denominator has all divisors up to 10, so that 2/3 stays exact and a voxel of 0.69999999 mm counts as 0.7 mm.
     """
-    return int(round(value * denominator)), denominator
+    return int(round(value * denominator)), denominator  # noqa: RUF046 - TorchScript's round gives a float
 
 
 def series_matrix(

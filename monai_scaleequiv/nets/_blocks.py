@@ -30,8 +30,8 @@ class ScaleConvUnit(nn.Sequential):
         out_channels: number of output channels.
         lifting: whether the input is an image (B, C, ...) and not yet features (B, S, C, ...).
         scales: relative sizes at which each filter is evaluated, S of them.
-        kernel_size: edge of the kernel in voxels, odd.
-        sigma: standard deviation of the filters' Gaussian at scale 1, in voxels.
+        kernel_size: edge of the kernel in voxels at spacing 1, odd; None lets it follow from sigma.
+        sigma: standard deviation of the filters' Gaussian at scale 1, in units of ``spacing``: voxels, or millimetres.
         max_order: highest total order of the Hermite polynomials.
         scale_size: number of neighbouring scales that interact (not in a lifting convolution).
         act: activation type and arguments, None for none.
@@ -39,6 +39,7 @@ class ScaleConvUnit(nn.Sequential):
         dropout: probability of a channel to be dropped.
         bias: whether the convolution has a bias.
         adn_ordering: order of activation (A), dropout (D) and normalisation (N).
+        spacing: edge of a voxel, one for all axes or one per axis.
 
     Raises:
         ValueError: when an argument is out of range.
@@ -56,7 +57,7 @@ class ScaleConvUnit(nn.Sequential):
         out_channels: int,
         lifting: bool = False,
         scales: Sequence[float] = DEFAULT_SCALES,
-        kernel_size: Sequence[int] | int = 5,
+        kernel_size: Sequence[int] | int | None = 5,
         sigma: float = 1.0,
         max_order: int = 2,
         scale_size: int = 1,
@@ -65,11 +66,15 @@ class ScaleConvUnit(nn.Sequential):
         dropout: float = 0.0,
         bias: bool = True,
         adn_ordering: str = "NDA",
+        spacing: Sequence[float] | float = 1.0,
     ) -> None:
         super().__init__()
         if sorted(set(adn_ordering)) != sorted(adn_ordering) or not set(adn_ordering) <= set("NDA"):
             raise ValueError(f"adn_ordering must hold each of the letters N, D, A at most once, got {adn_ordering!r}.")
-        filters = {"scales": scales, "kernel_size": kernel_size, "sigma": sigma, "max_order": max_order, "bias": bias}
+        filters = {
+            "scales": scales, "kernel_size": kernel_size, "sigma": sigma, "max_order": max_order, "bias": bias,
+            "spacing": spacing,
+        }  # fmt: skip
         if lifting:
             self.add_module("conv", ScaleLiftingConv(spatial_dims, in_channels, out_channels, **filters))
         else:
@@ -98,8 +103,8 @@ class ScaleResidualUnit(nn.Module):
         lifting: whether the input is an image (B, C, ...) and not yet features (B, S, C, ...).
         subunits: number of convolutions.
         scales: relative sizes at which each filter is evaluated, S of them.
-        kernel_size: edge of the kernel in voxels, odd.
-        sigma: standard deviation of the filters' Gaussian at scale 1, in voxels.
+        kernel_size: edge of the kernel in voxels at spacing 1, odd; None lets it follow from sigma.
+        sigma: standard deviation of the filters' Gaussian at scale 1, in units of ``spacing``: voxels, or millimetres.
         max_order: highest total order of the Hermite polynomials.
         scale_size: number of neighbouring scales that interact (not in a lifting convolution).
         act: activation type and arguments.
@@ -107,6 +112,7 @@ class ScaleResidualUnit(nn.Module):
         dropout: probability of a channel to be dropped.
         bias: whether the convolutions have a bias.
         adn_ordering: order of activation (A), dropout (D) and normalisation (N).
+        spacing: edge of a voxel, one for all axes or one per axis.
 
     Raises:
         ValueError: when an argument is out of range.
@@ -125,7 +131,7 @@ class ScaleResidualUnit(nn.Module):
         lifting: bool = False,
         subunits: int = 2,
         scales: Sequence[float] = DEFAULT_SCALES,
-        kernel_size: Sequence[int] | int = 5,
+        kernel_size: Sequence[int] | int | None = 5,
         sigma: float = 1.0,
         max_order: int = 2,
         scale_size: int = 1,
@@ -134,12 +140,13 @@ class ScaleResidualUnit(nn.Module):
         dropout: float = 0.0,
         bias: bool = True,
         adn_ordering: str = "NDA",
+        spacing: Sequence[float] | float = 1.0,
     ) -> None:
         super().__init__()
         if subunits < 1:
             raise ValueError(f"subunits must be at least 1, got {subunits}.")
         self.lifting = lifting
-        common = (scales, kernel_size, sigma, max_order, scale_size, act, norm, dropout, bias, adn_ordering)
+        common = (scales, kernel_size, sigma, max_order, scale_size, act, norm, dropout, bias, adn_ordering, spacing)
         units = [ScaleConvUnit(spatial_dims, in_channels, out_channels, lifting, *common)]
         units += [ScaleConvUnit(spatial_dims, out_channels, out_channels, False, *common) for _ in range(subunits - 1)]
         self.conv = nn.Sequential(*units)

@@ -42,6 +42,8 @@ class ScalePyramid(nn.Module):
         use_checkpoint: whether training keeps only the copies' answers and computes the rest twice, to save memory.
         with_scale_map: whether a last channel is added: for each voxel the scale that contributed most to the
             predicted class, in mm with ``voxel_size`` (the geometric mean over axes), else relative.
+        smoothing: standard deviation, in voxels of the copy, of a Gaussian instead of the sharp end of the band: with
+            0.5 answers depend several times less on how the image was interpolated, at some loss of finest detail.
 
     Raises:
         ValueError: when an argument is out of range, or ``voxel_size`` is given and the spacing of an image is unknown.
@@ -81,10 +83,10 @@ class ScalePyramid(nn.Module):
         self.in_millimetres = voxel_size is not None
         self.voxel_size = [float(v) for v in ensure_tuple_rep(1.0 if voxel_size is None else voxel_size, spatial_dims)]
         self.size_divisor = list(ensure_tuple_rep(size_divisor, spatial_dims))
-        if min(self.voxel_size) <= 0 or min(self.size_divisor) < 1:
+        if min(self.voxel_size) <= 0 or min(self.size_divisor) < 1 or smoothing < 0:
             raise ValueError(
-                "voxel_size must be above 0 and size_divisor at least 1, "
-                f"got voxel_size={voxel_size}, size_divisor={size_divisor}."
+                "voxel_size must be above 0, size_divisor at least 1 and smoothing at least 0, "
+                f"got voxel_size={voxel_size}, size_divisor={size_divisor}, smoothing={smoothing}."
             )
         self.use_checkpoint = use_checkpoint
         self.smoothing = smoothing
@@ -114,12 +116,11 @@ class ScalePyramid(nn.Module):
 
     def _answer(self, x: torch.Tensor, step: list[tuple[int, int]]) -> torch.Tensor:
         size = [x.shape[2 + axis] for axis in range(self.spatial_dims)]
+        targets = self._copy_size(size, step)
         copy = x
         for axis in range(self.spatial_dims):
             numerator, denominator = step[axis]
-            divisor = self.size_divisor[axis] * numerator
-            target = (size[axis] * denominator + divisor - 1) // divisor * self.size_divisor[axis]
-            copy = _resample(copy, axis + 2, target, numerator, denominator, self.smoothing)
+            copy = _resample(copy, axis + 2, targets[axis], numerator, denominator, self.smoothing)
         if self.use_checkpoint and self.training and not torch.jit.is_scripting():
             y = self._checkpointed(copy)
         else:
@@ -128,6 +129,17 @@ class ScalePyramid(nn.Module):
             numerator, denominator = step[axis]
             y = _resample(y, axis + 2, size[axis], denominator, numerator, 0.0)
         return y
+
+    def _copy_size(self, size: list[int], step: list[tuple[int, int]]) -> list[int]:
+        multiples: list[int] = []
+        for axis in range(self.spatial_dims):
+            numerator, denominator = step[axis]
+            divisor = self.size_divisor[axis] * numerator
+            multiples.append((size[axis] * denominator + divisor - 1) // divisor)
+        # A network's lowest level would hold a single voxel, of which no norm can take statistics.
+        if max(multiples) == 1 and max(self.size_divisor) > 1:
+            multiples[-1] = 2
+        return [multiples[axis] * self.size_divisor[axis] for axis in range(self.spatial_dims)]
 
     @torch.jit.unused
     def _checkpointed(self, x: torch.Tensor) -> torch.Tensor:
@@ -159,7 +171,8 @@ class ScalePyramid(nn.Module):
         # features (B, S, C', ...): at each scale how probable the class is that was predicted in the end
         if features.shape[2] > 1:
             predicted = y.argmax(dim=1, keepdim=True).unsqueeze(1)  # (B, 1, 1, D, H, W)
-            predicted = predicted.expand([-1, features.shape[1], 1] + list(y.shape[2:]))
+            shape = [-1, features.shape[1], 1] + list(y.shape[2:])  # noqa: RUF005 - TorchScript has no unpacking
+            predicted = predicted.expand(shape)
             support = torch.log_softmax(features, dim=2).gather(2, predicted)
         else:
             support = features * torch.sign(y).unsqueeze(1)

@@ -2,48 +2,65 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.networks.nets import UNet
 from monai.utils import ensure_tuple, ensure_tuple_rep
 from torch import nn
 
-from monai_scaleequiv.layers import ScaleDownsample, ScalePointwiseConv, ScaleProjection, ScaleUpsample
+from monai_scaleequiv.layers import ScaleProjection
 from monai_scaleequiv.layers._steerable import DEFAULT_SCALES
-from monai_scaleequiv.nets._blocks import ScaleConvUnit, ScaleResidualUnit
+from monai_scaleequiv.nets._levels import LevelBuilder, next_spacing
+from monai_scaleequiv.nets._pyramid import DEFAULT_PYRAMID, ScalePyramid
+from monai_scaleequiv.nets._spacing import SpacingNetwork
 
 __all__ = ["SEUNet"]
 
+# What None stands for.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "own": {
+        "kernel_size": 3,
+        "up_kernel_size": 3,
+        "act": "PRELU",
+        "norm": "INSTANCE",
+        "scales": DEFAULT_PYRAMID,
+        "projection": "logsumexp",
+    },
+    "fixed": {
+        "kernel_size": 5,
+        "up_kernel_size": 5,
+        "act": "SILU",
+        "norm": "BATCH",
+        "scales": DEFAULT_SCALES,
+        "projection": "mean",
+    },
+}
 
-class _UpLevel(nn.Module):
-    """Convolutions on the joined features, then up-sampling to the size before the level's down-sampling.
 
-    In this order the convolutions run on the small grid; at the top the head comes first too, being pointwise.
-    """
+class SEUNet(SpacingNetwork):
+    """Scale-equivariant U-Net, a drop-in for :py:class:`monai.networks.nets.UNet`.
 
-    def __init__(self, unit: nn.Module, upsample: ScaleUpsample) -> None:
-        super().__init__()
-        self.unit = unit
-        self.upsample = upsample
+    Rescaled images have rescaled answers, because each feature is computed at several sizes with the same weights.
+    Where these sizes live is ``grid``:
 
-    def forward(self, x: torch.Tensor, size: list[int]) -> torch.Tensor:
-        return self.upsample(self.unit(x), size)
+    - ``"own"``: each scale on its own grid. An ordinary ``UNet`` sees copies of the image at several sizes, and its
+      answers are joined on the image's grid (:py:class:`ScalePyramid`). Exact under ideal rescaling, and best on real
+      volumes of another size than those trained on.
+    - ``"fixed"``: all scales on the image's grid, as published. The image is lifted to S scales and all levels act on
+      them with steerable filters. Against the published network, down-sampling is antialiased in proportion to each
+      scale, up-sampling is linear, filters are fitted to the kernel's extent and complete in degree, and evaluation
+      uses running statistics. For the network exactly as published see
+      :py:func:`monai_scaleequiv.published.build_seunet`.
 
-
-class SEUNet(nn.Module):
-    """U-Net whose features carry a scale axis, a drop-in for :py:class:`monai.networks.nets.UNet`.
-
-    The image is lifted to S scales, all levels act on every scale with the same steerable filters, and the scale axis
-    is projected away at the end. Against the published network: down-sampling is antialiased in proportion to each
-    scale, up-sampling is linear, filters are fitted to the kernel's extent and complete in degree, and evaluation uses
-    running statistics, so that a prediction depends neither on its batch nor on far corners of the volume. Any input
-    size is allowed. For the network exactly as published see :py:func:`monai_scaleequiv.published.build_seunet`.
-
-    Arguments up to ``adn_ordering`` mean what they mean in ``UNet``, but that ``dropout`` drops whole channels. Three
-    defaults differ: ``kernel_size`` 5 (a Gaussian derivative does not fit into 3), ``act`` SiLU (a kink creates
-    frequencies that the grid cannot hold) and ``norm`` batch (running statistics).
+    Either way any input size is allowed, and a prediction does not depend on its batch. Arguments up to
+    ``adn_ordering`` mean what they mean in ``UNet``; on the fixed grid ``dropout`` drops whole channels. None stands
+    for the grid's own default: on own grids ``UNet``'s; on the fixed grid ``kernel_size`` 5 (a Gaussian derivative does
+    not fit into 3), ``act`` SiLU (a kink creates frequencies that the grid cannot hold) and ``norm`` batch.
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
@@ -51,19 +68,26 @@ class SEUNet(nn.Module):
         out_channels: number of output channels.
         channels: channels (per scale) of the levels, top first; at least two levels.
         strides: down-sampling of the levels but the last, one number or one per axis; ``len(channels) - 1`` of them.
-        kernel_size: edge of the kernels in voxels, odd, one for all axes or one per axis.
+        kernel_size: edge of the kernels in voxels (at spacing 1), odd, one for all axes or one per axis; None for 3 on
+            own grids and 5 on the fixed grid.
         up_kernel_size: the same for the first convolution of each level on the way up.
         num_res_units: number of convolutions in each residual unit; 0 for plain convolutions.
-        act: activation type and arguments.
-        norm: normalisation type and arguments.
-        dropout: probability of a channel to be dropped, at all scales at once.
+        act: activation type and arguments; None for ``"PRELU"`` on own grids and ``"SILU"`` on the fixed grid.
+        norm: normalisation type and arguments; None for ``"INSTANCE"`` on own grids and ``"BATCH"`` on the fixed grid.
+        dropout: dropout ratio, on the fixed grid of whole channels at all scales at once.
         bias: whether the convolutions have a bias.
         adn_ordering: order of activation (A), normalisation (N) and dropout (D).
-        scales: relative sizes at which each filter is evaluated, S of them.
-        sigma: standard deviation of the filters' Gaussian at scale 1, in voxels.
-        max_order: highest total order of the Hermite polynomials; 2 gives 10 functions in 3D and 6 in 2D.
-        scale_size: number of neighbouring scales that interact in a convolution.
-        projection: ``"mean"`` or ``"max"`` over scales at the end.
+        grid: ``"own"`` or ``"fixed"``.
+        scales: relative sizes, S of them; None for 1, 1.26, 1.59, 2 on own grids and 1, 0.9, 0.81, 0.729 on the fixed
+            grid. The own grid of a scale below 1 is finer than the image's, and costs accordingly.
+        projection: how scales are joined, a mode of :py:class:`ScaleProjection`; None for ``"logsumexp"`` on own grids
+            and ``"mean"`` on the fixed grid.
+        spacing: edge of a voxel, one for all axes or one per axis. With it scales are physical sizes, and the same
+            weights give the same network in millimetres; see :py:meth:`at_spacing`. On the fixed grid filters, blurs
+            and down-sampling factors follow: each level has the grid nearest to the one it has at spacing 1.
+        sigma: fixed grid: standard deviation of the filters' Gaussian at scale 1, in units of ``spacing``.
+        max_order: fixed grid: highest total order of the Hermite polynomials; 2 gives 10 functions in 3D and 6 in 2D.
+        scale_size: fixed grid: number of neighbouring scales that interact in a convolution.
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or channels.
@@ -76,6 +100,8 @@ class SEUNet(nn.Module):
         >>> net = SEUNet(spatial_dims=3, in_channels=1, out_channels=2, channels=(8, 16, 32), strides=(2, 2))
         >>> net(torch.rand(1, 1, 35, 51, 36)).shape
         torch.Size([1, 2, 35, 51, 36])
+        >>> net.at_spacing((1.0, 1.0, 3.0))(torch.rand(1, 1, 35, 51, 12)).shape
+        torch.Size([1, 2, 35, 51, 12])
 
     Source: Wimmer et al. 2023 (arXiv 2304.05864).
     """
@@ -87,58 +113,95 @@ class SEUNet(nn.Module):
         out_channels: int,
         channels: Sequence[int],
         strides: Sequence[Sequence[int] | int],
-        kernel_size: Sequence[int] | int = 5,
-        up_kernel_size: Sequence[int] | int = 5,
+        kernel_size: Sequence[int] | int | None = None,
+        up_kernel_size: Sequence[int] | int | None = None,
         num_res_units: int = 0,
-        act: tuple | str = "SILU",
-        norm: tuple | str = "BATCH",
+        act: tuple | str | None = None,
+        norm: tuple | str | None = None,
         dropout: float = 0.0,
         bias: bool = True,
         adn_ordering: str = "NDA",
-        scales: Sequence[float] = DEFAULT_SCALES,
+        grid: str = "own",
+        scales: Sequence[float] | None = None,
+        projection: str | None = None,
+        spacing: Sequence[float] | float = 1.0,
         sigma: float = 1.0,
         max_order: int = 2,
         scale_size: int = 1,
-        projection: str = "mean",
     ) -> None:
-        super().__init__()
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         _check_arguments(spatial_dims, in_channels, out_channels, channels, strides, num_res_units)
-        factors = [list(ensure_tuple_rep(s, spatial_dims)) for s in strides[: len(channels) - 1]]
+        if grid not in _DEFAULTS:
+            raise ValueError(f"grid must be one of {tuple(_DEFAULTS)}, got {grid!r}.")
+        strides = strides[: len(channels) - 1]
+        super().__init__({**arguments, "strides": strides})
         self.in_channels = in_channels
         self.spatial_dims = spatial_dims
-        self.scales = [float(s) for s in scales]
-        self.total_stride = [int(torch.tensor(axis).prod()) for axis in zip(*factors, strict=True)]
-        filters = {"scales": scales, "sigma": sigma, "max_order": max_order, "scale_size": scale_size}
-        adn = {"act": act, "norm": norm, "dropout": dropout, "bias": bias, "adn_ordering": adn_ordering}
+        chosen = {k: _DEFAULTS[grid][k] if arguments[k] is None else arguments[k] for k in _DEFAULTS[grid]}
+        self.scales = [float(s) for s in chosen["scales"]]
+        units = {"dropout": dropout, "bias": bias, "adn_ordering": adn_ordering}
+        # One of the two halves is empty: attributes that TorchScript can see through
+        self.pyramid: nn.Module | None = None
+        self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
+        self.bottom: nn.Module = nn.Identity()
+        self.projection: nn.Module = nn.Identity()
+        self.total_stride = [1] * spatial_dims
+        self.voxel = list(self.spacing)
+        if grid == "fixed":
+            units |= {"sigma": sigma, "max_order": max_order, "scale_size": scale_size}
+            self._build_fixed_grid(out_channels, channels, strides, num_res_units, {**units, **chosen})
+        else:
+            if (sigma, max_order, scale_size) != (1.0, 2, 1):
+                raise ValueError("sigma, max_order and scale_size belong to grid='fixed', got them with grid='own'.")
+            self._build_own_grids(out_channels, channels, strides, num_res_units, {**units, **chosen})
 
-        def unit(inc: int, outc: int, kernel: Sequence[int] | int, subunits: int, lifting: bool = False) -> nn.Module:
-            args = {"lifting": lifting, "kernel_size": kernel, **filters, **adn}
-            if subunits > 0:
-                return ScaleResidualUnit(spatial_dims, inc, outc, subunits=subunits, **args)
-            return ScaleConvUnit(spatial_dims, inc, outc, **args)
+    def _build_own_grids(
+        self,
+        out_channels: int,
+        channels: Sequence[int],
+        strides: Sequence[Sequence[int] | int],
+        num_res_units: int,
+        options: dict[str, Any],
+    ) -> None:
+        scales, projection = options.pop("scales"), options.pop("projection")
+        unet = UNet(
+            self.spatial_dims, self.in_channels, out_channels, channels, strides, num_res_units=num_res_units, **options
+        )
+        factors = [ensure_tuple_rep(s, self.spatial_dims) for s in strides]
+        divisor = [math.prod(axis) for axis in zip(*factors, strict=True)]
+        joined = ScaleProjection(projection, channels=out_channels)
+        self.pyramid = ScalePyramid(unet, scales, joined, self.spatial_dims, voxel_size=1.0, size_divisor=divisor)
 
-        def down(inc: int, outc: int, factor: list[int], is_top: bool) -> nn.Module:
-            strided = max(factor) > 1
-            layers: list[nn.Module] = [nn.Unflatten(1, (1, inc))] if is_top and strided else []
-            layers += [ScaleDownsample(spatial_dims, scales, factor)] if strided else []
-            lifting = is_top and not strided
-            return nn.Sequential(*layers, unit(inc, outc, kernel_size, num_res_units, lifting))
-
-        def up(inc: int, outc: int, factor: list[int], is_top: bool) -> nn.Module:
-            layers = [unit(inc, outc, up_kernel_size, 0)]
-            layers += [unit(outc, outc, kernel_size, 1)] if num_res_units > 0 else []
-            layers += [ScalePointwiseConv(spatial_dims, outc, out_channels, bias)] if is_top else []
-            return _UpLevel(nn.Sequential(*layers), ScaleUpsample(spatial_dims, factor))
-
-        ins = [in_channels, *channels[:-2]]  # channels that enter each level from above
-        self.downs = nn.ModuleList(down(ins[i], channels[i], factor, is_top=i == 0) for i, factor in enumerate(factors))
-        self.bottom = unit(channels[-2], channels[-1], kernel_size, num_res_units)
+    def _build_fixed_grid(
+        self,
+        out_channels: int,
+        channels: Sequence[int],
+        strides: Sequence[Sequence[int] | int],
+        num_res_units: int,
+        options: dict[str, Any],
+    ) -> None:
+        self.projection = ScaleProjection(options.pop("projection"), channels=out_channels)
+        kernel_size, up_kernel_size = options.pop("kernel_size"), options.pop("up_kernel_size")
+        build = LevelBuilder(self.spatial_dims, kernel_size, up_kernel_size, num_res_units, options)
+        factors = [list(ensure_tuple_rep(s, self.spatial_dims)) for s in strides]
+        ins = [self.in_channels, *channels[:-2]]  # channels that enter each level from above
+        spacings = [list(self.spacing)]  # below each down-sampling
+        taken: list[list[int]] = []  # down-sampling at this spacing
+        downs: list[nn.Module] = []
+        for i, factor in enumerate(factors):
+            downsample = build.downsample(factor, spacings[-1]) if max(factor) > 1 else None
+            taken.append(factor if downsample is None else downsample.factor)
+            spacings.append(next_spacing(spacings[-1], factor, taken[-1]))
+            downs.append(build.down(ins[i], channels[i], downsample, spacings[-1], is_top=i == 0))
+        self.downs.extend(downs)
+        self.bottom = build.unit(channels[-2], channels[-1], spacings[-1])
         below = [*channels[:-2], channels[-1]]  # channels that come back to each level from below
         outs = [channels[0], *channels[:-2]]
-        self.ups = nn.ModuleList(
-            up(channels[i] + below[i], outs[i], factors[i], is_top=i == 0) for i in reversed(range(len(factors)))
-        )
-        self.projection = ScaleProjection(projection)
+        for i in reversed(range(len(factors))):
+            upsample = build.upsample(factors[i], spacings[i])
+            head_channels = out_channels if i == 0 else None
+            self.ups.append(build.up(channels[i] + below[i], outs[i], upsample, spacings[i + 1], head_channels))
+        self.total_stride = [math.prod(axis) for axis in zip(*taken, strict=True)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.dim() != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
@@ -146,6 +209,8 @@ class SEUNet(nn.Module):
                 f"SEUNet expects input of shape (batch, {self.in_channels}, *{self.spatial_dims} spatial axes), "
                 f"got {list(x.shape)}."
             )
+        if self.pyramid is not None:
+            return self.pyramid(x, self.voxel)
         width = x.shape[-1]
         x = self._pad_lone_voxel(x)
         skips: list[torch.Tensor] = []

@@ -1,0 +1,117 @@
+"""Large depthwise convolution as one operator of torch, which autograd and torch.compile take as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from monai_scaleequiv.maths import (
+    crop_to_reach,
+    fft_depthwise_conv,
+    fft_depthwise_gradients,
+    kernel_reach,
+)
+
+__all__: list[str] = []
+
+# Products of a tap and a voxel per point of the FFT's circle, from which the FFT is the faster one in 3D (measured on a
+# CPU in single precision). In 2D torch's own convolution is very fast up to an edge of 13, and falls off beyond.
+_PRODUCTS_PER_POINT = 500
+_EDGE_IN_2D = 13
+
+
+def is_fft_faster(size: Sequence[int], kernel_size: Sequence[int]) -> bool:
+    """Whether an image of this size is better convolved by FFT; the same holds for the input's gradient."""
+    reach = kernel_reach(size, kernel_size)
+    if len(size) == 2:
+        return 2 * max(reach) + 1 > _EDGE_IN_2D
+    products = points = 1
+    for n, r in zip(size, reach, strict=True):
+        products *= n * (2 * r + 1) - r * (r + 1)  # taps that lie on padding left out
+        points *= n + r
+    return products > _PRODUCTS_PER_POINT * points
+
+
+def depthwise_conv(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, flip: bool = False
+) -> torch.Tensor:
+    """Torch's own convolution with zero padding that keeps the size; ``flip`` mirrors the kernel."""
+    size, channels = weight.shape[2:], weight.shape[0]
+    padding = [k // 2 for k in size]
+    if flip:
+        weight = weight.flip([2 + axis for axis in range(len(size))])
+    if len(size) == 3:
+        return F.conv3d(x, weight, bias, padding=padding, groups=channels)
+    return F.conv2d(x, weight, bias, padding=padding, groups=channels)
+
+
+# An operator rather than an autograd.Function: the graph that torch.compile makes holds one node, so that the sizes of
+# the transforms may depend on the image's size, and complex tensors do not reach its code generator.
+@torch.library.custom_op("monai_scaleequiv::large_depthwise_conv", mutates_args=())
+def large_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Tensor | None = None) -> torch.Tensor:
+    """Convolution by the faster way; ``spectrum`` is used in place of the kernel's own transform."""
+    x = x.contiguous()  # as the result is expected to be
+    with torch.autocast(x.device.type, enabled=False):
+        if spectrum is not None or is_fft_faster(x.shape[2:], weight.shape[2:]):
+            return fft_depthwise_conv(x, weight, spectrum)
+        return depthwise_conv(x, crop_to_reach(weight, x.shape[2:]))
+
+
+@large_depthwise_conv.register_fake
+def _(x, weight, spectrum=None):
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("monai_scaleequiv::large_depthwise_gradients", mutates_args=())
+def large_depthwise_gradients(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, of_input: bool, of_weight: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both gradients; an empty tensor stands for one that is not wanted."""
+    size, edges = x.shape[2:], weight.shape[2:]
+    by_fft = is_fft_faster(size, edges)
+    grad, x = grad.contiguous(), x.contiguous()
+    grad_x, grad_weight = None, None
+    with torch.autocast(x.device.type, enabled=False):
+        # Torch's own gradient of the weight becomes the bottleneck from an edge of 5 on, and its own gradient of the
+        # input is slower than a convolution with the mirrored kernel.
+        weight_by_fft = of_weight and (by_fft or max(edges) > 3)
+        if weight_by_fft or (of_input and by_fft):
+            grad_x, grad_weight = fft_depthwise_gradients(grad, x, weight, of_input and by_fft, weight_by_fft)
+        if of_input and not by_fft:
+            grad_x = depthwise_conv(grad, crop_to_reach(weight, size), flip=True)
+        if of_weight and not weight_by_fft:
+            grad_weight = _framework_weight_gradient(grad, x, weight)
+    return (
+        grad.new_empty(0) if grad_x is None else grad_x,
+        grad.new_empty(0) if grad_weight is None else grad_weight,
+    )
+
+
+@large_depthwise_gradients.register_fake
+def _(grad, x, weight, of_input, of_weight):
+    return (
+        x.new_empty(x.shape) if of_input else grad.new_empty(0),
+        weight.new_empty(weight.shape) if of_weight else grad.new_empty(0),
+    )
+
+
+def _framework_weight_gradient(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    axes, padding = weight.dim() - 2, [k // 2 for k in weight.shape[2:]]
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [1] * axes, padding, [1] * axes, False, [0] * axes, weight.shape[0], [False, True, False]
+    )[1]
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0], inputs[1])
+
+
+def _backward(ctx, grad):
+    of_input, of_weight = ctx.needs_input_grad[:2]
+    grad_x, grad_weight = large_depthwise_gradients(grad, *ctx.saved_tensors, of_input, of_weight)
+    return grad_x if of_input else None, grad_weight if of_weight else None, None
+
+
+large_depthwise_conv.register_autograd(_backward, setup_context=_setup_context)

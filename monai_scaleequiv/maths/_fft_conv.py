@@ -1,0 +1,205 @@
+"""Depthwise convolution and its gradients by real FFT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["crop_to_reach", "fft_depthwise_conv", "fft_depthwise_gradients", "fft_kernel_spectrum", "kernel_reach"]
+
+# Real elements of one chunk of channels. Its spectrum (8 MB in single precision) stays in the cache of a CPU; another
+# device wants few, large transforms.
+_CHUNK = {"cpu": 2**21}
+_CHUNK_ELSEWHERE = 2**27
+
+
+def kernel_reach(size: Sequence[int], kernel_size: Sequence[int]) -> list[int]:
+    """Distance from the centre, per axis, of the farthest tap that can meet a voxel of the image.
+
+    Args:
+        size: spatial size of the image.
+        kernel_size: edges of the kernel, odd.
+
+    Returns:
+        one number per axis: half the kernel, or the image's size less one.
+
+    Example::
+
+        >>> kernel_reach((48, 6), (21, 21))  # 6 voxels are met by the inner 11 taps alone
+        [10, 5]
+    """
+    return [min(k // 2, n - 1) for n, k in zip(size, kernel_size, strict=True)]
+
+
+def crop_to_reach(weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """The inner taps of a kernel, those that can meet a voxel of the image; the others only ever see padding.
+
+    Args:
+        weight: kernels of shape (..., *kernel), edges odd, as many axes at the end as ``size`` has entries.
+        size: spatial size of the image.
+
+    Returns:
+        a view of ``weight``, at most ``2 * n - 1`` taps along an axis of n voxels.
+
+    Example::
+
+        >>> crop_to_reach(torch.rand(4, 1, 21, 21, 21), (48, 12, 6)).shape
+        torch.Size([4, 1, 21, 21, 11])
+    """
+    first = weight.dim() - len(size)
+    for axis, reach in enumerate(kernel_reach(size, weight.shape[first:])):
+        margin = weight.shape[first + axis] // 2 - reach
+        weight = weight.narrow(first + axis, margin, 2 * reach + 1)
+    return weight
+
+
+def fft_kernel_spectrum(weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Spectrum of depthwise kernels on the circle that :py:func:`fft_depthwise_conv` uses for images of this size.
+
+    Args:
+        weight: kernels of shape (C, 1, *kernel), edges odd, single or double precision.
+        size: spatial size of the image.
+
+    Returns:
+        complex tensor of shape (C, *half spectrum).
+
+    Example::
+
+        >>> fft_kernel_spectrum(torch.rand(4, 1, 21, 21), (48, 48)).shape  # 48 + 10, rounded up to 60
+        torch.Size([4, 60, 31])
+    """
+    kernel = crop_to_reach(weight, size).flatten(0, 1)
+    return _kernel_transform(kernel, _periods(size, kernel.shape[1:]))
+
+
+def fft_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Tensor | None = None) -> torch.Tensor:
+    r"""Depthwise convolution with zero padding that keeps the size, by FFT.
+
+    :math:`y_c(i) = \sum_t w_c(t)\, x_c(i + t - p)`, p the reach of the kernel. With p zeros in front of the image, the
+    circle need only have n + p points: what runs past its end meets these zeros. That is the least that keeps the
+    result free of aliasing, and it is rounded up to a product of 2, 3 and 5.
+
+    Args:
+        x: image of shape (B, C, *size), single or double precision.
+        weight: kernels of shape (C, 1, *kernel), edges odd, of the image's dtype.
+        spectrum: what :py:func:`fft_kernel_spectrum` gives for this weight and size, to spare its computation.
+
+    Returns:
+        tensor of the image's shape.
+
+    Example::
+
+        >>> x, weight = torch.rand(1, 2, 9, 10), torch.rand(2, 1, 7, 7)
+        >>> expected = torch.nn.functional.conv2d(x, weight, padding=3, groups=2)
+        >>> torch.allclose(fft_depthwise_conv(x, weight), expected, atol=1e-5)
+        True
+    """
+    size = x.shape[2:]
+    kernel = crop_to_reach(weight, size).flatten(0, 1)
+    periods = _periods(size, kernel.shape[1:])
+    y = x.new_empty(x.shape)
+    # Conjugates are computed at once: inside a compiled graph, torch 2.13 loses the mark of a lazy one.
+    for channels in _chunks(x, periods):
+        of_kernel = _kernel_transform(kernel[channels], periods) if spectrum is None else spectrum[channels]
+        product = _image_transform(x[:, channels], kernel.shape[1:], periods).mul_(torch.conj_physical(of_kernel))
+        y[:, channels] = _inverse(product, periods, [0] * len(size), size)
+    return y
+
+
+def fft_depthwise_gradients(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, of_input: bool = True, of_weight: bool = True
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    r"""Gradients of :py:func:`fft_depthwise_conv`, on the same circle.
+
+    :math:`\partial x_c(j) = \sum_t w_c(t)\, g_c(j - t + p)` and
+    :math:`\partial w_c(t) = \sum_i g_c(i)\, x_c(i + t - p)`.
+
+    Args:
+        grad: gradient with respect to the output, of shape (B, C, *size).
+        x: the image.
+        weight: the kernels.
+        of_input: whether the gradient with respect to the image is wanted.
+        of_weight: whether the gradient with respect to the kernels is wanted.
+
+    Returns:
+        both gradients, None for one that is not wanted.
+
+    Example::
+
+        >>> of_input, of_weight = fft_depthwise_gradients(torch.ones(1, 2, 9), torch.ones(1, 2, 9), torch.ones(2, 1, 3))
+        >>> of_weight[0, 0].round().tolist(), of_input[0, 0].round().tolist()
+        ([8.0, 9.0, 8.0], [2.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0])
+    """
+    size = x.shape[2:]
+    kernel = crop_to_reach(weight, size).flatten(0, 1)
+    edges = kernel.shape[1:]
+    periods = _periods(size, edges)
+    grad_x = x.new_empty(x.shape) if of_input else None
+    grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format) if of_weight else None
+    inner = crop_to_reach(grad_weight, size).flatten(0, 1) if of_weight else None
+    for channels in _chunks(x, periods):
+        of_grad = _transform(grad[:, channels], periods)
+        if of_weight:
+            product = _image_transform(x[:, channels], edges, periods)
+            product = product.mul_(torch.conj_physical(of_grad)).sum(0)
+            inner[channels] = _inverse(product, periods, [0] * len(size), edges)
+        if of_input:
+            product = of_grad.mul_(_kernel_transform(kernel[channels], periods))
+            grad_x[:, channels] = _inverse(product, periods, [k // 2 for k in edges], size)
+    return grad_x, grad_weight
+
+
+def _periods(size: Sequence[int], edges: Sequence[int]) -> list[int]:
+    return [_fast_length(n + k // 2) for n, k in zip(size, edges, strict=True)]
+
+
+def _fast_length(least: int) -> int:
+    length = least
+    while True:
+        rest = length
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return length
+        length += 1
+
+
+def _chunks(x: torch.Tensor, periods: Sequence[int]) -> Iterator[slice]:
+    elements = x.shape[0]
+    for period in periods:
+        elements *= period
+    step = max(1, _CHUNK.get(x.device.type, _CHUNK_ELSEWHERE) // max(1, elements))
+    for start in range(0, x.shape[1], step):
+        yield slice(start, start + step)
+
+
+def _transform(x: torch.Tensor, periods: Sequence[int]) -> torch.Tensor:
+    return torch.fft.rfftn(x, s=list(periods), dim=list(range(2, x.dim())))
+
+
+def _image_transform(x: torch.Tensor, edges: Sequence[int], periods: Sequence[int]) -> torch.Tensor:
+    pad: list[int] = []
+    for n, k, period in zip(reversed(x.shape[2:]), reversed(edges), reversed(periods), strict=True):
+        pad += [k // 2, period - n - k // 2]
+    return _transform(F.pad(x, pad), periods)
+
+
+def _kernel_transform(kernel: torch.Tensor, periods: Sequence[int]) -> torch.Tensor:
+    # Axis by axis, so that no transform runs over rows that are all zeros.
+    spectrum = torch.fft.rfft(kernel, n=periods[-1], dim=-1)
+    for axis in range(len(periods) - 2, -1, -1):
+        spectrum = torch.fft.fft(spectrum, n=periods[axis], dim=axis - len(periods))
+    return spectrum
+
+
+def _inverse(
+    spectrum: torch.Tensor, periods: Sequence[int], start: Sequence[int], length: Sequence[int]
+) -> torch.Tensor:
+    # Axis by axis, so that no transform runs over rows that are thrown away.
+    for axis in range(len(periods) - 1):
+        dim = axis - len(periods)
+        spectrum = torch.fft.ifft(spectrum, dim=dim).narrow(dim, start[axis], length[axis])
+    return torch.fft.irfft(spectrum, n=periods[-1], dim=-1).narrow(-1, start[-1], length[-1])

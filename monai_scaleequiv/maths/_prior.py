@@ -1,0 +1,41 @@
+"""The spatial prior of a large kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.utils import ensure_tuple_rep
+
+__all__ = ["frequency_prior"]
+
+
+def frequency_prior(kernel_size: Sequence[int] | int, alpha: float = 1.0, spatial_dims: int = 3) -> torch.Tensor:
+    r"""Factor by which each tap of a kernel is scaled: :math:`\alpha / (d + \alpha)`, d its distance from the centre.
+
+    Args:
+        kernel_size: edge of the kernel in voxels, odd, one for all axes or one per axis.
+        alpha: distance in voxels at which the factor has fallen to a half.
+        spatial_dims: number of spatial dimensions.
+
+    Returns:
+        float64 tensor of shape (\*kernel_size), 1 in the centre.
+
+    Raises:
+        ValueError: when ``alpha`` is not above 0, or an edge not odd and positive.
+
+    Example::
+
+        >>> frequency_prior(5, alpha=1.0, spatial_dims=1)
+        tensor([0.3333, 0.5000, 1.0000, 0.5000, 0.3333], dtype=torch.float64)
+
+    Source: Lee et al. 2023 (RepUX-Net, arXiv 2303.05785), Bayesian frequency re-parameterisation.
+    """
+    sizes = ensure_tuple_rep(kernel_size, spatial_dims)
+    if not alpha > 0:
+        raise ValueError(f"alpha must be above 0, got {alpha}.")
+    if any(k < 1 or k % 2 == 0 for k in sizes):
+        raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}.")
+    axes = [torch.arange(k, dtype=torch.float64) - k // 2 for k in sizes]
+    squares = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0)
+    return alpha / (squares.sqrt() + alpha)

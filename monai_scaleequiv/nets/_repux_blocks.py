@@ -1,0 +1,94 @@
+"""Building blocks of RepUXNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import UnetrBasicBlock
+from monai.networks.layers.factories import Conv
+from monai.networks.layers.utils import get_act_layer, get_norm_layer
+from torch import nn
+
+from monai_scaleequiv.layers._large_kernel import LargeKernelBase
+
+__all__: list[str] = []
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels at each position, channels first."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype != torch.float64:
+            x = x.float()  # half precision cannot hold a small variance beside a large mean
+        variance, mean = torch.var_mean(x, dim=[1], correction=0, keepdim=True)
+        per_channel = [-1] + [1] * (x.dim() - 2)
+        weight, bias = self.weight.reshape(per_channel), self.bias.reshape(per_channel)
+        return (x - mean) * torch.rsqrt(variance + self.eps) * weight + bias
+
+
+class LargeKernelBlock(nn.Module):
+    """Large depthwise convolution, norm, activation; with a layer scale, the update of a shortcut."""
+
+    def __init__(
+        self,
+        conv: LargeKernelBase,
+        norm: tuple | str,
+        act: tuple | str,
+        drop_path: float,
+        layer_scale_init_value: float | None,
+    ) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = get_norm_layer(norm, conv.spatial_dims, conv.channels)
+        self.act = get_act_layer(act)
+        self.drop_path = drop_path
+        self.layer_scale = None
+        if layer_scale_init_value is not None:
+            self.layer_scale = nn.Parameter(
+                torch.full([conv.channels, *[1] * conv.spatial_dims], layer_scale_init_value)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.act(self.norm(self.conv(x)))
+        if self.layer_scale is None:
+            return y
+        # Drop path: each sample's update is left out at times, and made up for in the others.
+        kept = F.dropout(y.new_ones([x.shape[0], 1]), self.drop_path, self.training)
+        return x + y * self.layer_scale * kept.reshape([-1, 1] + [1] * (x.dim() - 2))
+
+
+class RepUXStage(nn.Module):
+    """Half the size, large-kernel blocks, and the features for the decoder beside those for the next stage."""
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        skip_channels: int,
+        blocks: Sequence[LargeKernelBlock],
+        is_stem: bool,
+        norm_name: tuple | str,
+        res_block: bool,
+    ) -> None:
+        super().__init__()
+        channels = blocks[0].conv.channels
+        conv = Conv[Conv.CONV, spatial_dims]
+        if is_stem:
+            self.down = nn.Sequential(conv(in_channels, channels, 7, stride=2, padding=3), ChannelNorm(channels))
+        else:
+            self.down = nn.Sequential(ChannelNorm(in_channels), conv(in_channels, channels, 2, stride=2))
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = ChannelNorm(channels)
+        self.skip = UnetrBasicBlock(spatial_dims, channels, skip_channels, 3, 1, norm_name, res_block)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.blocks(self.down(x))
+        return x, self.skip(self.norm(x))

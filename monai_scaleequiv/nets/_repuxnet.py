@@ -1,0 +1,187 @@
+"""Segmentation network with large depthwise kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
+from torch import nn
+
+from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, RepUXStage
+from monai_scaleequiv.nets._repux_kernels import PriorKernelConv, large_kernel_conv
+
+__all__ = ["RepUXNet"]
+
+
+class RepUXNet(nn.Module):
+    r"""Encoder of large depthwise convolutions under a spatial prior, with UNETR's blocks as decoder.
+
+    Against the published network, whose large kernels never train (each forward replaces the parameter by a new one,
+    scaled by the prior once more): the prior is part of the computation, a forward changes nothing, and the optimizer
+    moves the kernels. Drop path and layer scale have an effect, any input size and any channels are allowed, and the
+    large convolutions run by FFT where that is faster (:py:class:`LargeKernelConv`). Published checkpoints are loaded
+    by :py:func:`monai_scaleequiv.published.build_repuxnet`.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 2 or 3.
+        in_channels: number of input channels.
+        out_channels: number of output channels.
+        depths: number of large-kernel blocks in each stage; each stage halves the size.
+        feature_size: channels of the stages, as many as ``depths`` has entries; the first also at full size.
+        kernel_size: edge of the large kernels in voxels, odd, one for all axes or one per axis.
+        hidden_size: channels of the lowest features on their way to the decoder.
+        norm_name: normalisation type and arguments in the decoder.
+        res_block: whether the decoder's blocks are residual.
+        encoder_norm: normalisation type and arguments after the large convolutions.
+        encoder_act: activation type and arguments after the large convolutions.
+        drop_path_rate: probability to leave out a block's update of a sample, growing linearly from 0 in the first
+            block to this in the last. Needs the shortcut that ``layer_scale_init_value`` brings.
+        layer_scale_init_value: None for blocks without a shortcut, as published; a number for blocks
+            :math:`x + \gamma \odot f(x)`, the learned :math:`\gamma` starting there.
+        frequency_prior: alpha of the prior alpha / (distance + alpha) in voxels; None for none.
+        prior_mode: ``"fixed"`` scales each kernel by the prior. ``"gradient"`` scales the gradient of the kernel by the
+            prior's square, which is the same under SGD (also with momentum and weight decay) but not under Adam.
+            ``"learned"`` adds a learned map to the prior.
+        deploy: whether to build the network that :py:meth:`switch_to_deploy` leaves: plain kernels without a prior.
+
+    Raises:
+        ValueError: when an argument is out of range, or the input has another number of axes or channels.
+
+    Shape:
+        input (B, in_channels, D, H, W), output (B, out_channels, D, H, W), any size: it is padded with zeros to a
+        multiple of ``2 ** len(depths)`` inside.
+
+    Example::
+
+        >>> net = RepUXNet(3, 1, 2, depths=(1, 1), feature_size=(4, 8), kernel_size=7, hidden_size=8)
+        >>> net(torch.rand(2, 1, 13, 16, 9)).shape
+        torch.Size([2, 2, 13, 16, 9])
+
+    Source: Lee et al. 2023 (RepUX-Net, arXiv 2303.05785); learned prior: Lee et al. 2025 (Rep3D, arXiv 2505.19603).
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        feature_size: Sequence[int] = (48, 96, 192, 384),
+        kernel_size: Sequence[int] | int = 21,
+        hidden_size: int = 768,
+        norm_name: tuple | str = "instance",
+        res_block: bool = True,
+        encoder_norm: tuple | str = "batch",
+        encoder_act: tuple | str = "gelu",
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float | None = None,
+        frequency_prior: float | None = 1.0,
+        prior_mode: str = "fixed",
+        deploy: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_arguments(spatial_dims, in_channels, out_channels, depths, feature_size, hidden_size)
+        if not 0 <= drop_path_rate < 1 or (drop_path_rate > 0 and layer_scale_init_value is None):
+            raise ValueError(
+                "drop_path_rate must be from 0 to below 1, and 0 without the shortcut of layer_scale_init_value, "
+                f"got {drop_path_rate} with layer_scale_init_value={layer_scale_init_value}."
+            )
+        self.in_channels = in_channels
+        self.spatial_dims = spatial_dims
+        self.divisor = 2 ** len(depths)
+        alpha = None if deploy else frequency_prior
+        drop_paths = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
+
+        def block(channels: int) -> LargeKernelBlock:
+            conv = large_kernel_conv(spatial_dims, channels, kernel_size, alpha, prior_mode)
+            return LargeKernelBlock(conv, encoder_norm, encoder_act, next(drop_paths), layer_scale_init_value)
+
+        ins, skips = [in_channels, *feature_size[:-1]], [*feature_size[1:], hidden_size]
+        self.stages = nn.ModuleList(
+            RepUXStage(
+                spatial_dims, ins[i], skips[i], [block(feature_size[i]) for _ in range(depth)], i == 0, norm_name,
+                res_block,
+            )
+            for i, depth in enumerate(depths)
+        )  # fmt: skip
+        top = feature_size[0]
+        self.first = UnetrBasicBlock(spatial_dims, in_channels, top, 3, 1, norm_name, res_block)
+        self.ups = nn.ModuleList(
+            UnetrUpBlock(spatial_dims, skips[i], feature_size[i], 3, 2, norm_name, res_block)
+            for i in reversed(range(len(depths)))
+        )
+        self.last = UnetrBasicBlock(spatial_dims, top, top, 3, 1, norm_name, res_block)
+        self.head = UnetOutBlock(spatial_dims, top, out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dim() != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"RepUXNet expects input of shape (batch, {self.in_channels}, *{self.spatial_dims} spatial axes), "
+                f"got {list(x.shape)}."
+            )
+        pad = self._surplus(x.shape[2:])
+        x = F.pad(x, pad)
+        skips = [self.first(x)]
+        for stage in self.stages:
+            x, skip = stage(x)
+            skips.append(skip)
+        y = skips[-1]
+        for i, up in enumerate(self.ups):
+            y = up(y, skips[len(skips) - 2 - i])
+        y = self.head(self.last(y))
+        # Not a view: an exported graph would hold on to whether the example's is contiguous.
+        return F.pad(y, [-p for p in pad])
+
+    def _surplus(self, size: list[int]) -> list[int]:
+        """What to add at the end of each axis, as ``F.pad`` takes it."""
+        pad: list[int] = []
+        is_lone = True  # voxel at the bottom, where statistics over space need two
+        for n in size[::-1]:
+            pad += [0, (n + self.divisor - 1) // self.divisor * self.divisor - n]
+            is_lone = is_lone and n <= self.divisor
+        if is_lone:
+            pad[1] += self.divisor
+        return pad
+
+    @torch.jit.unused
+    def switch_to_deploy(self) -> None:
+        """Folds the prior into the kernels, in place: the same outputs from plain convolutions.
+
+        Example::
+
+            >>> net = RepUXNet(2, 1, 2, depths=(1,), feature_size=(4,), kernel_size=5, hidden_size=4).eval()
+            >>> x = torch.rand(1, 1, 8, 8)
+            >>> before = net(x)
+            >>> net.switch_to_deploy()
+            >>> torch.allclose(net(x), before, atol=1e-5)
+            True
+        """
+        for block in self.modules():
+            if isinstance(block, LargeKernelBlock) and isinstance(block.conv, PriorKernelConv):
+                block.conv = block.conv.folded()
+
+
+def _check_arguments(
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    depths: Sequence[int],
+    feature_size: Sequence[int],
+    hidden_size: int,
+) -> None:
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+    if len(depths) < 1 or len(depths) != len(feature_size) or min(depths) < 1:
+        raise ValueError(
+            "depths and feature_size must have the same length of at least 1, and depths entries of at least 1, "
+            f"got depths={tuple(depths)}, feature_size={tuple(feature_size)}."
+        )
+    if min(in_channels, out_channels, hidden_size, *feature_size) < 1:
+        raise ValueError(
+            "in_channels, out_channels, feature_size and hidden_size must be at least 1, got "
+            f"in_channels={in_channels}, out_channels={out_channels}, feature_size={tuple(feature_size)}, "
+            f"hidden_size={hidden_size}."
+        )

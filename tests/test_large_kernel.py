@@ -1,0 +1,309 @@
+"""Large depthwise convolutions: against the definition, by either way, in every precision and form."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import pickle
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data import MetaTensor
+
+from monai_scaleequiv import LargeKernelConv
+from monai_scaleequiv.layers import _depthwise_op as op
+from monai_scaleequiv.layers import _large_kernel as layer_module
+from monai_scaleequiv.maths import (
+    _fft_conv,
+    crop_to_reach,
+    fft_depthwise_conv,
+    fft_depthwise_gradients,
+    fft_kernel_spectrum,
+    frequency_prior,
+)
+
+
+def by_definition(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """One shifted copy of the padded image per tap: slow, and obvious."""
+    edges, size = weight.shape[2:], x.shape[2:]
+    padded = F.pad(x, [k // 2 for k in reversed(edges) for _ in range(2)])
+    y = torch.zeros_like(x)
+    for tap in itertools.product(*map(range, edges)):
+        shifted = padded[(..., *(slice(t, t + n) for t, n in zip(tap, size, strict=True)))]
+        y = y + weight[(slice(None), 0, *tap)].reshape([-1] + [1] * len(size)) * shifted
+    return y
+
+
+@st.composite
+def problems(draw):
+    """Image, kernel and gradient of the output, in float64."""
+    axes = draw(st.sampled_from([1, 2, 3]))
+    size = [draw(st.integers(1, 12 if axes < 3 else 7)) for _ in range(axes)]
+    edges = [2 * draw(st.integers(0, 8 if axes < 3 else 3)) + 1 for _ in range(axes)]
+    batch, channels = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    shapes = ([batch, channels, *size], [channels, 1, *edges], [batch, channels, *size])
+    return [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+
+
+def expected_of(x, weight, grad):
+    x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    y = by_definition(x, weight)
+    return y.detach(), *torch.autograd.grad(y, (x, weight), grad)
+
+
+def assert_close(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(problem=problems(), elements=st.sampled_from([1, 2**21]))
+def test_fft_is_the_definition(problem, elements):
+    x, weight, grad = problem
+    expected = expected_of(x, weight, grad)
+    with mock.patch.dict(_fft_conv._CHUNK, cpu=elements):  # one channel at a time, or all at once
+        assert_close((fft_depthwise_conv(x, weight), *fft_depthwise_gradients(grad, x, weight)), expected)
+        assert_close(fft_depthwise_conv(x, weight, fft_kernel_spectrum(weight, x.shape[2:])), expected[0])
+        assert fft_depthwise_gradients(grad, x, weight, of_input=False)[0] is None
+        assert fft_depthwise_gradients(grad, x, weight, of_weight=False)[1] is None
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(problem=problems().filter(lambda p: p[0].dim() > 3), by_fft=st.sampled_from([True, False, None]))
+def test_layer_is_the_definition_whichever_way_it_takes(problem, by_fft):
+    x, weight, grad = problem
+    expected = expected_of(x, weight, grad)
+    layer = LargeKernelConv(x.dim() - 2, x.shape[1], weight.shape[2:])
+    layer.weight = torch.nn.Parameter(weight)
+    x.requires_grad_()
+
+    def rule(*args):
+        return op_rule(*args) if by_fft is None else by_fft
+
+    op_rule = op.is_fft_faster
+    with mock.patch.object(op, "is_fft_faster", rule), mock.patch.object(layer_module, "is_fft_faster", rule):
+        y = layer(x)
+        assert_close((y.detach(), *torch.autograd.grad(y, (x, layer.weight), grad)), expected)
+        with torch.no_grad():
+            assert_close(layer.eval()(x), expected[0])
+
+
+@pytest.mark.parametrize(
+    ("size", "edge", "expected"),
+    [
+        ((48, 48, 48), 21, True),
+        ((24, 24, 24), 21, True),
+        ((20, 20, 20), 21, True),
+        ((12, 12, 12), 21, False),
+        ((6, 6, 6), 21, False),
+        ((48, 48, 48), 7, False),
+        ((48, 48, 48), 31, True),
+        ((64, 64), 13, False),
+        ((64, 64), 15, True),
+        ((7, 7), 51, False),
+    ],
+)
+def test_way_chosen_is_the_one_measured_faster(size, edge, expected):
+    assert op.is_fft_faster(size, [edge] * len(size)) is expected
+
+
+def test_only_taps_within_reach_are_computed():
+    """A kernel of 21 on 6 voxels is one of 11; what lies outside gets a zero gradient."""
+    layer = LargeKernelConv(3, 2, 21)
+    seen = []
+    with mock.patch.object(op, "depthwise_conv", lambda *args, **_: seen.append(args[1].shape[2:]) or torch.zeros(1)):
+        op.large_depthwise_conv(torch.rand(1, 2, 6, 6, 4), layer.weight)
+    assert seen == [(11, 11, 7)]
+    layer(torch.rand(1, 2, 6, 6, 4)).sum().backward()
+    inner = crop_to_reach(layer.weight.grad, (6, 6, 4))
+    assert inner.abs().min() > 0
+    assert layer.weight.grad.count_nonzero() == inner.numel()
+
+
+def test_circle_is_the_least_free_of_aliasing_rounded_up():
+    assert fft_kernel_spectrum(torch.rand(1, 1, 21, 21, 21), (48, 24, 12)).shape == (1, 60, 36, 12 + 1)
+    assert fft_kernel_spectrum(torch.rand(1, 1, 21), (6,)).shape == (1, 12 // 2 + 1)
+
+
+def test_bias():
+    layer = LargeKernelConv(2, 3, 15, bias=True).double()
+    x = torch.randn(2, 3, 20, 18, dtype=torch.float64)
+    expected = by_definition(x, layer.weight) + layer.bias[:, None, None]
+    assert_close(layer(x), expected)
+    layer(x).sum().backward()
+    torch.testing.assert_close(layer.bias.grad, torch.full_like(layer.bias, 2 * 20 * 18))
+
+
+@pytest.mark.parametrize("size", [(16, 18), (5, 6)])
+def test_autocast_computes_in_single_precision(size):
+    layer, x = LargeKernelConv(2, 2, 15), torch.randn(1, 2, *size)
+    y = layer(x)
+    grad = torch.autograd.grad(y.square().sum(), layer.weight)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = layer(x)
+        torch.testing.assert_close(half, y, atol=0, rtol=0)
+        torch.testing.assert_close(torch.autograd.grad(half.square().sum(), layer.weight)[0], grad, atol=0, rtol=0)
+        with torch.no_grad():
+            torch.testing.assert_close(layer.eval()(x), y)
+            assert layer(x.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once(dtype):
+    layer, x = LargeKernelConv(2, 2, 15).to(dtype), torch.randn(1, 2, 16, 18).to(dtype)
+    y = layer(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, by_definition(x.float(), layer.weight.float()).to(dtype), atol=1e-6, rtol=1e-2)
+    y.float().sum().backward()
+    assert layer.weight.grad.dtype == dtype
+
+
+def test_spectrum_is_cached_in_evaluation_and_follows_the_weight():
+    layer, x = LargeKernelConv(2, 2, 15).eval(), torch.randn(1, 2, 16, 18)
+    with torch.no_grad():
+        first = layer._cached_spectrum(x)
+        assert layer._cached_spectrum(x) is first
+        y = layer(x)
+        layer.weight.mul_(2)
+        torch.testing.assert_close(layer(x), 2 * y)
+        torch.testing.assert_close(layer(x[..., :14]), by_definition(x[..., :14], layer.weight), atol=1e-5, rtol=0)
+        layer.load_state_dict({"weight": torch.zeros_like(layer.weight)})
+        assert layer(x).abs().max() == 0
+        layer.weight.data = torch.ones_like(layer.weight)
+        assert layer(x).abs().max() > 0
+        layer.weight.data.zero_()  # leaves no trace on the version counter
+        assert layer(x).abs().max() == 0
+        layer.weight.fill_(1.0)
+        layer(x)
+        twin = copy.deepcopy(layer)
+        twin.weight.zero_()
+        assert twin(x).abs().max() == 0
+        assert pickle.loads(pickle.dumps(layer))._cache is None
+        assert layer.double()(x.double()).dtype == torch.float64
+        assert_close(layer(x.double()), by_definition(x.double(), layer.weight))
+    layer.float()(x).sum().backward()  # with gradients, nothing stale stands between the weight and the loss
+    assert layer.weight.grad.abs().max() > 0
+    with torch.inference_mode():
+        layer(x)
+        copied = LargeKernelConv(2, 2, 15).eval()
+        before = copied(x)
+        copied.weight.mul_(2)
+        torch.testing.assert_close(copied(x), 2 * before)
+    layer(x.requires_grad_()).sum().backward()
+
+
+def test_temporary_weights_are_not_mistaken_for_one_another():
+    layer, x = LargeKernelConv(2, 1, 15).eval(), torch.rand(1, 1, 16, 16)
+    with torch.no_grad():
+        for value in range(1, 6):  # freed and allocated again, often at the same address
+            weight = torch.full_like(layer.weight, float(value))
+            y = torch.func.functional_call(layer, {"weight": weight}, (x,))
+            torch.testing.assert_close(y, by_definition(x, weight))
+            del weight
+
+
+def test_only_wanted_gradients_are_computed():
+    layer, x = LargeKernelConv(2, 2, 15), torch.randn(1, 2, 16, 18)
+    with mock.patch.object(op, "fft_depthwise_gradients", wraps=op.fft_depthwise_gradients) as gradients:
+        layer(x).sum().backward()
+        assert gradients.call_args.args[-2:] == (False, True)
+        layer.weight.requires_grad_(False)
+        layer(x.requires_grad_()).sum().backward()
+        assert gradients.call_args.args[-2:] == (True, False)
+
+
+@pytest.mark.parametrize(("size", "edge"), [((16, 18), 15), ((6, 5), 15), ((6, 5), 3), ((4, 5, 3), 5)])
+def test_operator_keeps_torchs_contract(size, edge):
+    args = (
+        torch.randn(2, 3, *size, requires_grad=True),
+        torch.randn(3, 1, *[edge] * len(size), requires_grad=True),
+    )
+    torch.library.opcheck(op.large_depthwise_conv, args)
+
+
+@pytest.mark.parametrize("size", [(16, 18), (6, 5)])
+def test_compiled_graph_is_whole_and_trains(size):
+    layer, x = LargeKernelConv(2, 2, 15, bias=True), torch.randn(1, 2, *size)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
+    for value in (x, x[..., :-1]):
+        torch.testing.assert_close(compiled(value), layer(value))
+    expected = torch.autograd.grad(layer(x).square().sum(), layer.weight)[0]
+    torch.testing.assert_close(torch.autograd.grad(compiled(x).square().sum(), layer.weight)[0], expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_exported_it_is_torchs_own_convolution():
+    layer, x = LargeKernelConv(2, 2, 15, bias=True).eval(), torch.randn(1, 2, 16, 18)
+    program = torch.export.export(layer, (x,))
+    assert "monai_scaleequiv." not in program.graph_module.code.replace("torch.ops.", "")
+    for exported in (torch.jit.script(layer), torch.jit.trace(layer, x), program.module()):
+        torch.testing.assert_close(exported(x), layer(x))
+    for graph in (torch.jit.script(layer), torch.jit.trace(layer, x)):
+        buffer = io.BytesIO()
+        torch.jit.save(graph, buffer)
+        assert b"large_depthwise" not in buffer.getvalue()
+
+
+def test_metatensors_keep_their_geometry():
+    layer = LargeKernelConv(3, 1, 9)
+    affine = torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0], dtype=torch.float64))
+    for net in (layer, layer.eval()):
+        y = net(MetaTensor(torch.rand(1, 1, 6, 7, 8), affine=affine))
+        assert isinstance(y, MetaTensor)
+        torch.testing.assert_close(y.affine, affine)
+
+
+def test_second_derivative_is_refused():
+    layer, x = LargeKernelConv(2, 1, 5), torch.rand(1, 1, 6, 6)
+    grad = torch.autograd.grad(layer(x).square().sum(), layer.weight, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="large_depthwise_gradients"):
+        grad.sum().backward()
+
+
+def test_initial_weight_is_that_of_torchs_convolutions():
+    ours = LargeKernelConv(3, 8, 9, bias=True)
+    theirs = torch.nn.Conv3d(8, 8, 9, groups=8)
+    for name in ("weight", "bias"):
+        found, expected = getattr(ours, name), getattr(theirs, name)
+        assert found.shape == expected.shape
+        assert found.abs().max() <= 9**-1.5
+    assert ours.weight.std().item() == pytest.approx(theirs.weight.std().item(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((1, 4, 21), "spatial_dims must be 2 or 3"),
+        ((3, 0, 21), "channels must be at least 1"),
+        ((3, 4, 20), "kernel_size must be odd"),
+        ((3, 4, (21, 21, -1)), "kernel_size must be odd"),
+    ],
+)
+def test_ill_arguments(args, message):
+    with pytest.raises(ValueError, match=message):
+        LargeKernelConv(*args)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 8, 8), (1, 3, 8, 8, 8), (2, 8, 8, 8)])
+def test_ill_input(shape):
+    with pytest.raises(ValueError, match="expected input of shape"):
+        LargeKernelConv(3, 2, 5)(torch.rand(shape))
+
+
+def test_prior_is_the_formula():
+    prior = frequency_prior((3, 5), alpha=2.0, spatial_dims=2)
+    for i, j in itertools.product(range(3), range(5)):
+        assert prior[i, j].item() == pytest.approx(2 / (((i - 1) ** 2 + (j - 2) ** 2) ** 0.5 + 2))
+
+
+@pytest.mark.parametrize(("args", "message"), [((5, 0.0), "alpha must be above 0"), ((4, 1.0), "kernel_size must be")])
+def test_ill_arguments_of_the_prior(args, message):
+    with pytest.raises(ValueError, match=message):
+        frequency_prior(*args)
