@@ -1,10 +1,12 @@
 """Dice of networks trained at scale 1 alone on hippocampus volumes that were rescaled for the test.
 
     python benchmarks/scale_generalisation.py train --network=own_grid --output=benchmarks/results
+    python benchmarks/scale_generalisation.py retest --network=unet --output=benchmarks/results
     python benchmarks/scale_generalisation.py table --output=benchmarks/results
 
-``train`` writes a checkpoint every 50 steps and goes on from it when called again; the result is one JSON file per
-network and seed. All networks see the same volumes in the same order, and have 34 to 38 thousand parameters.
+``train`` writes a checkpoint every 50 steps and goes on from it when called again; ``retest`` gives these weights
+another pyramid. The result is one JSON file per network and seed. All networks see the same volumes in the same order,
+and have 34 to 38 thousand parameters.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import fire
@@ -35,7 +38,7 @@ TRAINING, TEST = slice(0, 60), slice(60, 100)
 SCALES = (0.5, 0.7, 1.0, 1.4, 1.6, 2.0)
 BATCH = 2
 SIZE = (40, 56, 40)  # what a batch is padded or cropped to
-PYRAMID = tuple(2 ** (i / 2) for i in range(-1, 3))
+PYRAMIDS = {"own_grid": (-2, -1, 0, 1), "own_grid_5_scales": (-2, -1, 0, 1, 2)}  # in half octaves
 
 
 class PaddedToFit(nn.Module):
@@ -66,11 +69,12 @@ def build(name: str) -> nn.Module:
         return PaddedToFit(net)
     if name == "fixed_grid":
         scales = tuple(2 ** (-i / 3) for i in range(4))
-        return SEUNet(
-            3, 1, CLASSES, (8, 24, 40), (2, 2), kernel_size=7, up_kernel_size=7, scales=scales, sigma=1.25, max_order=3
-        )
-    projection = {"own_grid": "logsumexp", "own_grid_mean": "mean", "own_grid_max": "max"}[name]
-    return ScalePyramid(unet(), PYRAMID, projection, size_divisor=4)
+        return SEUNet(3, 1, CLASSES, (8, 24, 40), (2, 2), 7, 7, grid="fixed", scales=scales, sigma=1.25, max_order=3)
+    return pyramid(PYRAMIDS[name], "logsumexp")
+
+
+def pyramid(half_octaves: Sequence[int], projection: str) -> ScalePyramid:
+    return ScalePyramid(unet(), [2 ** (i / 2) for i in half_octaves], projection, size_divisor=4)
 
 
 def load(folder: str | Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -121,7 +125,7 @@ def train(
     """Trains one network and measures it.
 
     Args:
-        network: unet, unet_augmented, published, fixed_grid, own_grid, own_grid_mean or own_grid_max.
+        network: unet, unet_augmented, published, fixed_grid, own_grid or own_grid_5_scales.
         output: folder for the result, and for the checkpoint until it is there.
         data: folder of the data set.
         steps: optimizer steps, of two volumes each.
@@ -161,15 +165,37 @@ def train(
             parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
             state = {name: part.state_dict() for name, part in parts.items()}
             torch.save({**state, "step": step + 1, "seconds": seconds}, checkpoint)
-    report = {
-        "network": network,
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "steps": steps,
-        "seed": seed,
-        "seconds_of_training": round(seconds, 1),
-        "scales": SCALES,
-        **measure(net, cases[TEST]),
-    }
+    write(result, network, net, cases, {"steps": steps, "seed": seed, "seconds_of_training": round(seconds, 1)})
+
+
+def retest(
+    network: str,
+    output: str,
+    data: str = "../shared/data/Task04_Hippocampus",
+    half_octaves: Sequence[int] = PYRAMIDS["own_grid"],
+    projection: str = "logsumexp",
+    seed: int = 0,
+) -> None:
+    """Measures what ``train`` left with other scales, or another projection, and without more training.
+
+    Args:
+        network: unet, unet_augmented or one of the pyramids.
+        output: folder with the checkpoint, and for the result.
+        data: folder of the data set.
+        half_octaves: the scales, in powers of the square root of 2.
+        projection: how they are joined.
+        seed: of the training.
+    """
+    name = f"{network}_tested_{'_'.join(map(str, half_octaves))}_{projection}"
+    weights = torch.load(Path(output) / f"scale_generalisation_{network}_{seed}.pt", weights_only=True)["net"]
+    net = pyramid(half_octaves, projection)
+    net.load_state_dict(weights)
+    write(Path(output) / f"scale_generalisation_{name}_{seed}.json", name, net, load(data), {"seed": seed})
+
+
+def write(result: Path, network: str, net: nn.Module, cases: list, facts: dict) -> None:
+    parameters = sum(p.numel() for p in net.parameters())
+    report = {"network": network, "parameters": parameters, **facts, "scales": SCALES, **measure(net, cases[TEST])}
     result.write_text(json.dumps(report, indent=1) + "\n")
     sys.stdout.write(f"{network}: {report['dice']}\n")
 
@@ -216,4 +242,4 @@ def table(output: str) -> None:
 
 
 if __name__ == "__main__":
-    fire.Fire({"train": train, "table": table})
+    fire.Fire({"train": train, "retest": retest, "table": table})

@@ -13,6 +13,7 @@ from monai.networks.nets import DynUNet, SegResNet, SwinUNETR, UNet
 from torch import nn
 
 from monai_scaleequiv import (
+    RepUXNet,
     ScaleProjection,
     ScalePyramid,
     SEUNet,
@@ -33,6 +34,7 @@ NETWORKS = {
         32,
     ),
     "SEUNet": (lambda: SEUNet(3, 1, 2, (4, 8), (2,), grid="fixed", scales=(1.0, 0.8)), 3, 24, 2),
+    "RepUXNet": (lambda: RepUXNet(3, 1, 2, (1, 1), (4, 4), 7, 4), 3, 24, 4),
 }
 
 

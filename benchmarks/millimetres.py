@@ -1,0 +1,48 @@
+"""The layers and networks of one set of weights on voxels of several sizes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from probes import NETWORKS, SCALES, SEEDS, Row, periodic, periodic_noise, seeded, settled, shrunk, summary, volume
+
+from monai_scaleequiv import ScaleLiftingConv, SEUNet, relative_error, rescale
+
+
+@torch.no_grad()
+def millimetre_layers() -> Iterator[Row]:
+    x = periodic_noise()
+    for sigma, r in ((1.5, 2), (1.25, 3), (1.5, 3), (1.5, 5), (2.0, 5), (1.0, 2), (1.0, 3)):
+        for method in ("least_squares", "sampled"):
+            kernel = 5 if sigma == 1 else None
+            make = partial(ScaleLiftingConv, 3, 1, 4, SCALES, kernel, sigma, padding=0, method=method)
+            errors, blind = [], []
+            for seed in range(SEEDS):
+                fine, coarse = seeded(make, seed), seeded(partial(make, spacing=(1.0, 1.0, r)), seed)
+                found = shrunk(periodic(fine, x), r)
+                errors.append(relative_error(found, periodic(coarse, shrunk(x, r))))
+                blind.append(relative_error(found, periodic(fine, shrunk(x, r))))
+            row = {"table": "millimetre_layers", "sigma": sigma, "r": r, "method": method}
+            yield {**row, "taps": coarse.kernel_size, **summary(errors), "blind": statistics.mean(blind)}
+
+
+@torch.no_grad()
+def millimetre_networks(data: Path) -> Iterator[Row]:
+    x = volume(data, 0, 72)
+    for channels, strides in NETWORKS:
+        for kernel, sigma in ((5, 1.0), (7, 1.25)):
+            for target in (96, 48, 36, 24):
+                size, errors, blind = [72, 72, target], [], []
+                for seed in range(SEEDS):
+                    args = {"grid": "fixed", "kernel_size": kernel, "up_kernel_size": kernel, "sigma": sigma}
+                    net = settled(seeded(partial(SEUNet, 3, 1, 2, channels, strides, **args), seed), x)
+                    inner = (..., slice(18, 54), slice(18, 54), slice(target // 4, target - target // 4))
+                    found, shrunken = rescale(net(x), size)[inner], rescale(x, size)
+                    errors.append(relative_error(found, net.at_spacing((1.0, 1.0, 72 / target))(shrunken)[inner]))
+                    blind.append(relative_error(found, net(shrunken)[inner]))
+                row = {"table": "millimetre_networks", "channels": channels, "kernel": kernel, "sigma": sigma}
+                yield {**row, "r": 72 / target, **summary(errors), "blind": statistics.mean(blind)}
