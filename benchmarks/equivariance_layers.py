@@ -166,20 +166,37 @@ def cost(repeats: int = 24) -> Iterator[Row]:
             yield row
 
 
-def main(output: str, data: str = "../shared/data/Task04_Hippocampus") -> None:
-    """Runs everything, prints each row as it comes and writes all of them as JSON."""
+def main(
+    output: str,
+    data: str = "../shared/data/Task04_Hippocampus",
+    parts: str = "layers,scale_ends,networks,millimetre_layers,millimetre_networks,cost",
+) -> None:
+    """Runs the parts, prints each row as it comes and writes all of them as JSON.
+
+    Args:
+        output: JSON file; parts that are not asked for keep their figures.
+        data: folder of the data set that the images come from.
+        parts: which tables to measure, with commas between.
+    """
     torch.set_num_threads(2)
-    rows: list[Row] = []
-    folder = Path(data)
-    in_voxels = (layers(folder), scale_ends(folder), networks(folder))
-    for table in (*in_voxels, millimetre_layers(), millimetre_networks(folder), cost()):
-        for row in table:
+    folder, file = Path(data), Path(output)
+    tables = {
+        "layers": lambda: layers(folder),
+        "scale_ends": lambda: scale_ends(folder),
+        "networks": lambda: networks(folder),
+        "millimetre_layers": millimetre_layers,
+        "millimetre_networks": lambda: millimetre_networks(folder),
+        "cost": cost,
+    }
+    for part in parts if isinstance(parts, tuple) else parts.split(","):
+        rows = [row for row in json.loads(file.read_text())["rows"] if row["table"] != part] if file.exists() else []
+        for row in tables[part]():
             rows.append(row)
             cells = (f"{k} {v:.2e}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
             sys.stdout.write(", ".join(cells) + "\n")
             sys.stdout.flush()
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    Path(output).write_text(json.dumps({"versions": versions, "seeds": SEEDS, "rows": rows}, indent=1) + "\n")
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        file.write_text(json.dumps({"versions": versions, "seeds": SEEDS, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

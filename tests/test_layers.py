@@ -38,7 +38,7 @@ def features(spatial_dims: int = 3, size: int = 9, channels: int = 4) -> torch.T
 
 def slow_group_conv(layer: ScaleGroupConv, x: torch.Tensor) -> torch.Tensor:
     """One convolution for every scale, interaction and output channel, kernels summed function by function."""
-    basis = hermite_gaussian_basis(layer.kernel_size, SCALES, layer.spatial_dims)
+    basis = hermite_gaussian_basis(layer.kernel_size, SCALES, layer.spatial_dims, sigma=0.95)
     convolve = CONV[layer.spatial_dims][layer.is_transposed]
     out = []
     for s in range(len(SCALES)):
@@ -257,7 +257,7 @@ def test_temporary_weights_are_not_mistaken_for_one_another():
 
 def test_basis_keeps_its_precision_through_single_precision():
     layer = ScaleLiftingConv(3, 1, 1, SCALES).float().double()
-    exact = hermite_gaussian_basis(5, SCALES).flatten(2).transpose(0, 1)
+    exact = hermite_gaussian_basis(5, SCALES, sigma=0.95).flatten(2).transpose(0, 1)
     torch.testing.assert_close(layer.basis, exact, atol=0, rtol=0)
     assert "basis" not in layer.state_dict()
 

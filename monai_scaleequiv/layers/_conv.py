@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from monai_scaleequiv.layers._steerable import DEFAULT_SCALES, SteerableConv
+from monai_scaleequiv.layers._steerable import DEFAULT_SCALES, DEFAULT_SIGMA, SteerableConv
 
 __all__ = ["ScaleGroupConv", "ScaleLiftingConv"]
 
@@ -60,7 +60,7 @@ class ScaleLiftingConv(SteerableConv):
         out_channels: int,
         scales: Sequence[float] = DEFAULT_SCALES,
         kernel_size: Sequence[int] | int | None = 5,
-        sigma: float = 1.0,
+        sigma: float = DEFAULT_SIGMA,
         max_order: int = 2,
         stride: Sequence[int] | int = 1,
         padding: Sequence[int] | int | None = None,
@@ -134,7 +134,7 @@ class ScaleGroupConv(SteerableConv):
         out_channels: int,
         scales: Sequence[float] = DEFAULT_SCALES,
         kernel_size: Sequence[int] | int | None = 5,
-        sigma: float = 1.0,
+        sigma: float = DEFAULT_SIGMA,
         max_order: int = 2,
         scale_size: int = 1,
         stride: Sequence[int] | int = 1,

@@ -14,6 +14,7 @@ from monai_scaleequiv.maths import hermite_gaussian_basis
 __all__: list[str] = []
 
 DEFAULT_SCALES = (1.0, 0.9, 0.81, 0.729)
+DEFAULT_SIGMA = 0.95  # what measures best for the default kernel of 5; 1.15 for 7, 1.4 for 9
 
 
 class SteerableConv(nn.Module):

@@ -16,7 +16,7 @@ from monai_scaleequiv.layers import (
     ScaleNorm,
     ScalePointwiseConv,
 )
-from monai_scaleequiv.layers._steerable import DEFAULT_SCALES
+from monai_scaleequiv.layers._steerable import DEFAULT_SCALES, DEFAULT_SIGMA
 
 __all__ = ["ScaleConvUnit", "ScaleResidualUnit"]
 
@@ -58,7 +58,7 @@ class ScaleConvUnit(nn.Sequential):
         lifting: bool = False,
         scales: Sequence[float] = DEFAULT_SCALES,
         kernel_size: Sequence[int] | int | None = 5,
-        sigma: float = 1.0,
+        sigma: float = DEFAULT_SIGMA,
         max_order: int = 2,
         scale_size: int = 1,
         act: tuple | str | None = "SILU",
@@ -132,7 +132,7 @@ class ScaleResidualUnit(nn.Module):
         subunits: int = 2,
         scales: Sequence[float] = DEFAULT_SCALES,
         kernel_size: Sequence[int] | int | None = 5,
-        sigma: float = 1.0,
+        sigma: float = DEFAULT_SIGMA,
         max_order: int = 2,
         scale_size: int = 1,
         act: tuple | str | None = "SILU",

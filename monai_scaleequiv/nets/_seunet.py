@@ -14,7 +14,7 @@ from monai.utils import ensure_tuple, ensure_tuple_rep
 from torch import nn
 
 from monai_scaleequiv.layers import ScaleProjection
-from monai_scaleequiv.layers._steerable import DEFAULT_SCALES
+from monai_scaleequiv.layers._steerable import DEFAULT_SCALES, DEFAULT_SIGMA
 from monai_scaleequiv.nets._levels import LevelBuilder, next_spacing
 from monai_scaleequiv.nets._pyramid import DEFAULT_PYRAMID, ScalePyramid
 from monai_scaleequiv.nets._spacing import SpacingNetwork
@@ -125,7 +125,7 @@ class SEUNet(SpacingNetwork):
         scales: Sequence[float] | None = None,
         projection: str | None = None,
         spacing: Sequence[float] | float = 1.0,
-        sigma: float = 1.0,
+        sigma: float = DEFAULT_SIGMA,
         max_order: int = 2,
         scale_size: int = 1,
     ) -> None:
@@ -151,7 +151,7 @@ class SEUNet(SpacingNetwork):
             units |= {"sigma": sigma, "max_order": max_order, "scale_size": scale_size}
             self._build_fixed_grid(out_channels, channels, strides, num_res_units, {**units, **chosen})
         else:
-            if (sigma, max_order, scale_size) != (1.0, 2, 1):
+            if (sigma, max_order, scale_size) != (DEFAULT_SIGMA, 2, 1):
                 raise ValueError("sigma, max_order and scale_size belong to grid='fixed', got them with grid='own'.")
             self._build_own_grids(out_channels, channels, strides, num_res_units, {**units, **chosen})
 
