@@ -1,7 +1,7 @@
 """Dice of networks trained at scale 1 alone on hippocampus volumes that were rescaled for the test.
 
     python benchmarks/scale_generalisation.py train --network=own_grid --output=benchmarks/results
-    python benchmarks/scale_generalisation.py retest --network=unet --output=benchmarks/results
+    python benchmarks/scale_generalisation.py retest --network=own_grid --output=benchmarks/results
     python benchmarks/scale_generalisation.py table --output=benchmarks/results
 
 ``train`` writes a checkpoint every 50 steps and goes on from it when called again; ``retest`` gives these weights
@@ -38,7 +38,8 @@ TRAINING, TEST = slice(0, 60), slice(60, 100)
 SCALES = (0.5, 0.7, 1.0, 1.4, 1.6, 2.0)
 BATCH = 2
 SIZE = (40, 56, 40)  # what a batch is padded or cropped to
-PYRAMIDS = {"own_grid": (-2, -1, 0, 1), "own_grid_5_scales": (-2, -1, 0, 1, 2)}  # in half octaves
+PYRAMIDS = {"own_grid": (-2, -1, 0, 1, 2), "own_grid_4_scales": (-2, -1, 0, 1)}  # in half octaves
+RETEST = (-2, -1, 0, 1)
 
 
 class PaddedToFit(nn.Module):
@@ -125,7 +126,7 @@ def train(
     """Trains one network and measures it.
 
     Args:
-        network: unet, unet_augmented, published, fixed_grid, own_grid or own_grid_5_scales.
+        network: unet, unet_augmented, published, fixed_grid, own_grid or own_grid_4_scales.
         output: folder for the result, and for the checkpoint until it is there.
         data: folder of the data set.
         steps: optimizer steps, of two volumes each.
@@ -172,7 +173,7 @@ def retest(
     network: str,
     output: str,
     data: str = "../shared/data/Task04_Hippocampus",
-    half_octaves: Sequence[int] = PYRAMIDS["own_grid"],
+    half_octaves: Sequence[int] = RETEST,
     projection: str = "logsumexp",
     seed: int = 0,
 ) -> None:
