@@ -6,16 +6,22 @@ and the layers are entries of MONAI's layer factories.
 
 from monai_scaleequiv import published
 from monai_scaleequiv.data import (
+    CheckFiled,
+    CheckGridd,
     CheckLabeld,
+    CheckSpacingd,
     CheckVolumed,
+    DatasetReport,
     InputGridWriter,
     MillimetreWindowInferer,
     PrepareBatchSpacing,
     TakeScaleMapd,
+    check_dataset,
     make_phantom_dataset,
     nifti_datalist,
 )
 from monai_scaleequiv.handlers import (
+    DataCheckHandler,
     EngineProgressBar,
     EquivarianceHandler,
     ResumableCheckpointSaver,
@@ -59,8 +65,13 @@ from monai_scaleequiv.nets import RepUXNet, ScaleConvUnit, ScalePyramid, ScaleRe
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckFiled",
+    "CheckGridd",
     "CheckLabeld",
+    "CheckSpacingd",
     "CheckVolumed",
+    "DataCheckHandler",
+    "DatasetReport",
     "EngineProgressBar",
     "EquivarianceError",
     "EquivarianceHandler",
@@ -88,6 +99,7 @@ __all__ = [
     "SpacingHausdorffDistanceMetric",
     "TakeScaleMapd",
     "assert_scale_equivariant",
+    "check_dataset",
     "claim_checkpoint_dir",
     "consistency_dice",
     "cosine_resampling_matrix",

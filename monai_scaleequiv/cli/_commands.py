@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple
 
 import monai_scaleequiv
+from monai_scaleequiv.cli._check import make_check
 from monai_scaleequiv.cli._overrides import check_overrides, suggestion
 
 __all__ = ["COMMANDS", "find_bundle", "run_bundle"]
@@ -55,6 +56,43 @@ def phantom(*, output: str, cases: int = 20, seed: int = 0, debug: bool = False)
     """
     written = monai_scaleequiv.make_phantom_dataset(_absolute(output), cases=cases, seed=seed)
     _tell(f"{cases} volumes: {written}\n")
+
+
+def check(
+    input: str = "",
+    *,
+    images: str = "",
+    labels: str = "",
+    output: str = "",
+    num_classes: int | None = None,
+    channels: int | None = None,
+    workers: int | None = None,
+    fresh: bool = False,
+    debug: bool = False,
+) -> None:
+    """Checks a data set before a training: every file, read to its end, and how they fit together.
+
+    Files that have not changed since an earlier check are not read again. The exit status is 1 if there are errors.
+
+    Args:
+        input: data set: folder with dataset.json (or that file), as the Medical Segmentation Decathlon lays it out.
+        images: instead of input, a folder with NIfTI images.
+        labels: folder with their label maps, under the same names.
+        output: new JSON file for the report.
+        num_classes: labels are 0 to num_classes - 1; by default as in dataset.json.
+        channels: channels of each image; by default as in dataset.json, else what most images have.
+        workers: number of processes; by default one per CPU core if there is much to read.
+        fresh: read all files again.
+        debug: show all warnings and, after an error, the traceback.
+    """
+    if bool(input) == bool(images) or (labels and not images):
+        raise ValueError("check: expected a data set, or --images=PATH with --labels=PATH; see check --help.")
+    if not isinstance(fresh, bool):
+        raise ValueError(f"--fresh={fresh}: expected true or false; give --fresh alone.")
+    paths = {"source": input, "images": images, "labels": labels}
+    options = {name: _absolute(path) for name, path in paths.items() if path}
+    options.update(num_classes=num_classes, channels=channels, workers=workers, fresh=fresh)
+    make_check(_absolute(output) if output else "", _tell, **options)
 
 
 def train(
@@ -173,6 +211,7 @@ def equivariance(
 COMMANDS = {
     "demo": demo,
     "phantom": phantom,
+    "check": check,
     "train": train,
     "evaluate": evaluate,
     "infer": infer,

@@ -83,11 +83,11 @@ def _noting(command: Callable, calls: list[tuple[Call, bool]]) -> Callable:
     """What Fire calls instead of the command: it notes the call for later."""
 
     @functools.wraps(command)
-    def note(debug: bool = False, **options: Any) -> None:
-        calls.append((functools.partial(command, **options), debug))
+    def note(*arguments: Any, debug: bool = False, **options: Any) -> None:
+        calls.append((functools.partial(command, *arguments, **options), debug))
 
     # Paths stay as they are given: a folder named 2024 is not a number.
-    note = decorators.SetParseFns(bundle=str, input=str, output=str)(note)
+    note = decorators.SetParseFns(bundle=str, images=str, input=str, labels=str, output=str)(note)
     return decorators.SetParseFn(override_value)(note)
 
 

@@ -1,7 +1,10 @@
 """Reading and writing volumes: input lists, checks, voxel sizes, label maps on the input's own grid."""
 
-from monai_scaleequiv.data._check import CheckLabeld, CheckVolumed
+from monai_scaleequiv.data._audit import check_dataset
+from monai_scaleequiv.data._audit_report import DatasetReport
+from monai_scaleequiv.data._check import CheckGridd, CheckLabeld, CheckVolumed
 from monai_scaleequiv.data._datalist import nifti_datalist
+from monai_scaleequiv.data._guards import CheckFiled, CheckSpacingd
 from monai_scaleequiv.data._phantom import make_phantom_dataset
 from monai_scaleequiv.data._prepare import PrepareBatchSpacing
 from monai_scaleequiv.data._scale_map import TakeScaleMapd
@@ -9,12 +12,17 @@ from monai_scaleequiv.data._windows import MillimetreWindowInferer
 from monai_scaleequiv.data._writer import InputGridWriter
 
 __all__ = [
+    "CheckFiled",
+    "CheckGridd",
     "CheckLabeld",
+    "CheckSpacingd",
     "CheckVolumed",
+    "DatasetReport",
     "InputGridWriter",
     "MillimetreWindowInferer",
     "PrepareBatchSpacing",
     "TakeScaleMapd",
+    "check_dataset",
     "make_phantom_dataset",
     "nifti_datalist",
 ]

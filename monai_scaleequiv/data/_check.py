@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey
 
-__all__ = ["CheckLabeld", "CheckVolumed"]
+from monai_scaleequiv.data._faults import (
+    GRID_TOLERANCE,
+    MAX_SHEAR,
+    SPACING_RANGE,
+    affine_fault,
+    axes_fault,
+    channels_fault,
+    finite_fault,
+    grid_fault,
+    label_fault,
+    refuse,
+    spacing_fault,
+    spacing_of,
+)
+
+__all__ = ["CheckGridd", "CheckLabeld", "CheckVolumed", "affine_of", "name_of"]
 
 
 class CheckVolumed(MapTransform):
-    """Checks a loaded channel-first volume: channels, axes, finite values, invertible affine.
+    """Checks a loaded channel-first volume: channels, axes, finite values, affine, voxel size.
 
     Args:
         keys: keys of the volumes.
@@ -22,6 +39,10 @@ class CheckVolumed(MapTransform):
         spatial_dims: number of spatial dimensions that each must have.
         remedy: what the user can do about values that are not finite.
         allow_missing_keys: whether to pass over keys that are not there.
+        fill: what to put in place of values that are not finite, with a warning: a number, or ``"min"`` for the
+            lowest finite value. None refuses them.
+        max_shear: largest cosine of the angle between two axes; ITK, for one, refuses grids that are not orthogonal.
+        spacing_range: smallest and largest voxel size, in mm.
 
     Raises:
         ValueError: in one line with file, expectation, finding and remedy.
@@ -38,34 +59,85 @@ class CheckVolumed(MapTransform):
         keys: KeysCollection,
         channels: int = 1,
         spatial_dims: int = 3,
-        remedy: str = "replace them, for example by the volume's minimum",
+        remedy: str = 'replace them, for example with CheckVolumed(fill="min")',
         allow_missing_keys: bool = False,
+        fill: float | str | None = None,
+        max_shear: float = MAX_SHEAR,
+        spacing_range: Sequence[float] = SPACING_RANGE,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        if isinstance(fill, str) and fill != "min":
+            raise ValueError(f'fill: expected a number, "min" or None, got {fill!r}; choose one of them.')
+        if len(spacing_range) != 2 or not 0 <= spacing_range[0] <= spacing_range[1]:
+            raise ValueError(f"spacing_range: expected two rising sizes in mm, got {list(spacing_range)}; swap them.")
         self.channels = channels
         self.spatial_dims = spatial_dims
         self.remedy = remedy
+        self.fill = fill
+        self.max_shear = max_shear
+        self.spacing_range = tuple(spacing_range)
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        data = dict(data)
+        for key in self.key_iterator(data):
+            data[key] = self._check(data[key], name_of(data[key], key))
+        return data
+
+    def _check(self, volume: torch.Tensor, name: str) -> torch.Tensor:
+        refuse(name, axes_fault(tuple(volume.shape[1:]), self.spatial_dims))
+        refuse(name, channels_fault(volume.shape[0], self.channels))
+        affine = affine_of(volume)
+        if affine is not None:
+            refuse(name, affine_fault(affine, self.max_shear))
+            refuse(name, spacing_fault(spacing_of(affine)[: self.spatial_dims], self.spacing_range))
+        finite = torch.isfinite(volume)
+        bad = int((~finite).sum())
+        if not bad:
+            return volume
+        if self.fill is None or bad == volume.numel():
+            refuse(name, finite_fault(bad, self.remedy))
+        value = float(volume[finite].min()) if self.fill == "min" else float(self.fill)
+        warnings.warn(f"{name}: {bad} NaN or infinite voxel(s) replaced by {value:g}.", stacklevel=2)
+        filled = volume.clone()
+        filled[~finite] = value
+        return filled
+
+
+class CheckGridd(MapTransform):
+    """Checks that loaded channel-first volumes lie on the grid of another one: same shape, same place.
+
+    Args:
+        keys: keys of the volumes.
+        reference_key: key of the volume whose grid counts.
+        tolerance: how far the corners of the two grids may lie apart, in mm; headers are rounded.
+        allow_missing_keys: whether to pass over keys that are not there.
+
+    Raises:
+        ValueError: in one line with both files, expectation, finding and remedy.
+
+    Example::
+
+        >>> image, label = MetaTensor(torch.rand(1, 4, 4, 4)), MetaTensor(torch.ones(1, 4, 4, 5))
+        >>> CheckGridd("label")({"image": image, "label": label})
+        Traceback (most recent call last):
+        ValueError: label: expected the image's shape (4, 4, 4), got (4, 4, 5); pair the right files.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        reference_key: Hashable = "image",
+        tolerance: float = GRID_TOLERANCE,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.reference_key = reference_key
+        self.tolerance = tolerance
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         for key in self.key_iterator(data):
-            self._check(data[key], f"{_file_of(data[key])}{key}")
+            _refuse_another_grid(data[key], data[self.reference_key], key, self.reference_key, self.tolerance)
         return dict(data)
-
-    def _check(self, volume: torch.Tensor, name: str) -> None:
-        if volume.dim() != self.spatial_dims + 1:
-            raise ValueError(
-                f"{name}: expected {self.spatial_dims} spatial axes, got shape {tuple(volume.shape[1:])}; "
-                "split the file into single volumes."
-            )
-        if volume.shape[0] != self.channels:
-            raise ValueError(
-                f"{name}: expected {self.channels} channel(s), got {volume.shape[0]}; choose the channel to use."
-            )
-        bad = int((~torch.isfinite(volume)).sum())
-        if bad:
-            raise ValueError(f"{name}: expected finite values, got {bad} NaN or infinite voxel(s); {self.remedy}.")
-        if isinstance(volume, MetaTensor) and not _is_invertible(volume.affine):
-            raise ValueError(f"{name}: expected an invertible affine, got {volume.affine.tolist()}; mend its header.")
 
 
 class CheckLabeld(MapTransform):
@@ -93,7 +165,7 @@ class CheckLabeld(MapTransform):
         keys: KeysCollection,
         num_classes: int,
         image_key: Hashable = "image",
-        tolerance: float = 0.1,
+        tolerance: float = GRID_TOLERANCE,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -103,45 +175,37 @@ class CheckLabeld(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         for key in self.key_iterator(data):
-            label, image = data[key], data[self.image_key]
-            name = f"{_file_of(label)}{key}"
-            if label.shape[1:] != image.shape[1:]:
-                raise ValueError(
-                    f"{name}: expected the image's shape {tuple(image.shape[1:])}, got {tuple(label.shape[1:])}; "
-                    "pair the right files."
-                )
-            self._check_grid(label, image, name)
-            self._check_values(label, name)
+            label = data[key]
+            _refuse_another_grid(label, data[self.image_key], key, self.image_key, self.tolerance)
+            values = torch.unique(torch.as_tensor(label)).tolist()
+            refuse(name_of(label, key), label_fault(values, range(self.num_classes)))
         return dict(data)
 
-    def _check_grid(self, label: torch.Tensor, image: torch.Tensor, name: str) -> None:
-        if not (isinstance(label, MetaTensor) and isinstance(image, MetaTensor)):
-            return
-        corners = torch.cartesian_prod(*(torch.tensor([0.0, n - 1.0]) for n in image.shape[1:]), torch.ones(1)).double()
-        apart = float(((label.affine - image.affine).double() @ corners.T).norm(dim=0).max())
-        if not apart <= self.tolerance:
-            raise ValueError(
-                f"{name}: expected the image's grid, got one whose corners are up to {apart:.3g} mm away; "
-                "pair the right files or mend the header."
-            )
 
-    def _check_values(self, label: torch.Tensor, name: str) -> None:
-        values = torch.unique(torch.as_tensor(label))
-        allowed = (values >= 0) & (values < self.num_classes) & (values == values.round())
-        if not allowed.all():
-            raise ValueError(
-                f"{name}: expected whole numbers from 0 to {self.num_classes - 1}, got {values[~allowed][0].item():g}; "
-                "change the labels or num_classes."
-            )
+def name_of(volume: torch.Tensor, key: Hashable) -> str:
+    """Key of a volume, with the file in front where it comes from one.
+
+    Example::
+
+        >>> name_of(torch.rand(1, 4, 4, 4), "image")
+        'image'
+    """
+    file = _file_of(volume)
+    return f"{file}, {key}" if file else str(key)
+
+
+def affine_of(volume: torch.Tensor) -> np.ndarray | None:
+    """The affine of a volume, None where it has none."""
+    return volume.affine.cpu().numpy() if isinstance(volume, MetaTensor) else None
 
 
 def _file_of(volume: torch.Tensor) -> str:
-    # "FILE, " to stand before the key, or nothing where the volume does not come from a file
-    file = volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "") if isinstance(volume, MetaTensor) else ""
-    return f"{file}, " if file else ""
+    return str(volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")) if isinstance(volume, MetaTensor) else ""
 
 
-def _is_invertible(affine: torch.Tensor) -> bool:
-    # Relative to the largest entry, so that the unit does not matter.
-    axes = affine[:-1, :-1].double()
-    return bool(torch.isfinite(affine).all()) and bool(torch.linalg.det(axes).abs() > 1e-12 * axes.abs().max() ** 3)
+def _refuse_another_grid(
+    volume: torch.Tensor, other: torch.Tensor, key: Hashable, other_key: Hashable, tolerance: float
+) -> None:
+    grid = tuple(volume.shape[1:]), affine_of(volume)
+    fault = grid_fault(*grid, tuple(other.shape[1:]), affine_of(other), str(other_key), _file_of(other), tolerance)
+    refuse(name_of(volume, key), fault)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from monai.utils import ensure_tuple
 
-__all__ = ["nifti_datalist"]
+__all__ = ["NIFTI", "nifti_datalist", "nifti_files", "stem_of"]
 
-_SUFFIXES = (".nii", ".nii.gz")
+NIFTI = (".nii", ".nii.gz")
 
 
 def nifti_datalist(
@@ -47,7 +47,7 @@ def nifti_datalist(
     files = list(dict.fromkeys(file for path in ensure_tuple(source) for file in _expand(Path(path))))
     by_name = defaultdict(set)
     for file in files:
-        by_name[_stem(file)].add(file.resolve())
+        by_name[stem_of(file.name)].add(file.resolve())
     for same in by_name.values():
         if len(same) > 1:
             first, second = sorted(same)[:2]
@@ -58,8 +58,26 @@ def nifti_datalist(
     return [{key: str(file)} for file in files]
 
 
-def _stem(file: Path) -> str:
-    return file.name.removesuffix(".gz").removesuffix(".nii")
+def nifti_files(folder: Path) -> list[Path]:
+    """NIfTI files of a folder and its sub-folders, in a fixed order, hidden ones aside.
+
+    Example::
+
+        >>> nifti_files(Path("no/such/folder"))
+        []
+    """
+    return sorted(p for p in folder.rglob("*") if p.name.endswith(NIFTI) and not p.name.startswith("."))
+
+
+def stem_of(file: str | os.PathLike) -> str:
+    """A file's path without ``.nii`` or ``.nii.gz``.
+
+    Example::
+
+        >>> stem_of("images/scan.nii.gz")
+        'images/scan'
+    """
+    return os.fspath(file).removesuffix(".gz").removesuffix(".nii")
 
 
 def _refuse_existing(targets: Sequence[Path]) -> None:
@@ -70,12 +88,12 @@ def _refuse_existing(targets: Sequence[Path]) -> None:
 
 def _expand(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.name.endswith(_SUFFIXES) and not p.name.startswith("."))
+        found = nifti_files(path)
         if not found:
             raise FileNotFoundError(f"{path} holds no .nii or .nii.gz file; give another folder or the files.")
         return found
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a folder or .nii / .nii.gz files.")
-    if not path.name.endswith(_SUFFIXES):
+    if not path.name.endswith(NIFTI):
         raise ValueError(f"{path} is not a .nii or .nii.gz file; convert it to NIfTI.")
     return [path]

@@ -1,0 +1,70 @@
+"""The data check on the command line: a table, one line per finding, and a report as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from monai_scaleequiv.data import check_dataset
+
+__all__ = ["make_check"]
+
+
+def make_check(output: str, tell: Callable[[str], object], **options: Any) -> None:
+    """Checks a data set, tells what was found and writes it to a file.
+
+    Args:
+        output: JSON file to write; empty for none.
+        tell: is given the table and the findings.
+        options: arguments of ``check_dataset``.
+
+    Raises:
+        FileExistsError: when the file is there already.
+        OSError: when it cannot be written.
+        ValueError: when the data set has errors, after everything has been told.
+
+    Example::
+
+        >>> make_check("", print, source="no/such/folder")
+        Traceback (most recent call last):
+        FileNotFoundError: no/such/folder does not exist; give a folder with dataset.json, or --images and --labels.
+    """
+    target = Path(output) if output else None
+    if target is not None:
+        _claim(target)
+    report = check_dataset(progress=True, **options)
+    tell(report.table() + "".join(f"{line}\n" for line in report.lines))
+    if target is not None:
+        _write(target, json.dumps(report.as_dict(), indent=2, allow_nan=False) + "\n")
+        tell(f"{target}\n")
+    if report.errors:
+        number, source = len(report.errors), report.source
+        raise ValueError(f"{source}: expected no errors, got {number}; mend what the lines above name.")
+
+
+def _claim(target: Path) -> None:
+    """Finds out before the work whether the report can be written after it."""
+    if target.exists():
+        raise FileExistsError(f"--output: {target} exists already; choose another file or remove it.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"--output: {target.parent} cannot be made a folder ({error.strerror}); choose another file."
+        ) from None
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(f"--output: {target.parent} cannot be written to; choose another file.")
+
+
+def _write(target: Path, text: str) -> None:
+    temporary = target.with_name(f".{os.getpid()}-{target.name}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        if target.exists():
+            raise FileExistsError(f"--output: {target} exists by now; choose another file.")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

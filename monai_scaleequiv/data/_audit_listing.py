@@ -1,0 +1,231 @@
+"""From what a user names, a ``dataset.json``, folders or data dictionaries, to the cases of a data set."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from monai.utils import ensure_tuple
+
+from monai_scaleequiv.data._datalist import nifti_files, stem_of
+from monai_scaleequiv.data._faults import WARNING, Fault
+
+__all__ = ["Case", "Listing", "list_dictionaries", "list_folders", "list_task"]
+
+CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net's files of one channel each
+UNLISTED = Fault("unlisted", "each volume on the list", "one that is not", "add it to the list or remove it", WARNING)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One or several images, each with some of the channels, and their label map.
+
+    Args:
+        images: paths.
+        label: path, None without one.
+        place: where the case stands on the list.
+    """
+
+    images: tuple[str, ...]
+    label: str | None
+    place: str
+
+
+@dataclass
+class Listing:
+    """The cases of a data set, what it says about them, and what is wrong with the list itself.
+
+    Args:
+        source: what was named.
+        cases: in the order of the list.
+        classes: names by label, None where they are not known.
+        channels: of each image, None where they are not known.
+        spatial_dims: of each image.
+        faults: file, and what is wrong with its place on the list.
+    """
+
+    source: str
+    cases: list[Case] = field(default_factory=list)
+    classes: dict[int, str] | None = None
+    channels: int | None = None
+    spatial_dims: int = 3
+    faults: list[tuple[str, Fault]] = field(default_factory=list)
+
+
+def list_task(source: str | os.PathLike) -> Listing:
+    """Lists a task of the Medical Segmentation Decathlon.
+
+    Args:
+        source: its folder or its ``dataset.json``.
+
+    Raises:
+        FileNotFoundError: when there is no ``dataset.json``.
+        ValueError: when it is not what the Decathlon has.
+
+    Example::
+
+        >>> list_task("no/such/folder")
+        Traceback (most recent call last):
+        FileNotFoundError: no/such/folder does not exist; give a folder with dataset.json, or --images and --labels.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give a folder with dataset.json, or --images and --labels.")
+    file = path / "dataset.json" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist; give another folder, or --images and --labels.")
+    task = _read_task(file)
+    listing = Listing(str(file), classes=_classes(task, file))
+    listing.channels = len(task["modality"]) if isinstance(task.get("modality"), Mapping) else None
+    listing.spatial_dims = 2 if task.get("tensorImageSize") == "2D" else 3
+    for key in ("training", "validation", "test"):
+        for index, entry in enumerate(task.get(key, ())):
+            listing.cases.append(_case(entry, f"{key}[{index}]", file))
+    _compare_count(listing, task, file)
+    _find_unlisted(listing, file.parent)
+    return listing
+
+
+def list_folders(images: str | os.PathLike, labels: str | os.PathLike | None = None) -> Listing:
+    """Pairs two folders, with their sub-folders, by the paths of their files; ``_0000`` to ``_9999`` are channels.
+
+    Args:
+        images: folder of images.
+        labels: folder of label maps, None without them.
+
+    Raises:
+        FileNotFoundError: when a folder does not exist or holds no NIfTI file.
+
+    Example::
+
+        >>> list_folders("no/such/folder")
+        Traceback (most recent call last):
+        FileNotFoundError: no/such/folder is no folder; give one with .nii or .nii.gz files.
+    """
+    names = [os.fspath(folder) for folder in (images, labels) if folder is not None]
+    listing = Listing(" and ".join(names))
+    found = _by_name(Path(images))
+    if labels is None:
+        listing.cases = [Case((path,), None, name) for name, path in found.items()]
+        return listing
+    targets, groups = _by_name(Path(labels)), {}
+    for name, path in found.items():
+        groups.setdefault(name if name in targets else CHANNEL.sub("", name), []).append(path)
+    for name, paths in groups.items():
+        listing.cases.append(Case(tuple(paths), targets.pop(name, None), name))
+        if listing.cases[-1].label is None:
+            got = f"none named {name} in {os.fspath(labels)}"
+            listing.faults.append((paths[0], Fault("unpaired", "a label map", got, "add it, or remove the image")))
+    for name, path in targets.items():
+        got = f"none named {name} in {os.fspath(images)}"
+        listing.faults.append((path, Fault("unpaired", "an image", got, "add it, or remove the label map")))
+    return listing
+
+
+def list_dictionaries(data: Sequence[Mapping[str, Any]], image_key: str, label_key: str | None) -> Listing:
+    """Lists data dictionaries, such as MONAI's ``load_decathlon_datalist`` makes them.
+
+    Args:
+        data: one dictionary per case, with paths.
+        image_key: key of the image, or of a list of them.
+        label_key: key of the label map, None without one.
+
+    Raises:
+        ValueError: when a value is no path.
+
+    Example::
+
+        >>> list_dictionaries([{"image": "a.nii", "label": "b.nii"}], "image", "label").cases
+        [Case(images=('a.nii',), label='b.nii', place='data[0]')]
+    """
+    listing = Listing("data")
+    for index, item in enumerate(data):
+        place = f"data[{index}]"
+        if not isinstance(item, Mapping) or image_key not in item or (label_key is not None and label_key not in item):
+            keys = image_key if label_key is None else f"{image_key} and {label_key}"
+            raise ValueError(f"{place}: expected a dictionary with {keys}, got {_shown(item)}; complete the list.")
+        label = None if label_key is None else _path(item[label_key], place)
+        images = tuple(_path(path, place) for path in ensure_tuple(item[image_key]))
+        listing.cases.append(Case(images, label, place))
+    return listing
+
+
+def _read_task(file: Path) -> dict[str, Any]:
+    try:
+        task = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: expected JSON, got something else ({error}); mend it.") from None
+    if not isinstance(task, dict) or not isinstance(task.get("training"), list):
+        raise ValueError(f"{file}: expected a list 'training', got none; add it, or give --images and --labels.")
+    for key in ("validation", "test"):
+        if not isinstance(task.get(key, []), list):
+            raise ValueError(f"{file}: expected a list {key!r}, got {_shown(task[key])}; mend it.")
+    return task
+
+
+def _classes(task: Mapping[str, Any], file: Path) -> dict[int, str] | None:
+    names = task.get("labels")
+    if names is None:
+        return None
+    try:
+        return {int(label): str(name) for label, name in names.items()}
+    except (AttributeError, ValueError):
+        raise ValueError(
+            f"{file}: expected 'labels' from number to name, got {_shown(names)}; write them as in '1': 'liver'."
+        ) from None
+
+
+def _case(entry: Any, place: str, file: Path) -> Case:
+    item = {"image": entry} if isinstance(entry, (str, list)) else entry
+    if not isinstance(item, Mapping) or "image" not in item:
+        raise ValueError(f"{file}, {place}: expected a path or a dictionary with image, got {_shown(entry)}; mend it.")
+    images = ensure_tuple(item["image"])
+    label = item.get("label")
+    paths = [str(file.parent / _path(path, f"{file}, {place}")) for path in (*images, *([label] if label else []))]
+    return Case(tuple(paths[: len(images)]), paths[-1] if label else None, place)
+
+
+def _compare_count(listing: Listing, task: Mapping[str, Any], file: Path) -> None:
+    count = len(task["training"])
+    if task.get("numTraining", count) != count:
+        fault = Fault("count", f"numTraining = {task['numTraining']} cases", str(count), "mend one of them", WARNING)
+        listing.faults.append((str(file), fault))
+    for case in listing.cases:
+        if case.label is None and case.place.startswith(("training", "validation")):
+            fault = Fault("unpaired", "a label map", f"none at {case.place}", "add it to the list")
+            listing.faults.append((case.images[0], fault))
+
+
+def _find_unlisted(listing: Listing, root: Path) -> None:
+    listed = {path for case in listing.cases for path in (*case.images, case.label) if path}
+    for name in ("imagesTr", "labelsTr", "imagesTs"):
+        listing.faults += [(path, UNLISTED) for path in map(str, nifti_files(root / name)) if path not in listed]
+
+
+def _by_name(folder: Path) -> dict[str, str]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; give one with .nii or .nii.gz files.")
+    found: dict[str, str] = {}
+    for file in nifti_files(folder):
+        name = file.relative_to(folder).as_posix()
+        # Beside a.nii.gz, a.nii keeps its whole name and so finds no partner.
+        found[name if stem_of(name) in found else stem_of(name)] = str(file)
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no .nii or .nii.gz file; give another folder.")
+    return found
+
+
+def _path(value: Any, place: str) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"{place}: expected a path, got {_shown(value)}; mend the list.")
+    return os.path.normpath(value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]} ..."

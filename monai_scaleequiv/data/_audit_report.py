@@ -1,0 +1,131 @@
+"""What the data check has found: findings in lines, a table, and all of it as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from monai_scaleequiv.data._faults import ERROR, WARNING, Fault, affine_fault, spacing_of
+from monai_scaleequiv.data._volume_file import VolumeFacts
+
+__all__ = ["DatasetReport"]
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """Outcome of :py:func:`check_dataset`.
+
+    Args:
+        source: the data set.
+        cases: number of cases.
+        classes: names by label, None where they are not known.
+        facts: what is known about each file, by path and whether it is a label map.
+        findings: file and fault, errors first.
+        read: number of files read; the others had not changed since an earlier check.
+
+    Example::
+
+        >>> report = DatasetReport("data", 1, None, {}, (("a.nii", Fault("file", "a file", "none", "restore it")),), 0)
+        >>> report.lines
+        ['error a.nii: expected a file, got none; restore it.']
+        >>> report.refuse_errors()
+        Traceback (most recent call last):
+        ValueError: data: 1 error; a.nii: expected a file, got none; restore it.
+    """
+
+    source: str
+    cases: int
+    classes: dict[int, str] | None
+    facts: dict[tuple[str, bool], VolumeFacts]
+    findings: tuple[tuple[str, Fault], ...]
+    read: int
+
+    @property
+    def errors(self) -> list[str]:
+        """One line per error."""
+        return [f"{file}: {fault}" for file, fault in self.findings if fault.severity == ERROR]
+
+    @property
+    def warnings(self) -> list[str]:
+        """One line per warning."""
+        return [f"{file}: {fault}" for file, fault in self.findings if fault.severity == WARNING]
+
+    @property
+    def lines(self) -> list[str]:
+        """One line per finding, with its severity."""
+        return [*(f"error {line}" for line in self.errors), *(f"warning {line}" for line in self.warnings)]
+
+    def refuse_errors(self) -> None:
+        """Raises a ValueError of one line, with the first error, if there is any."""
+        if self.errors:
+            raise ValueError(f"{self.source}: {_count(len(self.errors), 'error')}; {self.errors[0]}")
+
+    def table(self) -> str:
+        """What the data set is like, in a few lines."""
+        known = len(self.facts) - self.read
+        head = f"{self.source}: {_count(self.cases, 'case')}, {_count(len(self.facts), 'file')}"
+        rows = [("", "files", "shape", "voxel size (mm)", "stored as")]
+        rows += [self._row(name, label) for name, label in (("images", False), ("labels", True))]
+        lines = [f"{head} ({self.read} read, {known} unchanged since an earlier check)", "", *_columns(rows)]
+        classes = [("label", "cases", "voxels"), *self._class_rows()]
+        lines += ["", *_columns(classes)] if len(classes) > 1 else []
+        lines += ["", f"{_count(len(self.errors), 'error')}, {_count(len(self.warnings), 'warning')}"]
+        return "\n".join(lines) + "\n"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, ready to be written as JSON: numbers that are not finite become text."""
+        findings = [{"file": file, **vars(fault)} for file, fault in self.findings]
+        files = []
+        for (file, label), facts in self.facts.items():
+            known = {key: value for key, value in vars(facts).items() if key != "faults"}
+            files.append({"file": file, "role": "label" if label else "image", **known})
+        report = {"source": self.source, "cases": self.cases, "classes": self.classes, "read": self.read}
+        counts = {"errors": len(self.errors), "warnings": len(self.warnings)}
+        return _for_json({**report, **counts, "findings": findings, "files": files})
+
+    def _row(self, name: str, label: bool) -> tuple[str, ...]:
+        facts = [f for (_, is_label), f in self.facts.items() if is_label is label]
+        read = [f for f in facts if f.shape]
+        sound = [spacing_of(f.affine) for f in read if affine_fault(f.affine, math.inf) is None]
+        kinds = ", ".join(f"{kind} ({n})" for kind, n in Counter(f.dtype for f in read).most_common())
+        return name, str(len(facts)), _ranges([f.shape for f in read]), _ranges(sound), kinds or "-"
+
+    def _class_rows(self) -> list[tuple[str, ...]]:
+        maps = [facts for (_, label), facts in self.facts.items() if label]
+        cases: Counter = Counter(value for facts in maps for value, _ in facts.labels)
+        voxels: Counter = Counter()
+        for facts in maps:
+            voxels.update(dict(facts.labels))
+        names = self.classes or {}
+        values = sorted({*names, *cases})
+        total = voxels.total() or 1
+        rows = [(f"{v:g} {names.get(v, '')}", str(cases[v]), f"{100 * voxels[v] / total:.2f} %") for v in values[:50]]
+        return rows + ([("...", "", "")] if len(values) > 50 else [])
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _ranges(rows: Sequence[Sequence[float]]) -> str:
+    """Smallest to largest along each axis."""
+    if not rows or len({len(row) for row in rows}) > 1:
+        return "various" if rows else "-"
+    spans = ((f"{min(axis):.4g}", f"{max(axis):.4g}") for axis in zip(*rows, strict=True))
+    return " x ".join(low if low == high else f"{low}..{high}" for low, high in spans)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _for_json(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_for_json(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
