@@ -15,7 +15,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 NETWORKS = {
-    "own_grid_tested_-2_-1_0_1_logsumexp": ("SEUNet, own grids, finest four scales", "C0", "o-"),
+    "own_grid_tested_-2_-1_0_1_mean": ("SEUNet, own grids, finest four scales", "C0", "o-"),
     "own_grid": ("SEUNet, own grids, all five scales", "C9", "o:"),
     "fixed_grid": ("SEUNet, fixed grid", "C1", "s-"),
     "published": ("published SE U-Net", "C3", "v--"),

@@ -2,12 +2,13 @@
 
 python benchmarks/equivariance_pyramid.py --output=benchmarks/results
 
-``time_over_plain`` is the median time of four scales 2^(i/3) over that of one pass of the network, interleaved;
-``kept_over_plain`` the same ratio of the bytes that autograd keeps for the backward pass.
+Cost: four scales 2^(i/3) over one pass of the network. ``inference`` and ``training`` (forward and backward) are ratios
+of median times, interleaved; ``kept`` is the ratio of the bytes that autograd keeps for the backward pass.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
@@ -117,23 +118,27 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def costs(repeats: int = 15) -> list[dict]:
+def costs(repeats: int = 9) -> list[dict]:
     torch.set_num_threads(THREADS)
     rows = []
-    for edge in (48, 96):
-        x = torch.rand(1, 1, edge, edge, edge)
-        network = UNet(3, 1, CLASSES, (16, 32, 64), (2, 2), num_res_units=2)
+    networks = {
+        "UNet 16-32-64": lambda: UNet(3, 1, CLASSES, (16, 32, 64), (2, 2), num_res_units=2),
+        "DynUNet 16-32-64": lambda: DynUNet(3, 1, CLASSES, [3, 3, 3], [1, 2, 2], [2, 2], filters=[16, 32, 64]),
+        "SegResNet 8": NETWORKS["SegResNet"][0],
+    }
+    for (name, build), edge in itertools.product(networks.items(), (48, 96)):
+        x, network = torch.rand(1, 1, edge, edge, edge), build()
         pyramid = ScalePyramid(network, size_divisor=4)
-        for name, step in (("inference", infer), ("training", train)):
+        row = {"network": name, "edge": edge, "threads": THREADS}
+        for what, step in (("inference", infer), ("training", train)):
             pairs = [(seconds(lambda: step(network, x)), seconds(lambda: step(pyramid, x))) for _ in range(repeats)]  # noqa: B023
-            ratio = statistics.median(b for _, b in pairs) / statistics.median(a for a, _ in pairs)
-            rows.append({"edge": edge, "threads": THREADS, "what": name, "time_over_plain": ratio})
-            sys.stdout.write(f"{rows[-1]}\n")
-        for checkpointed in (False, True):
-            pyramid = ScalePyramid(network, size_divisor=4, use_checkpoint=checkpointed)
-            ratio = kept(pyramid, x) / kept(network, x)
-            rows.append({"edge": edge, "use_checkpoint": checkpointed, "kept_over_plain": ratio})
-            sys.stdout.write(f"{rows[-1]}\n")
+            row[what] = statistics.median(b for _, b in pairs) / statistics.median(a for a, _ in pairs)
+        plain = kept(network, x)
+        row["kept"] = kept(pyramid, x) / plain
+        row["kept_with_checkpoint"] = kept(ScalePyramid(network, size_divisor=4, use_checkpoint=True), x) / plain
+        rows.append(row)
+        sys.stdout.write(f"{row}\n")
+        sys.stdout.flush()
     return rows
 
 

@@ -197,7 +197,13 @@ def _resample(
             return x
         matrix = _cached(size, target, numerator, denominator, smoothing)
     matrix = matrix.to(x.device, x.dtype)
-    return torch.movedim(torch.matmul(torch.movedim(x, axis, -1), matrix.t()), -1, axis)
+    # Each form is one matrix product without copies of x.
+    if axis == x.dim() - 1:
+        return torch.matmul(x, matrix.t())
+    if axis == x.dim() - 2:
+        return torch.matmul(matrix, x)
+    after = list(x.shape[axis + 1 :])
+    return torch.matmul(matrix, x.flatten(axis + 1)).unflatten(axis + 1, after)
 
 
 @torch.jit.unused
