@@ -9,7 +9,7 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from monai_scaleequiv.layers._depthwise_op import depthwise_conv, is_fft_faster, large_depthwise_conv
-from monai_scaleequiv.maths import crop_to_reach, fft_kernel_spectrum
+from monai_scaleequiv.maths import fft_kernel_spectrum
 
 __all__ = ["LargeKernelConv"]
 
@@ -44,8 +44,11 @@ class LargeKernelBase(nn.Module):
         raise NotImplementedError
 
     def kernel_for(self, size: Sequence[int]) -> torch.Tensor:
-        """The taps of :py:meth:`effective_kernel` that an image of this size can meet."""
-        return crop_to_reach(self.effective_kernel(), size)
+        """:py:meth:`effective_kernel`, or its taps that an image of this size can meet where they come cheaper.
+
+        The operator crops as well, and its gradient needs no steps back to the whole kernel.
+        """
+        return self.effective_kernel()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.dim() != self.spatial_dims + 2 or x.shape[1] != self.channels:

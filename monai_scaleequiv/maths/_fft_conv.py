@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 __all__ = ["crop_to_reach", "fft_depthwise_conv", "fft_depthwise_gradients", "fft_kernel_spectrum", "kernel_reach"]
 
-# Real elements of one chunk of channels. Its spectrum (8 MB in single precision) stays in the cache of a CPU; another
+# Real elements of one chunk of channels. Its spectrum (2 MB in single precision) stays in the cache of a CPU; another
 # device wants few, large transforms.
-_CHUNK = {"cpu": 2**21}
+_CHUNK = {"cpu": 2**19}
 _CHUNK_ELSEWHERE = 2**27
 
 
@@ -177,6 +177,8 @@ def _chunks(x: torch.Tensor, periods: Sequence[int]) -> Iterator[slice]:
 
 
 def _transform(x: torch.Tensor, periods: Sequence[int]) -> torch.Tensor:
+    if x.shape[0] * x.shape[1] == 1:  # MKL takes 6 ms for 36^3 in one go, 0.2 ms axis by axis; two cost 0.3 ms
+        return _kernel_transform(x, periods)
     return torch.fft.rfftn(x, s=list(periods), dim=list(range(2, x.dim())))
 
 
