@@ -85,7 +85,7 @@ def test_override_value(text, value):
         ("train::trainer::max_epochs", 3),
         ("train#trainer#epoch_length", 1),  # not in the config, but a parameter of SupervisedTrainer
         ("optimizer#betas", [0.9, 0.99]),
-        ("to_working_grid#4#pixdim", 2),
+        ("to_working_grid#6#pixdim", 2),
         ("train#handlers#0#_disabled_", True),
     ],
 )
@@ -103,7 +103,7 @@ def test_known_ids_are_applied(parser, key, value):
         ("trian#trainer#max_epochs", "--train#trainer#max_epochs?"),
         ("optimizer#weight_deacy", "--optimizer#weight_decay?"),
         ("network_def#chanels", "--network_def#channels?"),
-        ("to_working_grid#30#pixdim", "--to_working_grid#4#pixdim?"),
+        ("to_working_grid#30#pixdim", "--to_working_grid#6#pixdim?"),
         ("network#channels", "override it whole."),
         ("zzzzzzzz", "choose one of "),
     ],

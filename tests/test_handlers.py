@@ -227,17 +227,18 @@ def test_folder_of_an_earlier_training_is_refused(tmp_path, name):
 
 def test_folder_of_an_earlier_training_is_taken_to_resume_it(tmp_path):
     checkpoint = tmp_path / "checkpoint_epoch=5.pt"
-    checkpoint.write_bytes(b"weights")
+    torch.save({}, checkpoint)
+    before = checkpoint.read_bytes()
     claim_checkpoint_dir(tmp_path, str(checkpoint))
     claim_checkpoint_dir(tmp_path / "new", str(checkpoint))
-    assert checkpoint.read_bytes() == b"weights"
+    assert checkpoint.read_bytes() == before
     assert (tmp_path / "new").is_dir()
 
 
-@pytest.mark.parametrize("resume", ["absent.pt", "."])
-def test_checkpoint_to_resume_from_must_be_a_file(tmp_path, monkeypatch, resume):
+@pytest.mark.parametrize(("resume", "told"), [("absent.pt", " does not exist"), (".", ": expected checkpoint_epoch")])
+def test_checkpoint_to_resume_from_must_be_there(tmp_path, monkeypatch, resume, told):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=rf"resume={re.escape(resume)} does not exist"):
+    with pytest.raises(FileNotFoundError, match=f"resume={re.escape(resume)}{told}"):
         claim_checkpoint_dir("models", resume)
     assert not (tmp_path / "models").exists()
 

@@ -136,6 +136,9 @@ def infer(
 ) -> None:
     """Segments volumes. Any --ID=VALUE overrides the config, as in --ckpt_path=model.pt.
 
+    A volume that fails does not stop the others: it is told of, listed in failures.json, and the exit status is 1.
+    With --skip_existing, volumes that have a label map already are left out, as after an interruption.
+
     Args:
         input: a folder with NIfTI files, a file, or several of them with commas between.
         output: folder for the label maps.
@@ -236,7 +239,7 @@ def _run_command(command: str, input: str, output: str, bundle: str, overrides: 
     for id in CHECKPOINTS:
         value = overrides.get(id)
         # Expressions and references are for the config to resolve.
-        if isinstance(value, str) and value and value[0] not in "$@%":
+        if isinstance(value, str) and value and value[0] not in "$@%" and (id, value) != ("resume", "auto"):
             _check_paths(id, value)
     run_bundle(command, find_bundle(bundle), {"dataset_dir": source, "output_dir": _absolute(output), **overrides})
 

@@ -16,16 +16,14 @@ import fire
 from fire import decorators
 from fire.core import FireExit
 from monai.apps import get_logger
-from monai.transforms import LoadImage
-from monai.utils import ensure_tuple
 
 from monai_scaleequiv.cli._commands import COMMANDS
 from monai_scaleequiv.cli._overrides import override_value, suggestion
+from monai_scaleequiv.data._errors import one_line
 
 __all__ = ["main"]
 
 Call = Callable[[], Any]
-LONGEST = 400
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        sys.stderr.write(f"error: {_one_line(error)}\n")
+        sys.stderr.write(f"error: {one_line(error, ' (--debug shows all of it)')}\n")
         return 1
     return 0
 
@@ -120,28 +118,3 @@ def _quiet(debug: bool) -> Iterator[None]:
 
 def _without_traceback(record: logging.LogRecord) -> bool:
     return not record.exc_info
-
-
-def _one_line(error: BaseException) -> str:
-    """What went wrong at the root: MONAI wraps an error in a RuntimeError for each config item on the way."""
-    while isinstance(error, RuntimeError):
-        inner = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        if inner is None:
-            break
-        error = inner
-    text = " ".join(str(error).split())
-    if len(text) > LONGEST:
-        text = text[:LONGEST] + " ... (--debug shows all of it)"
-    # The bare text of other types, such as KeyError's, says too little.
-    known = isinstance(error, (OSError, RuntimeError, ValueError)) and text
-    text = text if known else f"{type(error).__name__}: {text}"
-    file = _file_being_read(error)
-    return text if file in text else f"{file}: {text}"
-
-
-def _file_being_read(error: BaseException) -> str:
-    """The file that MONAI was loading, else nothing: a decompressor's error, for one, does not name it."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_globals.get("__name__") == LoadImage.__module__ and "filename" in frame.f_locals:
-            return ", ".join(map(str, ensure_tuple(frame.f_locals["filename"])))
-    return ""

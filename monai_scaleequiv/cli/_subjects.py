@@ -17,6 +17,7 @@ from torch import nn
 
 from monai_scaleequiv.cli._overrides import check_overrides
 from monai_scaleequiv.data import make_phantom_dataset, nifti_datalist
+from monai_scaleequiv.data._weights import read_weights
 from monai_scaleequiv.layers import ScaleProjection
 
 __all__ = ["Subject", "WholeImageNetwork", "bundle_subject", "network_subject", "read_images"]
@@ -204,7 +205,7 @@ def _subject(
 def _load_weights(network: nn.Module, path: str, device: torch.device) -> None:
     if not Path(path).is_file():
         raise FileNotFoundError(f"--ckpt_path: {path} does not exist; give another path.")
-    state = torch.load(path, map_location=device, weights_only=True)
+    state = read_weights(path, device)
     state = next((state[key] for key in _STATE_KEYS if isinstance(state.get(key), Mapping)), state)
     try:
         network.load_state_dict(state)

@@ -15,7 +15,7 @@ from monai.utils import ensure_tuple
 from monai_scaleequiv.data._datalist import nifti_files, stem_of
 from monai_scaleequiv.data._faults import WARNING, Fault
 
-__all__ = ["Case", "Listing", "list_dictionaries", "list_folders", "list_task"]
+__all__ = ["Case", "Listing", "list_dictionaries", "list_folders", "list_task", "task_datalist"]
 
 CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net's files of one channel each
 UNLISTED = Fault("unlisted", "each volume on the list", "one that is not", "add it to the list or remove it", WARNING)
@@ -65,7 +65,7 @@ def list_task(source: str | os.PathLike) -> Listing:
 
     Raises:
         FileNotFoundError: when there is no ``dataset.json``.
-        ValueError: when it is not what the Decathlon has.
+        ValueError: when it is not what the Decathlon has, or lists a path outside its folder.
 
     Example::
 
@@ -89,6 +89,42 @@ def list_task(source: str | os.PathLike) -> Listing:
     _compare_count(listing, task, file)
     _find_unlisted(listing, file.parent)
     return listing
+
+
+def task_datalist(source: str | os.PathLike, key: str = "training") -> list[dict[str, Any]]:
+    """Data dictionaries of a task of the Medical Segmentation Decathlon, of files inside its folder alone.
+
+    MONAI's ``load_decathlon_datalist`` also takes ``../`` and absolute paths, that is any file of the machine.
+
+    Args:
+        source: the task's folder or its ``dataset.json``.
+        key: ``"training"``, ``"validation"`` or ``"test"``.
+
+    Returns:
+        ``image``, one path or several, and ``label`` where there is one.
+
+    Raises:
+        FileNotFoundError: when there is no ``dataset.json``.
+        ValueError: when it has no such list, or a path on it leaves the folder.
+
+    Example::
+
+        >>> import tempfile
+        >>> from monai_scaleequiv import make_phantom_dataset
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = make_phantom_dataset(folder, cases=2, size=(24, 32, 24))
+        ...     [sorted(item) for item in task_datalist(file)]
+        [['image', 'label'], ['image', 'label']]
+    """
+    listing = list_task(source)
+    cases = [case for case in listing.cases if case.place.startswith(f"{key}[")]
+    if not cases:
+        raise ValueError(f"{listing.source}: expected cases under {key!r}, got none; name another list.")
+    images = [case.images[0] if len(case.images) == 1 else list(case.images) for case in cases]
+    return [
+        {"image": image} if case.label is None else {"image": image, "label": case.label}
+        for case, image in zip(cases, images, strict=True)
+    ]
 
 
 def list_folders(images: str | os.PathLike, labels: str | os.PathLike | None = None) -> Listing:
@@ -186,8 +222,15 @@ def _case(entry: Any, place: str, file: Path) -> Case:
         raise ValueError(f"{file}, {place}: expected a path or a dictionary with image, got {_shown(entry)}; mend it.")
     images = ensure_tuple(item["image"])
     label = item.get("label")
-    paths = [str(file.parent / _path(path, f"{file}, {place}")) for path in (*images, *([label] if label else []))]
+    paths = [_inside(file, place, path) for path in (*images, *([label] if label else []))]
     return Case(tuple(paths[: len(images)]), paths[-1] if label else None, place)
+
+
+def _inside(file: Path, place: str, value: Any) -> str:
+    path = _path(value, f"{file}, {place}")
+    if Path(path).is_absolute() or Path(path).parts[:1] == ("..",):
+        raise ValueError(f"{file}, {place}: expected a path inside {file.parent}, got {path}; copy the file there.")
+    return str(file.parent / path)
 
 
 def _compare_count(listing: Listing, task: Mapping[str, Any], file: Path) -> None:

@@ -20,6 +20,7 @@ def nifti_datalist(
     results: str | os.PathLike | None = None,
     postfix: Sequence[str] | str = "seg",
     overwrite: bool = False,
+    skip_existing: bool = False,
 ) -> list[dict[str, str]]:
     """Lists NIfTI files as MONAI data dictionaries, in a fixed order.
 
@@ -29,14 +30,17 @@ def nifti_datalist(
         results: folder that the results will be written to, as ``NAME_postfix.nii.gz``.
         postfix: see ``results``; several where each file has several results.
         overwrite: whether results may replace files that are there already.
+        skip_existing: whether to leave out the files whose results are there already. A file that has some of its
+            results was interrupted; they will be replaced.
 
     Returns:
         one dictionary per file.
 
     Raises:
-        FileExistsError: when a result is there already and ``overwrite`` is false.
+        FileExistsError: when a result is there already, ``overwrite`` and ``skip_existing`` are false.
         FileNotFoundError: when a path does not exist or a folder holds no NIfTI file.
-        ValueError: when a file is not NIfTI, or two files have the same name, so that their results would collide.
+        ValueError: when a file is not NIfTI, two files have the same name, so that their results would collide, or
+            existing results are to be replaced and to be kept.
 
     Example::
 
@@ -44,6 +48,8 @@ def nifti_datalist(
         Traceback (most recent call last):
         FileNotFoundError: no/such/folder does not exist; give a folder or .nii / .nii.gz files.
     """
+    if overwrite and skip_existing:
+        raise ValueError("skip_existing: expected overwrite=false with it, got true; choose one of the two.")
     files = list(dict.fromkeys(file for path in ensure_tuple(source) for file in _expand(Path(path))))
     by_name = defaultdict(set)
     for file in files:
@@ -53,8 +59,12 @@ def nifti_datalist(
             first, second = sorted(same)[:2]
             raise ValueError(f"{first} and {second} have the same name: their results would collide; rename one.")
     if results is not None and not overwrite:
-        endings = ensure_tuple(postfix)
-        _refuse_existing([Path(results) / f"{name}_{ending}.nii.gz" for name in by_name for ending in endings])
+        targets = {n: [Path(results) / f"{n}_{ending}.nii.gz" for ending in ensure_tuple(postfix)] for n in by_name}
+        if skip_existing:
+            targets = {name: paths for name, paths in targets.items() if not all(path.exists() for path in paths)}
+            files = [file for file in files if stem_of(file.name) in targets]
+        else:
+            _refuse_existing([path for paths in targets.values() for path in paths])
     return [{key: str(file)} for file in files]
 
 
@@ -83,7 +93,9 @@ def stem_of(file: str | os.PathLike) -> str:
 def _refuse_existing(targets: Sequence[Path]) -> None:
     for target in targets:
         if target.exists():
-            raise FileExistsError(f"{target} exists already; choose another output_dir, or set overwrite=true.")
+            raise FileExistsError(
+                f"{target} exists already; choose another output_dir, or set overwrite=true or skip_existing=true."
+            )
 
 
 def _expand(path: Path) -> list[Path]:

@@ -85,6 +85,14 @@ def finite_fault(bad: int, remedy: str = 'replace them, for example with CheckVo
     return Fault("finite", "finite values", f"{bad} NaN or infinite voxel(s)", remedy) if bad else None
 
 
+def range_fault(minimum: float, maximum: float) -> Fault | None:
+    """Finite values that become infinite as float32, in which volumes are loaded."""
+    if max(abs(minimum), abs(maximum)) <= float(np.finfo(np.float32).max):
+        return None
+    remedy = "mend scl_slope and scl_inter in its header, or scale it"
+    return Fault("range", "values within float32", f"{minimum:.4g} to {maximum:.4g}", remedy)
+
+
 def affine_fault(affine: np.ndarray, max_shear: float = MAX_SHEAR) -> Fault | None:
     """An affine that is not finite, not invertible, or whose axes are not at right angles."""
     affine = np.asarray(affine, dtype=np.float64)

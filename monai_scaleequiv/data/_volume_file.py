@@ -17,12 +17,13 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from monai_scaleequiv.data._datalist import NIFTI
-from monai_scaleequiv.data._faults import Fault, affine_fault, dtype_fault, pixdim_fault
+from monai_scaleequiv.data._faults import Fault, affine_fault, dtype_fault, pixdim_fault, range_fault
 
 __all__ = ["BrokenFileError", "VolumeFacts", "VolumeFile", "read_facts", "read_to_the_end"]
 
 PIECE = 1 << 22  # bytes; a multiple of every item size
 MOST_LABELS = 1000
+MAGIC = {348: (b"n+1\0",), 540: (b"n+2\0\r\n\x1a\n", b"n+2\0\0\0\0\0")}  # some leave the line ends out
 HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 
 
@@ -121,6 +122,9 @@ class VolumeFile:
         content = start + self._file.read(size - 4) if size else b""
         if not size or len(content) < size:
             self._fail("a NIfTI header", f"a file that begins with {start!r}", "copy it again or convert it to NIfTI")
+        magic = content[344:348] if size == 348 else content[4:12]
+        if magic not in MAGIC[size]:  # nibabel and ITK take such a file for Analyze, and drop its affine
+            self._fail(f"the NIfTI mark {MAGIC[size][0]!r}", repr(magic), "copy it again or convert it to NIfTI")
         try:
             self.header = HEADERS[size](content, check=False)
             self.shape = [int(n) for n in self.header.get_data_shape()]
@@ -135,7 +139,10 @@ class VolumeFile:
             self._fail("a sound NIfTI header", f"one where {' '.join(str(error).split())}", "mend its header")
         if min(self.shape, default=0) < 1 or skip < 0:
             self._fail("a sound NIfTI header", f"shape {tuple(self.shape)}, offset {skip + size}", "mend its header")
-        if len(self._file.read(skip)) < skip:
+        left = skip
+        while left and (piece := self._file.read(min(PIECE, left))):
+            left -= len(piece)
+        if left:
             self._fail(f"voxels after byte {skip + size}", "the end of the file", "copy or download it again")
 
     def _fail(self, expected: str, got: str, remedy: str) -> None:
@@ -214,6 +221,8 @@ def _collect(facts: VolumeFacts, volume: VolumeFile, label: bool) -> None:
     slope, inter = (1.0, 0.0) if volume.slope is None else (float(volume.slope), float(volume.inter))
     if low <= high:
         facts.minimum, facts.maximum = sorted((low * slope + inter, high * slope + inter))
+        fault = range_fault(facts.minimum, facts.maximum)
+        facts.faults += [fault] if fault else []
     facts.labels = [[value * slope + inter, counts[value]] for value in sorted(counts)[: MOST_LABELS + 1]]
 
 

@@ -55,12 +55,20 @@ class MillimetreWindowInferer(Inferer):
             spacing: voxel size in mm, one per axis.
             kwargs: see ``network``.
         """
-        if not len(spacing) == len(self.window) == inputs.dim() - 2:
+        return self.in_voxels(spacing, inputs.shape[2:])(inputs, network, *args, spacing=spacing, **kwargs)
+
+    def in_voxels(self, spacing: Sequence[float], size: Sequence[int]) -> SlidingWindowInferer:
+        """The same windows for one voxel size.
+
+        Args:
+            spacing: voxel size in mm, one per axis.
+            size: of the image, in voxels; no window is larger.
+        """
+        if not len(spacing) == len(self.window) == len(size):
             raise ValueError(
-                f"spacing: expected {inputs.dim() - 2} numbers, for spacing as for window, "
+                f"spacing: expected {len(size)} numbers, for spacing as for window, "
                 f"got {list(spacing)} and {self.window}; give one per axis."
             )
-        edges = zip(self.window, spacing, inputs.shape[2:], strict=True)
-        roi_size = [min(max(round(edge / voxel), 1), size) for edge, voxel, size in edges]
-        inferer = SlidingWindowInferer(roi_size, self.sw_batch_size, self.overlap, self.mode)
-        return inferer(inputs, network, *args, spacing=spacing, **kwargs)
+        edges = zip(self.window, spacing, size, strict=True)
+        roi_size = [min(max(round(edge / voxel), 1), n) for edge, voxel, n in edges]
+        return SlidingWindowInferer(roi_size, self.sw_batch_size, self.overlap, self.mode)

@@ -1,0 +1,113 @@
+"""Trains a bundle in child processes that kill themselves, one after the other; run by tests as a process of its own.
+
+Usage: ``python -m tests.killed_training JOBS.json``; a job tells bundle, overrides and, for each child, after how many
+ticks it sends itself SIGKILL, 0 for never. A tick is any step of a training: an iteration's start, forward pass,
+backward pass or end, a validated case, or half of a checkpoint written. Prints how each child of each job
+ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+from monai.engines.utils import IterationEvents
+
+import monai_scaleequiv  # noqa: F401
+
+
+class Clock:
+    """Counts ticks and kills the process at one of them."""
+
+    def __init__(self, last: int) -> None:
+        self.left = last
+
+    def tick(self, *_) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(job: dict, clock: Clock) -> None:
+    configs = [str(Path(job["bundle"]) / "configs" / f"{name}.json") for name in job["configs"]]
+    workflow = ConfigWorkflow(configs, workflow_type="train", logging_file=False, **job["overrides"])
+    workflow.initialize()
+    trainer, evaluator, transforms = (
+        workflow.parser.get_parsed_content(id) for id in ("train#trainer", "validate#evaluator", "train#preprocessing")
+    )
+    output = Path(job["overrides"]["output_dir"])
+    for event in (Events.ITERATION_STARTED, Events.ITERATION_COMPLETED):
+        trainer.add_event_handler(event, clock.tick)
+    for event in (IterationEvents.FORWARD_COMPLETED, IterationEvents.BACKWARD_COMPLETED):
+        trainer.add_event_handler(event, clock.tick)
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, clock.tick)
+    log = (output / "steps.txt").open("a")
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: note(engine, log))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: note_epoch(engine, transforms, log))
+    slow_save(clock)
+    workflow.run()
+    log.close()
+
+
+def note(engine, log) -> None:
+    names = [Path(case["image"].meta["filename_or_obj"]).name for case in engine.state.batch]
+    log.write(f"step {engine.state.iteration} {names} {float(engine.state.output[0]['loss']).hex()}\n")
+    log.flush()
+
+
+def note_epoch(engine, transforms, log) -> None:
+    """Generators and the transforms' random states as the epoch leaves them."""
+    log.write(f"epoch {engine.state.epoch} {random_states(transforms)}\n")
+    log.flush()
+
+
+def random_states(transforms) -> str:
+    own = [t.R.get_state() for t in transforms.flatten().transforms if hasattr(t, "R")]
+    inner = [t.rand_affine.R.get_state() for t in transforms.transforms if hasattr(t, "rand_affine")]
+    states = [random.getstate(), np.random.get_state(), torch.get_rng_state().numpy().tobytes(), own, inner]
+    return hashlib.sha256(pickle.dumps(states)).hexdigest()
+
+
+def slow_save(clock: Clock) -> None:
+    whole = torch.save
+
+    def save(content, file) -> None:
+        buffer = io.BytesIO()
+        whole(content, buffer)
+        data = buffer.getvalue()
+        file.write(data[: len(data) // 2])
+        file.flush()
+        clock.tick()
+        file.write(data[len(data) // 2 :])
+
+    torch.save = save
+
+
+def in_a_child(job: dict, last: int) -> int:
+    """The child's exit status, or minus the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            train(job, Clock(last))
+            status = 0
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    jobs = json.loads(Path(sys.argv[1]).read_text())
+    sys.stdout.write(json.dumps([[in_a_child(job, last) for last in job["ticks"]] for job in jobs]))

@@ -1,0 +1,504 @@
+"""Arguments, shapes and files as nobody would write them: a right result, or an error of ours, and never anything else.
+
+A mutated file is judged by a reader of this test's own (``strictly_read``), which takes nothing on trust: it wants a
+whole gzip stream with a right checksum, the mark of NIfTI, as many bytes as the header promises, three axes, real and
+finite voxels. A file that it refuses has to be refused by ``check_dataset`` and by the preprocessing of the bundle's
+inference. One that it takes is a valid volume, the original or another one. It may be refused in one line, for its
+voxel size, say; or it may be taken, but then with exactly the voxels, the shape and the affine that it holds, and the
+affine has to be finite, invertible and without shear. Whatever else is raised is a crash, and a case that takes longer
+than ``LONGEST`` seconds hangs.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import signal
+import sys
+import time
+import zlib
+from collections import Counter
+from contextlib import contextmanager
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from monai.bundle import ConfigParser
+
+import monai_scaleequiv
+from monai_scaleequiv import check_dataset
+
+from .conftest import BUNDLES
+from .fault_files import write_volume
+
+LONGEST = 20
+SHAPE = (9, 8, 7)
+FORMATS = ("a.nii.gz", "a.nii", "nifti2.nii.gz", "stored.nii.gz")
+REAL = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+INTERNAL = ("Traceback", "Expected ", "CUDA", "tuple index", "list index", "shape mismatch", "size mismatch")
+
+
+@contextmanager
+def in_time(seconds=LONGEST):
+    def stop(*_):
+        raise TimeoutError(f"took more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# Files.
+
+
+def sound_file(folder, name):
+    values = np.random.default_rng(5).normal(100, 30, SHAPE).astype(np.float32 if "2" in name else np.int16)
+    affine = np.array([[0, -1.5, 0, 9], [1.2, 0, 0, -30], [0, 0, 0.9, 4], [0, 0, 0, 1]])
+    file = write_volume(folder / name, values, affine)
+    if name.startswith("nifti2"):
+        nib.save(nib.Nifti2Image(values, affine), file)
+    if name.startswith("stored"):
+        file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes()), compresslevel=0))
+    return file.read_bytes()
+
+
+def mutate(content, packed, rng):
+    """Another content, and what was done."""
+    kind = rng.choice(["header field", "header bytes", "stream bytes", "cut", "insert", "zeros", "repeat"])
+    if kind.startswith("header"):
+        plain = bytearray(gzip.decompress(content) if packed else content)
+        start = int(rng.integers(0, 348))
+        if kind == "header field":  # two aligned bytes or four, to values with a history
+            width = int(rng.choice([2, 4]))
+            start -= start % width
+            value = rng.choice([0, 1, 2, 7, 8, 64, 255, 2**15 - 1, 2**15, 2**16 - 1, 2**31 - 1, 0x7FC00000, 0x7F800000])
+            plain[start : start + width] = int(value % 256**width).to_bytes(width, "little")
+        else:
+            for place in rng.integers(0, 348, int(rng.integers(1, 6))):
+                plain[place] = rng.integers(0, 256)
+        return gzip.compress(bytes(plain), compresslevel=1) if packed else bytes(plain), kind
+    changed = bytearray(content)
+    place = int(rng.integers(0, len(changed)))
+    if kind == "stream bytes":
+        for place in rng.integers(0, len(changed), int(rng.integers(1, 4))):
+            changed[place] ^= 1 << int(rng.integers(0, 8))
+    elif kind == "cut":
+        del changed[place:]
+    elif kind == "insert":
+        changed[place:place] = rng.bytes(int(rng.integers(1, 40)))
+    elif kind == "zeros":
+        changed[place : place + 16] = bytes(len(changed[place : place + 16]))
+    else:
+        changed += changed[place:]
+    return bytes(changed), kind
+
+
+def strictly_read(content, packed):
+    """Voxels as they are stored times slope plus intercept, and None for a file that holds no sound 3D volume."""
+    try:
+        plain = gzip.decompress(content) if packed else content
+    except (EOFError, OSError, zlib.error):
+        return None
+    for size, header_type in ((348, nib.Nifti1Header), (540, nib.Nifti2Header)):
+        for order in ("<", ">"):
+            if len(plain) >= size and int(np.frombuffer(plain[:4], f"{order}i4")[0]) == size:
+                return _volume(plain, np.frombuffer(plain, header_type.template_dtype.newbyteorder(order), 1)[0], size)
+    return None
+
+
+def _volume(plain, header, size):
+    count, dtype, offset = int(header["dim"][0]), REAL.get(int(header["datatype"])), float(header["vox_offset"])
+    shape = [int(n) for n in header["dim"][1 : 1 + count]] if 3 <= count <= 7 else []
+    order = header.dtype["dim"].base.byteorder
+    order = order if order in "<>" else "<"
+    if dtype is None or not shape or min(shape) < 1 or math.prod(shape[3:]) != 1:
+        return None
+    mark = plain[344:348] if size == 348 else plain[4:12]
+    if not math.isfinite(offset) or mark not in (b"n+1\0", b"n+2\0\r\n\x1a\n", b"n+2\0\0\0\0\0"):
+        return None
+    offset, need = int(offset), math.prod(shape) * np.dtype(dtype).itemsize
+    if offset < size or len(plain) < offset + need:
+        return None
+    values = np.frombuffer(plain, order + dtype, math.prod(shape), offset).reshape(shape[:3], order="F")
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if math.isfinite(slope) and slope and math.isfinite(inter):
+        values = values.astype(np.float64) * slope + inter
+    elif math.isfinite(slope) and slope:
+        return None
+    with np.errstate(all="ignore"):
+        return values if np.isfinite(values.astype(np.float32)).all() else None
+
+
+def bundle_preprocessing():
+    """The preprocessing of the bundle's inference, up to the check of the volume, and the rest."""
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLES / "seunet_hippocampus_segmentation" / "configs" / "inference.json"))
+    steps = parser["preprocessing"]["transforms"]
+    names = [step["_target_"] for step in steps]
+    steps[names.index("CheckSpacingd")]["max_voxels"] = 2**20  # for the time that the test takes
+    built = parser.get_parsed_content("preprocessing").transforms
+    last = names.index("CheckVolumed") + 1
+    return built[:last], built[last:]
+
+
+def root_cause(error):
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def ours(error):
+    """Whether an error is one of this package's, in one line: what was expected, what came, what to do."""
+    text = str(root_cause(error))
+    told = all(word in text for word in ("expected ", ", got ", "; "))
+    return isinstance(root_cause(error), ValueError) and told and "\n" not in text
+
+
+def checked(folder):
+    """What the data check says: ``refused`` or ``taken``."""
+    report = check_dataset(images=folder, workers=1, fresh=True)
+    assert all("expected " in line and ", got " in line and "\n" not in line for line in report.lines)
+    return "refused" if report.errors else "taken"
+
+
+def prepared(file, load, rest, truth):
+    """What the preprocessing does: ``refused`` or ``taken``; it has to load what is in the file."""
+    data = {"image": str(file)}
+    try:
+        for step in load:
+            data = step(data)
+        voxels, affine = data["image"][0].numpy(), data["image"].affine.numpy()
+        for step in rest:
+            data = step(data)
+    except Exception as error:
+        if not ours(error):
+            raise
+        return "refused"
+    assert torch.isfinite(data["image"]).all()
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    np.testing.assert_allclose(directions.T @ directions, np.eye(3), atol=0.01)
+    # As the header has it; MONAI's reader would put another one in its place without a word.
+    np.testing.assert_allclose(affine, nib.load(file).header.get_best_affine(), rtol=1e-5, atol=1e-5)
+    if truth is not None:
+        np.testing.assert_allclose(voxels, truth.astype(np.float32), rtol=1e-5, atol=1e-30)
+    return "taken"
+
+
+def fuzz(folder, cases, seed):
+    """Counts of (mutation, truth, check, preprocessing), and the cases that went wrong."""
+    load, rest = bundle_preprocessing()
+    sound = {name: sound_file(folder / "sound", name) for name in FORMATS}
+    outcomes, wrong = Counter(), []
+    for case in range(cases):
+        rng = np.random.default_rng([seed, case])
+        name = FORMATS[case % len(FORMATS)]
+        content, kind = mutate(sound[name], name.endswith(".gz"), rng)
+        file = folder / "case" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content)
+        truth = strictly_read(content, name.endswith(".gz"))
+        try:
+            with in_time():
+                found = checked(file.parent), prepared(file, load, rest, truth)
+        except Exception as error:
+            wrong.append(f"case {case}, {name}, {kind}: {type(root_cause(error)).__name__}: {root_cause(error)}"[:300])
+            found = ("wrong", "wrong")
+        if truth is None and "taken" in found:
+            wrong.append(
+                f"case {case}, {name}, {kind}: a broken volume was taken: check {found[0]}, loading {found[1]}"
+            )
+        outcomes[kind, "valid" if truth is not None else "broken", *found] += 1
+        file.unlink()
+    return outcomes, wrong
+
+
+def summary(outcomes, wrong):
+    rows = [
+        {"mutation": kind, "file": truth, "check": check, "preprocessing": prepare, "cases": count}
+        for (kind, truth, check, prepare), count in sorted(outcomes.items())
+    ]
+    totals = Counter()
+    for (_, truth, check, prepare), count in outcomes.items():
+        totals[f"{truth}: check {check}, preprocessing {prepare}"] += count
+    return {"cases": sum(outcomes.values()), "wrong": wrong, "totals": dict(sorted(totals.items())), "rows": rows}
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cases", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_mutated_files(tmp_path, cases):
+    outcomes, wrong = fuzz(tmp_path, cases, seed=0)
+    told = summary(outcomes, wrong)
+    sys.stdout.write(json.dumps(told, indent=2) + "\n")
+    assert told["wrong"] == []
+    assert told["cases"] == cases
+    assert {truth for _, truth, _, _ in outcomes} == {"valid", "broken"}
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "told"),
+    [
+        ("a.nii", 344, b"n+0\0", "expected the NIfTI mark"),
+        ("nifti2.nii.gz", 8, b"\n\x1a\n\0", "expected the NIfTI mark"),
+        ("a.nii", 108, np.float32(1e38).tobytes(), "expected voxels after byte 99999996802856924650656260769173209088"),
+        ("a.nii", 112, np.float32(1e37).tobytes(), "expected values within float32, got "),
+    ],
+    ids=["mark", "line ends", "offset", "slope"],
+)
+def test_headers_that_readers_pass_over(tmp_path, name, place, value, told):
+    content = sound_file(tmp_path / "in", name)
+    plain = bytearray(gzip.decompress(content) if name.endswith(".gz") else content)
+    plain[place : place + len(value)] = value
+    file = tmp_path / "in" / name
+    file.write_bytes(gzip.compress(plain) if name.endswith(".gz") else plain)
+    (error,) = check_dataset(images=tmp_path / "in", fresh=True).errors
+    assert error.startswith(f"{file}: {told}")
+    assert prepared(file, *bundle_preprocessing(), None) == "refused"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_judge_knows_a_sound_file(tmp_path, name):
+    content = sound_file(tmp_path, name)
+    np.testing.assert_array_equal(strictly_read(content, name.endswith(".gz")), nib.load(tmp_path / name).get_fdata())
+    assert strictly_read(content[:-20], name.endswith(".gz")) is None
+    load, rest = bundle_preprocessing()
+    truth = strictly_read(content, name.endswith(".gz"))
+    assert (checked(tmp_path), prepared(tmp_path / name, load, rest, truth)) == ("taken", "taken")
+
+
+def test_a_case_that_hangs_is_noticed():
+    with pytest.raises(TimeoutError, match="took more than"), in_time(0.05):
+        time.sleep(5)
+
+
+# Arguments and shapes.
+
+SIZES = st.integers(0, 9)
+SCALES = st.lists(st.sampled_from([1.0, 0.9, 0.81, 0.5, 0.0, -1.0, 2.0, math.nan]), max_size=3)
+LAYERS = {
+    "ScaleLiftingConv": {
+        "scales": SCALES,
+        "kernel_size": st.sampled_from([3, 5, 4, 1, 0, -3, (3, 5), (3, 3, 3), None]),
+        "sigma": st.sampled_from([0.95, 0.0, -1.0, math.nan]),
+        "max_order": st.integers(-1, 3),
+        "stride": st.sampled_from([1, 2, 0, -1, (1, 2), (1, 2, 1)]),
+        "padding": st.sampled_from([None, 0, 1, -1, (1, 1)]),
+        "is_transposed": st.booleans(),
+        "spacing": st.sampled_from([1.0, 0.0, -1.0, (1.0, 2.0), (1.0, 1.0, 2.0)]),
+    },
+    "ScaleGroupConv": {
+        "scales": SCALES,
+        "kernel_size": st.sampled_from([3, 5, 4, 1, 0, (3, 5), None]),
+        "scale_size": st.integers(-1, 4),
+        "stride": st.sampled_from([1, 2, 0, (1, 2)]),
+        "is_transposed": st.booleans(),
+    },
+    "LargeKernelConv": {"kernel_size": st.sampled_from([3, 7, 8, 0, -1, (3, 5), (3, 5, 7), 21])},
+    "ScalePointwiseConv": {"bias": st.booleans()},
+    "ScaleNorm": {"norm": st.sampled_from(["batch", "instance", "group", ("group", {"num_groups": 3}), "none", ""])},
+    "ScaleDownsample": {"factor": st.sampled_from([1, 2, 3, 0, -1, (1, 2)])},
+    "ScaleUpsample": {"factor": st.sampled_from([1, 2, 3, 0, -1, (1, 2)])},
+    "ScaleDropout": {"p": st.sampled_from([0.0, 0.5, 1.0, -0.1, 1.1, math.nan])},
+    "ScaleProjection": {"mode": st.sampled_from(["mean", "max", "logsumexp", "attentive", "sum"])},
+}
+FIRST = {  # channels and the like, in the order of the arguments
+    "ScaleLiftingConv": ("dims", "channels", "channels"),
+    "ScaleGroupConv": ("dims", "channels", "channels"),
+    "ScalePointwiseConv": ("dims", "channels", "channels"),
+    "LargeKernelConv": ("dims", "channels"),
+    "ScaleNorm": ("dims", "channels"),
+    "ScaleDownsample": ("dims", "scales"),
+    "ScaleUpsample": ("dims",),
+    "ScaleDropout": (),
+    "ScaleProjection": (),
+}
+LEADING = {"dims": st.integers(1, 4), "channels": st.integers(-1, 4), "scales": SCALES}
+KNOWN_ERRORS = (ValueError, TypeError, NotImplementedError)
+
+
+def own_error(error):
+    """Whether the last call that raised is in this package or in MONAI, and not within PyTorch."""
+    if not isinstance(error, KNOWN_ERRORS):
+        return False
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "")
+    return module.startswith(("monai_scaleequiv", "monai.", "tests."))
+
+
+def run_or_refuse(make, x, check):
+    """Builds, runs, checks the result; an error has to be one of ours."""
+    try:
+        with in_time():
+            module = make()
+            with torch.no_grad():
+                check(module, module(x))
+    except AssertionError:
+        raise
+    except Exception as error:
+        if not own_error(error):
+            raise AssertionError(f"internal error: {type(error).__name__}: {error}") from error
+
+
+def quiet(examples):
+    return settings(
+        max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
+
+
+FAST = 40
+
+
+# These leave the check of their input, or of their numbers of channels, to PyTorch: IndexError, RuntimeError.
+UNCHECKED = {
+    *("ScaleLiftingConv", "ScaleGroupConv", "ScalePointwiseConv", "ScaleNorm"),
+    *("ScaleDownsample", "ScaleUpsample", "ScaleProjection"),
+}
+NAMES = [
+    pytest.param(name, marks=pytest.mark.xfail(reason="errors of PyTorch for impossible inputs", run=False))
+    if name in UNCHECKED
+    else name
+    for name in LAYERS
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NAMES)
+@quiet(FAST)
+@given(data=st.data())
+def test_layers(name, data):
+    leading = [data.draw(LEADING[kind], label=kind) for kind in FIRST[name]]
+    chosen = data.draw(st.sets(st.sampled_from(sorted(LAYERS[name])), max_size=2), label="arguments")
+    options = {key: data.draw(LAYERS[name][key], label=key) for key in sorted(chosen)}
+    shape = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=7), label="shape")
+    x = torch.randn(shape)
+
+    def make():
+        layer = getattr(monai_scaleequiv, name)(*leading, **options).eval()
+        return (lambda v: layer(v, [8] * leading[0])) if name == "ScaleUpsample" else layer
+
+    run_or_refuse(make, x, lambda layer, y: _sound(x, y))
+
+
+def _sound(x, y):
+    assert isinstance(y, torch.Tensor)
+    assert y.shape[0] == x.shape[0]
+    assert y.numel() == 0 or not torch.isnan(y).any()
+
+
+def _network_output(out_channels):
+    def check(network, x, y):
+        assert y.shape == (x.shape[0], out_channels, *x.shape[2:])
+        assert torch.isfinite(y).all()
+        if x.shape[0] > 1:
+            torch.testing.assert_close(y[:1], network(x[:1]), atol=1e-4, rtol=1e-4)
+
+    return check
+
+
+@pytest.mark.filterwarnings("ignore")
+@quiet(FAST)
+@given(data=st.data())
+def test_seunet(data):
+    dims, channels_in, channels_out = (data.draw(st.integers(low, 4)) for low in (1, -1, -1))
+    channels = data.draw(st.lists(st.integers(0, 4), max_size=4), label="channels")
+    strides = data.draw(st.lists(st.sampled_from([1, 2, 3, 0, (1, 2), (2, 1, 2)]), max_size=4), label="strides")
+    more = {
+        "kernel_size": st.sampled_from([None, 3, 5, 4, 0, (3, 5)]),
+        "up_kernel_size": st.sampled_from([None, 3, 2, 0]),
+        "num_res_units": st.integers(-1, 2),
+        "act": st.sampled_from([None, "PRELU", "nothing", ("LEAKYRELU", {"negative_slope": 0.2})]),
+        "norm": st.sampled_from([None, "batch", "instance", "nothing"]),
+        "dropout": st.sampled_from([0.0, 0.3, 2.0]),
+        "adn_ordering": st.sampled_from(["NDA", "A", "", "NN", "X"]),
+        "grid": st.sampled_from(["own", "fixed", "other"]),
+        "scales": SCALES,
+        "projection": st.sampled_from([None, "mean", "max", "other"]),
+        "sigma": st.sampled_from([0.95, 0.0]),
+        "max_order": st.integers(-1, 3),
+        "scale_size": st.integers(0, 3),
+        "spacing": st.sampled_from([1.0, (1.0, 2.0), (1.0, 1.0, 2.0), 0.0]),
+    }
+    names = data.draw(st.sets(st.sampled_from(sorted(more)), max_size=2), label="arguments")
+    options = {name: data.draw(more[name], label=name) for name in sorted(names)}
+    shape = data.draw(st.lists(st.integers(0, 14), min_size=2, max_size=5), label="shape")
+    if data.draw(st.booleans(), label="right channels"):
+        dims, shape = 2 + dims % 2, [max(1, min(shape[0], 2)), max(1, channels_in), *([9, 14, 6][: 2 + dims % 2])]
+        channels = [max(1, n) for n in channels]
+    x = torch.randn(shape)
+    check = _network_output(channels_out)
+    run_or_refuse(
+        lambda: monai_scaleequiv.SEUNet(dims, channels_in, channels_out, channels, strides, **options).eval(),
+        x,
+        lambda network, y: check(network, x, y),
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+@quiet(FAST)
+@given(data=st.data())
+def test_repuxnet(data):
+    dims, channels_in, channels_out = (data.draw(st.integers(low, 4)) for low in (1, -1, -1))
+    depths = data.draw(st.lists(st.integers(0, 2), max_size=3), label="depths")
+    feature_size = data.draw(st.lists(st.sampled_from([0, 1, 2, 4]), max_size=3), label="feature_size")
+    more = {
+        "kernel_size": st.sampled_from([3, 7, 4, 0, (3, 5)]),
+        "hidden_size": st.sampled_from([0, 1, 4]),
+        "norm_name": st.sampled_from(["instance", "batch", "nothing"]),
+        "res_block": st.booleans(),
+        "encoder_norm": st.sampled_from(["batch", "instance", "layer", "nothing"]),
+        "encoder_act": st.sampled_from(["gelu", "nothing"]),
+        "drop_path_rate": st.sampled_from([0.0, 0.5, 1.0, -1.0]),
+        "frequency_prior": st.sampled_from([None, 1.0, 0.0, -1.0]),
+        "prior_mode": st.sampled_from(["fixed", "learnable", "other"]),
+        "deploy": st.booleans(),
+    }
+    names = data.draw(st.sets(st.sampled_from(sorted(more)), max_size=2), label="arguments")
+    options = {"kernel_size": 3, "hidden_size": 4, **{n: data.draw(more[n], label=n) for n in sorted(names)}}
+    size = data.draw(st.sampled_from([[8, 8, 8], [16, 8, 24], [9, 8, 8], [1, 1, 1], [0, 8, 8], [8, 8]]), label="size")
+    x = torch.randn(data.draw(st.integers(0, 2), label="batch"), max(channels_in, 0), *size[:dims])
+    check = _network_output(channels_out)
+    run_or_refuse(
+        lambda: monai_scaleequiv.RepUXNet(
+            dims, channels_in, channels_out, depths=depths, feature_size=feature_size, **options
+        ).eval(),
+        x,
+        lambda network, y: check(network, x, y),
+    )
+
+
+@quiet(FAST)
+@given(
+    size=st.lists(st.integers(1, 12), min_size=2, max_size=3),
+    roi=st.lists(st.integers(1, 9), min_size=2, max_size=3),
+    overlap=st.sampled_from([0.0, 0.25, 0.5, 0.9]),
+    batch=st.integers(1, 3),
+    classes=st.integers(2, 4),
+)
+def test_label_map_of_any_size_is_that_of_monai(size, roi, overlap, batch, classes):
+    roi = (roi + roi)[: len(size)]
+    windows = monai_scaleequiv.data._label_maps.SlidingWindowInferer(roi, batch, overlap, "gaussian")
+    x = torch.randn(1, 1, *size)
+    weights = torch.randn(classes, 1)
+
+    def network(v):
+        return torch.einsum("kc,bc...->bk...", weights, v).sin()
+
+    found = monai_scaleequiv.LabelMapInferer(windows, classes)(x, network)
+    scores = windows(x, network)[0].softmax(0)
+    top = scores.topk(2, 0).values
+    sure = top[0] - top[1] > 1e-5  # rounding may decide the others
+    assert torch.equal(found[0, 0][sure], scores.argmax(0)[sure].to(torch.uint8))
