@@ -3,7 +3,8 @@
 python benchmarks/equivariance_pyramid.py --output=benchmarks/results
 
 Cost: four scales 2^(i/3) over one pass of the network. ``inference`` and ``training`` (forward and backward) are ratios
-of median times, interleaved; ``kept`` is the ratio of the bytes that autograd keeps for the backward pass.
+of median times, interleaved; ``kept`` is the ratio of the bytes that autograd keeps for the backward pass;
+``ns_per_voxel`` is the network alone on images of the copies' sizes.
 """
 
 from __future__ import annotations
@@ -133,6 +134,14 @@ def costs(repeats: int = 9) -> list[dict]:
         for what, step in (("inference", infer), ("training", train)):
             pairs = [(seconds(lambda: step(network, x)), seconds(lambda: step(pyramid, x))) for _ in range(repeats)]  # noqa: B023
             row[what] = statistics.median(b for _, b in pairs) / statistics.median(a for a, _ in pairs)
+        shapes: list[torch.Size] = []
+        hook = network.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))  # noqa: B023
+        infer(pyramid, x)
+        hook.remove()
+        copies = [torch.rand(shape) for shape in shapes]
+        for copy in copies:
+            times = [seconds(lambda: infer(network, copy)) for _ in range(repeats)]  # noqa: B023
+            row[f"ns_per_voxel_at_{copy.shape[-1]}"] = statistics.median(times) / copy.numel() * 1e9
         plain = kept(network, x)
         row["kept"] = kept(pyramid, x) / plain
         row["kept_with_checkpoint"] = kept(ScalePyramid(network, size_divisor=4, use_checkpoint=True), x) / plain
