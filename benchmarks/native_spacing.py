@@ -60,7 +60,8 @@ def pipeline(name: str) -> Callable[[MetaTensor], np.ndarray]:
     parser = ConfigParser()
     parser.read_config(BUNDLE / "configs" / f"{'inference' if name == 'resampled' else 'inference_native'}.json")
     parser["device"] = "$torch.device('cpu')"
-    parser["preprocessing#transforms"] = parser["preprocessing#transforms"][1:]  # the image is loaded already
+    steps = parser["preprocessing#transforms"]  # the image is loaded already
+    parser["preprocessing#transforms"] = [s for s in steps if s["_target_"] not in ("CheckFiled", "LoadImaged")]
     steps = parser["postprocessing#transforms"]
     parser["postprocessing#transforms"] = [step for step in steps if step["_target_"] != "SaveImaged"]
     if name != "resampled":
@@ -100,7 +101,8 @@ def on_grid(image: MetaTensor, label: np.ndarray, spacing: tuple[float, ...]) ->
     grid = np.diag([*spacing, 1.0])
     grid[:3, 3] = offset
     affine = image.affine @ torch.from_numpy(grid)
-    return MetaTensor(torch.from_numpy(values)[None], affine=affine), np.argmax(parts, axis=0)
+    meta = {"original_affine": affine.numpy(), "spatial_shape": np.array(size)}  # as if loaded from a file of this grid
+    return MetaTensor(torch.from_numpy(values)[None], affine=affine, meta=meta), np.argmax(parts, axis=0)
 
 
 def dices(prediction: np.ndarray, truth: np.ndarray) -> list[float]:
