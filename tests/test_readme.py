@@ -38,3 +38,9 @@ def test_commands_name_options_that_exist(text):
         parser.read_config([folder / name for name in re.findall(r"configs/(\w+\.json)", command)])
         options = set(re.findall(r"--(\w+)", command)) - {"config_file"}
         assert options <= set(parser.config), command
+
+
+def test_tests_that_the_reliability_page_names_exist():
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"))
+    assert len(named) > 40
+    assert [name for file, name in named if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")] == []
