@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from monai_scaleequiv.layers._input_checks import check_features, check_image
 from monai_scaleequiv.layers._steerable import DEFAULT_SCALES, DEFAULT_SIGMA, SteerableConv
 
 __all__ = ["ScaleGroupConv", "ScaleLiftingConv"]
@@ -40,7 +41,7 @@ class ScaleLiftingConv(SteerableConv):
             body at every spacing.
 
     Raises:
-        ValueError: when an argument is out of range.
+        ValueError: when an argument is out of range, or the input has another shape.
 
     Shape:
         input (B, C, D, H, W), output (B, S, C', D', H', W').
@@ -78,6 +79,7 @@ class ScaleLiftingConv(SteerableConv):
         self._reset_weight()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        check_image(x, self.spatial_dims, self.in_channels)
         kernel = self._kernel().flatten(2, 3)  # (S, O, I, ...)
         if self.is_transposed:
             return self._convolve(x, kernel.flatten(0, 1).transpose(0, 1), 1)
@@ -113,7 +115,7 @@ class ScaleGroupConv(SteerableConv):
             body at every spacing.
 
     Raises:
-        ValueError: when an argument is out of range.
+        ValueError: when an argument is out of range, or the input has another shape.
 
     Shape:
         input (B, S, C, D, H, W), output (B, S, C', D', H', W').
@@ -155,6 +157,7 @@ class ScaleGroupConv(SteerableConv):
         self._reset_weight()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        check_features(x, self.spatial_dims, [self.num_scales], self.in_channels)
         if self.scale_size > 1:
             x = self._gather_scales(x)
         x = x.flatten(1, 2)  # (B, S * J * I, ...)

@@ -9,6 +9,7 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from monai_scaleequiv.layers._depthwise_op import depthwise_conv, is_fft_faster, large_depthwise_conv
+from monai_scaleequiv.layers._input_checks import check_channels, check_image, check_spatial_dims
 from monai_scaleequiv.maths import fft_kernel_spectrum
 
 __all__ = ["LargeKernelConv"]
@@ -19,10 +20,8 @@ class LargeKernelBase(nn.Module):
 
     def __init__(self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, bias: bool) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
-        if channels < 1:
-            raise ValueError(f"channels must be at least 1, got {channels}.")
+        check_spatial_dims(spatial_dims)
+        check_channels("channels", channels)
         self.kernel_size = list(ensure_tuple_rep(kernel_size, spatial_dims))
         if any(k < 1 or k % 2 == 0 for k in self.kernel_size):
             raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}.")
@@ -51,11 +50,7 @@ class LargeKernelBase(nn.Module):
         return self.effective_kernel()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dim() != self.spatial_dims + 2 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"expected input of shape (batch, {self.channels}, *{self.spatial_dims} spatial axes), "
-                f"got {list(x.shape)}."
-            )
+        check_image(x, self.spatial_dims, self.channels)
         if torch.jit.is_scripting():
             return self._plain(x)
         return self._fast(x)

@@ -7,6 +7,8 @@ from monai.networks.layers import get_norm_layer, get_pool_layer
 from monai.networks.layers.factories import Conv
 from torch import nn
 
+from monai_scaleequiv.layers._input_checks import check_channels, check_features, check_spatial_dims
+
 __all__ = ["PerScale", "ScaleNorm", "ScalePointwiseConv", "ScalePool"]
 
 
@@ -18,6 +20,9 @@ class PerScale(nn.Module):
 
     Args:
         layer: any module that maps (N, C, D, H, W) to (N, C', D', H', W'), or its 2D counterpart.
+
+    Raises:
+        ValueError: when the input has no scale axis.
 
     Shape:
         input (B, S, C, D, H, W), output (B, S, C', D', H', W').
@@ -31,8 +36,11 @@ class PerScale(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
+        self.spatial_dims = 0  # any number, and so for the channels; subclasses know better
+        self.channels = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        check_features(x, self.spatial_dims, [], self.channels)
         batch, scales = x.shape[0], x.shape[1]
         y = self.layer(x.flatten(0, 1))  # (B * S, C, ...)
         return y.unflatten(0, (batch, scales))
@@ -49,6 +57,9 @@ class ScaleNorm(PerScale):
         channels: number of channels, C.
         norm: as in MONAI's networks, for example ``"batch"`` or ``("group", {"num_groups": 4})``.
 
+    Raises:
+        ValueError: when an argument is out of range, ``norm`` does not fit ``channels``, or the input another shape.
+
     Shape:
         input and output (B, S, C, D, H, W).
 
@@ -59,7 +70,15 @@ class ScaleNorm(PerScale):
     """
 
     def __init__(self, spatial_dims: int, channels: int, norm: tuple | str = "batch") -> None:
-        super().__init__(get_norm_layer(norm, spatial_dims=spatial_dims, channels=channels))
+        check_spatial_dims(spatial_dims)
+        check_channels("channels", channels)
+        try:
+            layer = get_norm_layer(norm, spatial_dims=spatial_dims, channels=channels)
+        except ValueError as error:
+            raise ValueError(f"norm must fit {channels} channels, got {norm!r}: {error}") from error
+        super().__init__(layer)
+        self.spatial_dims = spatial_dims
+        self.channels = channels
 
 
 class ScalePool(PerScale):
@@ -79,7 +98,9 @@ class ScalePool(PerScale):
     """
 
     def __init__(self, spatial_dims: int, pool: tuple | str) -> None:
+        check_spatial_dims(spatial_dims)
         super().__init__(get_pool_layer(pool, spatial_dims=spatial_dims))
+        self.spatial_dims = spatial_dims
 
 
 class ScalePointwiseConv(PerScale):
@@ -91,6 +112,9 @@ class ScalePointwiseConv(PerScale):
         out_channels: number of output channels.
         bias: whether to add a bias.
 
+    Raises:
+        ValueError: when an argument is out of range, or the input another shape.
+
     Shape:
         input (B, S, C, D, H, W), output (B, S, C', D, H, W).
 
@@ -101,4 +125,9 @@ class ScalePointwiseConv(PerScale):
     """
 
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        check_spatial_dims(spatial_dims)
+        check_channels("in_channels", in_channels)
+        check_channels("out_channels", out_channels)
         super().__init__(Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=1, bias=bias))
+        self.spatial_dims = spatial_dims
+        self.channels = in_channels

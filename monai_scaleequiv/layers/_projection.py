@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from monai_scaleequiv.layers._input_checks import check_channels, check_features
+
 __all__ = ["ScaleProjection"]
 
 _MODES = ("attentive", "logsumexp", "max", "mean")
@@ -29,7 +31,8 @@ class ScaleProjection(nn.Module):
         channels: number of channels, for ``"attentive"`` alone.
 
     Raises:
-        ValueError: when ``mode`` is unknown, or ``channels`` is missing for ``"attentive"``.
+        ValueError: when ``mode`` is unknown, ``channels`` is missing for ``"attentive"``, or the input has no scales
+            or another number of channels than it.
 
     Shape:
         input (B, S, C, D, H, W), output (B, C, D, H, W).
@@ -49,13 +52,17 @@ class ScaleProjection(nn.Module):
             raise ValueError(f"mode must be one of {_MODES}, got {mode!r}.")
         if mode == "attentive" and channels is None:
             raise ValueError("channels must be given for mode 'attentive', got None.")
+        if channels is not None:
+            check_channels("channels", channels)
         self.mode = mode
+        self.channels = channels if mode == "attentive" else 0
         self.attention: nn.Module = nn.Identity()
         if mode == "attentive":
             self.attention = nn.Sequential(nn.Conv1d(channels, _HIDDEN, 1), nn.SiLU(), nn.Conv1d(_HIDDEN, 1, 1))
             nn.init.zeros_(self.attention[2].weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        check_features(x, 0, [], self.channels)
         if self.mode == "max":
             return torch.amax(x, dim=1)
         if self.mode == "logsumexp":

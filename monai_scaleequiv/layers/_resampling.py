@@ -8,6 +8,7 @@ import torch
 from monai.utils import ensure_tuple_rep
 from torch import nn
 
+from monai_scaleequiv.layers._input_checks import check_features, check_scales, check_spatial_dims
 from monai_scaleequiv.maths import gaussian_downsampling_matrix, linear_upsampling_matrix, sampled_gaussian_width
 from monai_scaleequiv.maths._basis import voxel_sizes
 
@@ -15,6 +16,7 @@ __all__ = ["ScaleDownsample", "ScaleUpsample"]
 
 
 def _factors(spatial_dims: int, factor: Sequence[int] | int) -> list[int]:
+    check_spatial_dims(spatial_dims)
     factors = list(ensure_tuple_rep(factor, spatial_dims))
     if min(factors) < 1:
         raise ValueError(f"factor must be at least 1 along every axis, got {factor}.")
@@ -57,7 +59,8 @@ class ScaleDownsample(nn.Module):
             voxels are large already. Axes of factor 1 are neither blurred nor down-sampled.
 
     Raises:
-        ValueError: when a factor is below 1, a spacing not above 0 or their number is not ``spatial_dims``.
+        ValueError: when a factor is below 1, a spacing or scale not above 0, a number of them or of the input's axes
+            not ``spatial_dims``, or the input has another number of scales.
 
     Shape:
         input (B, S or 1, C, D, H, W), output (B, S, C, ceil(D / factor), ...).
@@ -79,6 +82,7 @@ class ScaleDownsample(nn.Module):
         spacing: Sequence[float] | float = 1.0,
     ) -> None:
         super().__init__()
+        check_scales(scales)
         factors = _factors(spatial_dims, factor)
         spacings = voxel_sizes(spacing, spatial_dims)
         self.factor = _factors_at(factors, spacings)
@@ -90,6 +94,7 @@ class ScaleDownsample(nn.Module):
         self.register_buffer("sigma", torch.tensor(widths), persistent=False)  # (axes, S), in input voxels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        check_features(x, len(self.factor), [1, self.sigma.shape[1]], 0)
         x = x.expand([-1, self.sigma.shape[1]] + [-1] * (x.dim() - 2))
         for axis in range(len(self.factor)):
             if self.blurs[axis]:
@@ -127,7 +132,8 @@ class ScaleUpsample(nn.Module):
             Interpolation smooths: where there is less of it than at spacing 1, a Gaussian makes up for the variance.
 
     Raises:
-        ValueError: when a factor is below 1, a spacing not above 0 or their number is not ``spatial_dims``.
+        ValueError: when a factor is below 1, a spacing not above 0, or a number of them or of the input's axes not
+            ``spatial_dims``.
 
     Shape:
         input (B, S, C, D, H, W), output (B, S, C, *size).
@@ -157,6 +163,9 @@ class ScaleUpsample(nn.Module):
 
     def forward(self, x: torch.Tensor, size: list[int]) -> torch.Tensor:
         """Up-samples to ``size``, the spatial size before the down-sampling."""
+        check_features(x, len(self.factor), [], 0)
+        if len(size) != len(self.factor):
+            raise ValueError(f"size must have one number for each of the {len(self.factor)} axes, got {size}.")
         for axis in range(len(self.factor)):
             if self.factor[axis] > 1:
                 matrix = linear_upsampling_matrix(x.shape[3 + axis], self.factor[axis], size[axis], x)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from monai.utils import ensure_tuple, ensure_tuple_rep
 from torch import nn
 
+from monai_scaleequiv.layers._input_checks import check_channels, check_output_size, check_spatial_dims
 from monai_scaleequiv.maths import hermite_gaussian_basis
 
 __all__: list[str] = []
@@ -39,11 +40,9 @@ class SteerableConv(nn.Module):
         scale_size: int,
     ) -> None:
         super().__init__()
-        if in_channels < 1 or out_channels < 1:
-            raise ValueError(
-                f"in_channels and out_channels must be at least 1, got in_channels={in_channels}, "
-                f"out_channels={out_channels}."
-            )
+        check_spatial_dims(spatial_dims)
+        check_channels("in_channels", in_channels)
+        check_channels("out_channels", out_channels)
         # A basis from elsewhere does not tell its scales.
         self.scales = [float(s) for s in scales] if basis is None else None
         if basis is None:
@@ -60,6 +59,10 @@ class SteerableConv(nn.Module):
         self.padding = (
             [k // 2 for k in self.kernel_size] if padding is None else list(ensure_tuple_rep(padding, spatial_dims))
         )
+        if min(self.stride) < 1:
+            raise ValueError(f"stride must be at least 1 along every axis, got {stride}.")
+        if min(self.padding) < 0:
+            raise ValueError(f"padding must be at least 0 along every axis, got {padding}.")
         self.is_transposed = is_transposed
         # The exact values survive a change of the module's dtype to single precision and back.
         self._exact_basis = basis.detach().double().flatten(2).transpose(0, 1).contiguous().cpu().numpy()  # (S, F, K)
@@ -128,6 +131,8 @@ class SteerableConv(nn.Module):
 
     def _convolve(self, x: torch.Tensor, kernel: torch.Tensor, groups: int) -> torch.Tensor:
         # (B, groups * I, ...) -> (B, S, O, ...)
+        if not torch.jit.is_scripting():
+            self._check_size(x)
         bias = self.bias if self.bias is None else self.bias.repeat(self.num_scales)
         # torch.convolution would take all four cases at once, but autocast does not know it on the CPU.
         if self.spatial_dims == 3:
@@ -140,6 +145,19 @@ class SteerableConv(nn.Module):
         else:
             y = F.conv2d(x, kernel, bias, self.stride, self.padding, groups=groups)
         return y.unflatten(1, (self.num_scales, self.out_channels))
+
+    @torch.jit.unused
+    def _check_size(self, x: torch.Tensor) -> None:
+        # A symbolic size would turn into a condition on what is compiled.
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return
+        size = x.shape[2:]
+        axes = zip(size, self.kernel_size, self.stride, self.padding, strict=True)
+        if self.is_transposed:
+            output = [(n - 1) * s - 2 * p + k for n, k, s, p in axes]
+        else:
+            output = [(n + 2 * p - k) // s + 1 for n, k, s, p in axes]
+        check_output_size(size, output, self.kernel_size)
 
     def extra_repr(self) -> str:
         return (

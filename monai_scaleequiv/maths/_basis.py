@@ -78,10 +78,12 @@ def hermite_gaussian_basis(
     """
     if spatial_dims not in (2, 3):
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
-    if not scales or min(scales) <= 0:
+    if len(scales) == 0 or not all(0 < s < math.inf for s in scales):
         raise ValueError(f"scales must hold at least one number and all above 0, got {tuple(scales)}.")
-    if sigma <= 0:
+    if not 0 < sigma < math.inf:
         raise ValueError(f"sigma must be above 0, got {sigma}.")
+    if max_order < 0:
+        raise ValueError(f"max_order must be at least 0, got {max_order}.")
     if method not in _METHODS:
         raise ValueError(f"method must be one of {_METHODS}, got {method!r}.")
     spacings = voxel_sizes(spacing, spatial_dims)

@@ -1,0 +1,71 @@
+"""What layers ask of their arguments and of their input, so that a mistake is named where it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+__all__: list[str] = []
+
+
+def check_spatial_dims(spatial_dims: int) -> None:
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    if len(scales) == 0 or not all(0 < s < math.inf for s in scales):
+        raise ValueError(f"scales must hold at least one number and all above 0, got {tuple(scales)}.")
+
+
+def check_channels(name: str, channels: int) -> None:
+    if channels < 1:
+        raise ValueError(f"{name} must be at least 1, got {channels}.")
+
+
+def _is_empty(x: torch.Tensor) -> bool:
+    """Whether an axis has no length; not asked of symbolic sizes, where it would turn into a condition."""
+    if torch.jit.is_scripting() or torch.jit.is_tracing():
+        return False
+    return not torch.compiler.is_compiling() and 0 in x.shape[1:]
+
+
+def check_image(x: torch.Tensor, spatial_dims: int, channels: int) -> None:
+    """Raises a ValueError unless ``x`` is (B, channels, ...) with so many spatial axes."""
+    if x.dim() != spatial_dims + 2 or x.shape[1] != channels or _is_empty(x):
+        raise ValueError(
+            f"expected input of shape (batch, {channels}, *{spatial_dims} spatial axes) without an empty axis, "
+            f"got {list(x.shape)}."
+        )
+
+
+def check_features(x: torch.Tensor, spatial_dims: int, scales: list[int], channels: int) -> None:
+    """Raises a ValueError unless ``x`` is (B, S, C, ...) with so many spatial axes.
+
+    Args:
+        x: the input.
+        spatial_dims: 0 for any number.
+        scales: numbers of scales that are right; none for any but 0.
+        channels: 0 for any number.
+    """
+    right_axes = x.dim() == spatial_dims + 3 if spatial_dims > 0 else x.dim() >= 3
+    right_scales = right_axes and (x.shape[1] in scales if len(scales) > 0 else x.shape[1] > 0)
+    if not right_scales or (channels > 0 and x.shape[2] != channels) or _is_empty(x):
+        wanted_scales = " or ".join([str(s) for s in scales]) if len(scales) > 0 else "scales"
+        wanted_channels = str(channels) if channels > 0 else "channels"
+        axes = str(spatial_dims) + " " if spatial_dims > 0 else ""
+        raise ValueError(
+            f"expected input of shape (batch, {wanted_scales}, {wanted_channels}, *{axes}spatial axes) "
+            f"without an empty axis, got {list(x.shape)}."
+        )
+
+
+def check_output_size(size: Sequence[int], output: Sequence[int], kernel_size: Sequence[int]) -> None:
+    """Raises a ValueError if a convolution would leave nothing of the image."""
+    if min(size) < 1 or min(output) < 1:
+        raise ValueError(
+            f"expected an image that a kernel of {list(kernel_size)} with this stride and padding makes at least 1 "
+            f"voxel of along each axis, got size {list(size)}."
+        )
