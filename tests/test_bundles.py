@@ -23,10 +23,12 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.metrics import compute_hausdorff_distance
 from monai.networks.utils import one_hot
+from monai.transforms import Compose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import monai_scaleequiv
 from tests.conftest import BUNDLES
+from tests.fault_files import write_volume
 
 FOLDERS = sorted(folder.parent for folder in BUNDLES.glob("*/configs"))
 SCHEMA = Path(__file__).parent / "data" / "meta_schema_20240725.json"
@@ -63,6 +65,7 @@ CALLS = {
     "monai_scaleequiv.check_dataset",
     "monai_scaleequiv.check_dataset(reference, num_classes=reference).refuse_errors",
     "monai_scaleequiv.claim_checkpoint_dir",
+    "monai_scaleequiv.claim_output_dir",
     "reference.attach",
     "reference.exit_if_stopped",
     "reference.parameters",
@@ -698,6 +701,20 @@ def test_inference_replaces_label_maps_only_if_told_to(bundle, phantoms, probe, 
     assert nib.load(target).shape == nib.load(image).shape
 
 
+def test_volume_smaller_than_the_crop(bundle, tmp_path):
+    case = {"image": str(write_volume(tmp_path / "in" / "a.nii", shape=(5, 9, 1)))}
+    case["label"] = str(write_volume(tmp_path / "b.nii", np.ones((5, 9, 1), np.uint8)))
+    parser = ConfigParser()
+    parser.read_config(config_files(bundle, "train"))
+    prepare = Compose(parser.get_parsed_content("to_working_grid"))
+    crop = prepare(case)
+    for transform in parser.get_parsed_content("train#random_transforms"):
+        crop = transform(crop)
+    assert [list(crop[key].shape) for key in case] == [[1, *config(bundle, "train")["patch_size"]]] * 2
+    run(bundle, "inference", dataset_dir=case["image"], output_dir=tmp_path / "out")
+    assert nib.load(tmp_path / "out" / "a_seg.nii.gz").shape == (5, 9, 1)
+
+
 def test_inference_names_a_bad_volume(bundle, probe, tmp_path):
     values = np.zeros(SIZE, np.float32)
     values[0, 0, 0] = np.nan
@@ -829,3 +846,18 @@ def test_training_in_two_processes(bundle, phantoms, tmp_path):
     network(bundle, **tiny(bundle)).load_state_dict(load(folder / "model.pt"), strict=True)
     assert load(folder / "checkpoint_epoch=1.pt")["trainer"]["epoch_length"] == 1  # two batches of two, one a process
     assert set(scalars(tmp_path, "val_mean_dice")) == {1}
+
+
+@pytest.mark.parametrize("name", ["evaluate", "inference", "inference_native", "train"])
+def test_unwritable_output_is_told_before_the_work(bundle, phantoms, tmp_path, name):
+    configs = ["train", "evaluate"] if name == "evaluate" else [name]
+    if not (bundle / "configs" / f"{name}.json").exists():
+        pytest.skip(f"{bundle.name} has no {name}.json")
+    (tmp_path / "file").write_text("mine")
+    output = tmp_path / "file" / "out"
+    reason = rf"(output|ckpt)_dir: expected a folder that can be written to, got {re.escape(str(output))}.*Not a dir"
+    # The missing weights would be the next error.
+    options = {} if name == "train" else {"ckpt_path": tmp_path / "missing.pt"}
+    with pytest.raises(RuntimeError) as error:
+        run(bundle, *configs, dataset_dir=phantoms, output_dir=output, **options)
+    assert re.match(reason, str(error.value.__cause__))

@@ -557,7 +557,7 @@ def test_command_with_unwritable_output_says_so_first(capsys, task, monkeypatch)
     status, out, err = run(capsys, task, f"--output={task / 'dataset.json' / 'report.json'}")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "--output: " in err
-    assert "cannot be made a folder" in err
+    assert "expected a folder that can be written to" in err
 
 
 @pytest.mark.parametrize(

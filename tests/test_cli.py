@@ -195,6 +195,24 @@ def test_errors_take_one_line(capsys, tmp_path, monkeypatch, handed_over, argv, 
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["train", "--epoch=5"], "train.json has no such id; did you mean --epochs?"),
+        (["train", "--network_def#chanels=[4,8]"], "did you mean --network_def#channels?"),
+        (["evaluate", "--num_clases=3"], "did you mean --num_classes?"),
+        (["infer", "--skip_exsting"], "did you mean --skip_existing?"),
+        (["infer", "--evaluator#failure=x.json"], "did you mean --evaluator#failures?"),
+        (["infer", "--evaluator#ampp=true"], "did you mean --evaluator#amp?"),
+    ],
+)
+def test_misspelt_override(capsys, tmp_path, monkeypatch, handed_over, argv, told):
+    monkeypatch.chdir(tmp_path)
+    assert told in _error(capsys, *argv, "--input=.", "--output=out")
+    assert not handed_over
+    assert not any(tmp_path.iterdir())
+
+
 def test_root_cause_of_what_monai_raises(capsys, tmp_path, phantoms):
     # The network's own complaint, which MONAI wraps in an error for each config item that needs the network.
     error = _error(capsys, "train", f"--input={phantoms}", f"--output={tmp_path / 'out'}", "--network_def#max_order=-1")

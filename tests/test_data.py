@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from monai_scaleequiv import (
     MillimetreWindowInferer,
     PrepareBatchSpacing,
     TakeScaleMapd,
+    claim_output_dir,
     make_phantom_dataset,
     nifti_datalist,
 )
@@ -561,3 +563,18 @@ def test_windows_need_every_axis(window, spacing):
 def test_windows_have_edges(window):
     with pytest.raises(ValueError, match=r"^window: expected edges above 0"):
         MillimetreWindowInferer(window)
+
+
+def test_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(OSError, match=r"output_dir: expected a folder .*No space left on device"):
+        claim_output_dir(tmp_path / "new")
+
+
+def test_claimed_folder_keeps_what_it_holds(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    claim_output_dir(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

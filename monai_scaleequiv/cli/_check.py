@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from monai_scaleequiv.data import check_dataset
+from monai_scaleequiv.data import check_dataset, claim_output_dir
 
 __all__ = ["make_check"]
 
@@ -49,14 +49,7 @@ def _claim(target: Path) -> None:
     """Finds out before the work whether the report can be written after it."""
     if target.exists():
         raise FileExistsError(f"--output: {target} exists already; choose another file or remove it.")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"--output: {target.parent} cannot be made a folder ({error.strerror}); choose another file."
-        ) from None
-    if not os.access(target.parent, os.W_OK):
-        raise PermissionError(f"--output: {target.parent} cannot be written to; choose another file.")
+    claim_output_dir(target.parent, "--output")
 
 
 def _write(target: Path, text: str) -> None:

@@ -7,6 +7,7 @@ from monai_scaleequiv.data._check import CheckGridd, CheckLabeld, CheckVolumed
 from monai_scaleequiv.data._datalist import nifti_datalist
 from monai_scaleequiv.data._guards import CheckFiled, CheckSpacingd
 from monai_scaleequiv.data._label_maps import LabelMapInferer
+from monai_scaleequiv.data._output_dir import claim_output_dir
 from monai_scaleequiv.data._phantom import make_phantom_dataset
 from monai_scaleequiv.data._prepare import PrepareBatchSpacing
 from monai_scaleequiv.data._scale_map import TakeScaleMapd
@@ -31,6 +32,7 @@ __all__ = [
     "TolerantDataset",
     "TolerantEvaluator",
     "check_dataset",
+    "claim_output_dir",
     "make_phantom_dataset",
     "nifti_datalist",
     "read_weights",

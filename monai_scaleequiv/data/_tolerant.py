@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +58,14 @@ class TolerantDataset(Dataset):
             return {self.key: file, FAILURE: _naming(file, one_line(error))}
 
 
+def _signature() -> inspect.Signature:
+    """That of the evaluator, written out, so that a misspelt argument in a config is found before anything runs."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    inherited = inspect.signature(SupervisedEvaluator).parameters.values()
+    own = inspect.Parameter("failures", keyword, default=None, annotation="str | os.PathLike | None")
+    return inspect.Signature([own, *(p.replace(kind=keyword) for p in inherited)])
+
+
 class TolerantEvaluator(SupervisedEvaluator):
     """MONAI's ``SupervisedEvaluator``, which goes on after a volume that fails, and raises a summary at the end.
 
@@ -76,6 +85,8 @@ class TolerantEvaluator(SupervisedEvaluator):
         >>> evaluator = TolerantEvaluator(val_data_loader=[], network=torch.nn.Identity(), device="cpu")
         >>> evaluator.run()
     """
+
+    __signature__ = _signature()
 
     def __init__(self, *, failures: str | os.PathLike | None = None, **options: Any) -> None:
         super().__init__(**options)

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from monai_scaleequiv.data import claim_output_dir
+
 __all__ = ["claim_checkpoint_dir", "epoch_files", "epoch_of", "file_fault", "newest_finite", "resume_file"]
 
 AUTO = "auto"
@@ -31,6 +33,7 @@ def claim_checkpoint_dir(folder: str | os.PathLike, resume: str = "") -> None:
         FileExistsError: when the folder holds checkpoints and ``resume`` is empty, or when it holds a whole one of an
             epoch after the one that ``resume`` names.
         FileNotFoundError: when ``resume`` does not exist, or is a folder without checkpoints.
+        OSError: when the folder cannot be made or written to.
         ValueError: when there is no whole checkpoint to go on from.
 
     Example::
@@ -52,7 +55,7 @@ def claim_checkpoint_dir(folder: str | os.PathLike, resume: str = "") -> None:
             f"{later[0]} is left from an earlier training that went on beyond resume={resume}; "
             "choose another output_dir, or go on with resume=auto."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    claim_output_dir(folder, "ckpt_dir")
     for path in folder.glob(UNFINISHED):
         path.unlink(missing_ok=True)
 

@@ -1,0 +1,37 @@
+"""Whether results can be written, found out before the work."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+__all__ = ["claim_output_dir"]
+
+TRIAL = 4096  # bytes
+
+
+def claim_output_dir(folder: str | os.PathLike, name: str = "output_dir") -> None:
+    """Creates a folder for results, and writes to it for a trial.
+
+    Args:
+        folder: where results will be written; what it holds stays as it is.
+        name: of the argument, for the error.
+
+    Raises:
+        OSError: when the folder cannot be made or written to, or the disk is full.
+
+    Example::
+
+        >>> claim_output_dir("output")
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            trial.write(bytes(TRIAL))
+            trial.flush()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise OSError(
+            f"{name}: expected a folder that can be written to, got {folder} ({reason}); choose another."
+        ) from None
