@@ -18,7 +18,8 @@ from monai.networks.nets import UNet
 
 from monai_scaleequiv import SEUNet, consistency_dice, equivariance_error, make_phantom_dataset, rescale
 from monai_scaleequiv.cli import main
-from monai_scaleequiv.cli._commands import COMMANDS, find_bundle
+from monai_scaleequiv.cli._bundles import find_bundle
+from monai_scaleequiv.cli._commands import COMMANDS
 from monai_scaleequiv.cli._equivariance import ratios_to_measure, whole_sizes
 from monai_scaleequiv.cli._overrides import check_overrides, override_value
 

@@ -26,7 +26,7 @@ def test_examples_run(name, tmp_path, monkeypatch):
     result = doctest.testmod(module, extraglobs={"torch": __import__("torch")}, optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
     # Packages hold no code of their own, and some examples would take minutes.
-    exempt = hasattr(module, "__path__") or name.endswith(("._main", "._demo", "._overlay"))
+    exempt = hasattr(module, "__path__") or name.endswith(("._main", "._commands", "._demo", "._overlay"))
     assert result.attempted > 0 or not module.__all__ or exempt
 
 

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import monai.bundle
-from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple
 
 import monai_scaleequiv
+from monai_scaleequiv.cli._bundles import DEFAULT_BUNDLE, NATIVE, absolute, find_bundle, run_bundle
 from monai_scaleequiv.cli._check import make_check
-from monai_scaleequiv.cli._overrides import check_overrides, suggestion
 
-__all__ = ["COMMANDS", "find_bundle", "run_bundle"]
+__all__ = ["COMMANDS"]
 
-DEFAULT_BUNDLE = "seunet_hippocampus_segmentation"
-NATIVE = "infer --native"
-CONFIGS = {
-    "train": ("train",),
-    "evaluate": ("train", "evaluate"),
-    "infer": ("inference",),
-    NATIVE: ("inference_native",),
-}
 ARGUMENTS = {"bundle_root": "bundle", "dataset_dir": "input", "output_dir": "output"}
 CHECKPOINTS = ("ckpt_path", "resume")
 
@@ -42,7 +31,7 @@ def demo(*, output: str = "scaleequiv_demo", debug: bool = False) -> None:
     # Its plots and tables are of no use to the other commands, which start faster without them.
     from monai_scaleequiv.cli._demo import make_demo
 
-    make_demo(_absolute(output), _tell)
+    make_demo(absolute(output), _tell)
 
 
 def phantom(*, output: str, cases: int = 20, seed: int = 0, debug: bool = False) -> None:
@@ -54,7 +43,7 @@ def phantom(*, output: str, cases: int = 20, seed: int = 0, debug: bool = False)
         seed: another seed gives other volumes.
         debug: show, after an error, the traceback.
     """
-    written = monai_scaleequiv.make_phantom_dataset(_absolute(output), cases=cases, seed=seed)
+    written = monai_scaleequiv.make_phantom_dataset(absolute(output), cases=cases, seed=seed)
     _tell(f"{cases} volumes: {written}\n")
 
 
@@ -90,9 +79,9 @@ def check(
     if not isinstance(fresh, bool):
         raise ValueError(f"--fresh={fresh}: expected true or false; give --fresh alone.")
     paths = {"source": input, "images": images, "labels": labels}
-    options = {name: _absolute(path) for name, path in paths.items() if path}
+    options = {name: absolute(path) for name, path in paths.items() if path}
     options.update(num_classes=num_classes, channels=channels, workers=workers, fresh=fresh)
-    make_check(_absolute(output) if output else "", _tell, **options)
+    make_check(absolute(output) if output else "", _tell, **options)
 
 
 def train(
@@ -201,7 +190,7 @@ def equivariance(
     # Plots are of no use to the other commands, which start faster without them.
     from monai_scaleequiv.cli import _equivariance, _subjects
 
-    folder = Path(_absolute(output))
+    folder = Path(absolute(output))
     _equivariance.refuse_earlier_report(folder)
     if network:
         subject = _subjects.network_subject(network, ckpt_path, seed)
@@ -230,96 +219,24 @@ def _run_command(command: str, input: str, output: str, bundle: str, overrides: 
     for id, name in ARGUMENTS.items():
         if id in overrides:
             raise ValueError(f"--{id}: this path has an argument of its own; give it as --{name}=PATH.")
-    source: str | list[str] = _absolute(input)
+    source: str | list[str] = absolute(input)
     if Path(source).name == "dataset.json" and not segments:
         source = str(Path(source).parent)
     if segments and "," in input and not Path(source).exists():
-        source = [_absolute(part) for part in input.split(",")]
+        source = [absolute(part) for part in input.split(",")]
     _check_paths("input", *ensure_tuple(source))
     for id in CHECKPOINTS:
         value = overrides.get(id)
         # Expressions and references are for the config to resolve.
         if isinstance(value, str) and value and value[0] not in "$@%" and (id, value) != ("resume", "auto"):
             _check_paths(id, value)
-    run_bundle(command, find_bundle(bundle), {"dataset_dir": source, "output_dir": _absolute(output), **overrides})
+    run_bundle(command, find_bundle(bundle), {"dataset_dir": source, "output_dir": absolute(output), **overrides})
 
 
 def _check_paths(argument: str, *paths: str) -> None:
     for path in paths:
         if not Path(path).exists():
             raise FileNotFoundError(f"--{argument}: {path} does not exist; give another path.")
-
-
-def run_bundle(command: str, folder: Path, overrides: Mapping[str, Any]) -> None:
-    """Runs the configs of a bundle that belong to a command.
-
-    Args:
-        command: ``train``, ``evaluate``, ``infer`` or ``infer --native``.
-        folder: the bundle's root.
-        overrides: new values by config id.
-
-    Raises:
-        FileNotFoundError: when the bundle does not have the configs.
-        ValueError: when the configs do not have an id.
-
-    Example::
-
-        >>> run_bundle("train", find_bundle(DEFAULT_BUNDLE), {"epoch": 3})
-        Traceback (most recent call last):
-        ValueError: --epoch: train.json has no such id; did you mean --epochs?
-    """
-    files = [folder / "configs" / f"{name}.json" for name in CONFIGS[command]]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} does not exist, which {command} needs; give another --bundle.")
-    parser = ConfigParser()
-    parser.read_config(files)
-    overrides = {"bundle_root": str(folder), **overrides}
-    check_overrides(parser, overrides, " with ".join(file.name for file in files))
-    with warnings.catch_warnings():
-        if folder.parent in _bundle_folders():
-            warnings.filterwarnings("ignore", message="parsing config_file")  # it warns of configs by strangers
-        monai.bundle.run(
-            config_file=[str(file) for file in files], meta_file=str(folder / "configs" / "metadata.json"), **overrides
-        )
-
-
-def find_bundle(name: str) -> Path:
-    """The root of a bundle.
-
-    Args:
-        name: a folder, or the name of a bundle that comes with this package.
-
-    Returns:
-        its absolute path.
-
-    Raises:
-        FileNotFoundError: when there is neither such a folder nor such a bundle.
-
-    Example::
-
-        >>> find_bundle("seunet_hippocampus_segmentation").name
-        'seunet_hippocampus_segmentation'
-    """
-    shipped = {f.name: f for parent in _bundle_folders() for f in parent.glob("*") if (f / "configs").is_dir()}
-    if name in shipped:
-        return shipped[name]
-    folder = Path(_absolute(name))
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"--bundle={name}: expected a folder or a bundle of this package; {suggestion(name, shipped)}"
-        )
-    return folder
-
-
-def _bundle_folders() -> list[Path]:
-    """Where bundles are in an installed package, and where in a checkout."""
-    package = Path(monai_scaleequiv.__file__).resolve().parent
-    return [package / "bundles", package.parent / "bundles"]
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
 
 
 def _tell(text: str) -> None:

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from monai_scaleequiv.cli._commands import DEFAULT_BUNDLE, find_bundle, run_bundle
+from monai_scaleequiv.cli._bundles import DEFAULT_BUNDLE, find_bundle, run_bundle
 from monai_scaleequiv.cli._overlay import save_overlay
 from monai_scaleequiv.data import make_phantom_dataset
 

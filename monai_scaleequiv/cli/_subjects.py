@@ -140,7 +140,7 @@ def bundle_subject(folder: Path, ckpt_path: str, seed: int, overrides: Mapping[s
 
     Example::
 
-        >>> from monai_scaleequiv.cli._commands import DEFAULT_BUNDLE, find_bundle
+        >>> from monai_scaleequiv.cli._bundles import DEFAULT_BUNDLE, find_bundle
         >>> bundle_subject(find_bundle(DEFAULT_BUNDLE), ckpt_path="", seed=0, overrides={"epoch": 1})
         Traceback (most recent call last):
         ValueError: --epoch: inference.json has no such id; choose one of ...
