@@ -83,7 +83,8 @@ class TolerantEvaluator(SupervisedEvaluator):
     Example::
 
         >>> evaluator = TolerantEvaluator(val_data_loader=[], network=torch.nn.Identity(), device="cpu")
-        >>> evaluator.run()
+        >>> evaluator.failures
+        {}
     """
 
     __signature__ = _signature()
