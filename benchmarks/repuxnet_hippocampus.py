@@ -35,7 +35,8 @@ CONFIG = Path(__file__).parents[1] / "bundles" / "repuxnet_hippocampus_segmentat
 CLASSES = 3
 PRIORS = {"fixed": (1.0, "fixed"), "learned": (1.0, "learned"), "off": (None, "fixed")}
 KERNELS = (7, 21)
-NETWORKS = ("unet", "segresnet", *(f"repux_{prior}_{k}" for prior in PRIORS for k in KERNELS))
+LEAN = "repux_fixed_21_lean"  # a decoder without residual blocks
+NETWORKS = ("unet", "segresnet", *(f"repux_{prior}_{k}" for prior in PRIORS for k in KERNELS), LEAN)
 Case = dict[str, torch.Tensor]
 
 
@@ -47,10 +48,10 @@ def build(name: str) -> nn.Module:
         return SegResNet(3, 8, 1, CLASSES, blocks_down=(1, 2, 2, 3), blocks_up=(1, 1, 1))
     if name not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}.")
-    _, prior, kernel_size = name.split("_")
+    _, prior, kernel_size, *_ = name.split("_")
     alpha, mode = PRIORS[prior]
-    prior_arguments = {"frequency_prior": alpha, "prior_mode": mode}
-    return RepUXNet(3, 1, CLASSES, (1, 1, 1), (8, 16, 32), int(kernel_size), 64, **prior_arguments)
+    options = {"frequency_prior": alpha, "prior_mode": mode, "res_block": name != LEAN}
+    return RepUXNet(3, 1, CLASSES, (1, 1, 1), (8, 16, 32), int(kernel_size), 64, **options)
 
 
 def protocol(data: str) -> ConfigParser:
@@ -82,7 +83,8 @@ def train(
     """Trains one network and measures it on the validation volumes.
 
     Args:
-        network: unet, segresnet or repux_{fixed,learned,off}_{7,21}: the prior and the edge of the large kernels.
+        network: unet, segresnet or repux_{fixed,learned,off}_{7,21}: the prior and the edge of the large kernels; or
+            repux_fixed_21_lean, whose decoder has no residual blocks.
         output: folder for the result, and for the checkpoint until it is there.
         data: folder of the data set.
         steps: optimizer steps, of as many crops each as the bundle's batches have.
