@@ -82,8 +82,8 @@ def test_layer_is_the_definition_whichever_way_it_takes(problem, by_fft):
     layer.weight = torch.nn.Parameter(weight)
     x.requires_grad_()
 
-    def rule(*args):
-        return op_rule(*args) if by_fft is None else by_fft
+    def rule(*args, **options):
+        return op_rule(*args, **options) if by_fft is None else by_fft
 
     op_rule = op.is_fft_faster
     with mock.patch.object(op, "is_fft_faster", rule), mock.patch.object(layer_module, "is_fft_faster", rule):
@@ -99,7 +99,8 @@ def test_layer_is_the_definition_whichever_way_it_takes(problem, by_fft):
         ((48, 48, 48), 21, True),
         ((24, 24, 24), 21, True),
         ((20, 20, 20), 21, True),
-        ((12, 12, 12), 21, False),
+        ((12, 12, 12), 21, True),
+        ((12, 12, 12), 9, False),
         ((6, 6, 6), 21, False),
         ((48, 48, 48), 7, False),
         ((48, 48, 48), 31, True),
@@ -110,6 +111,11 @@ def test_layer_is_the_definition_whichever_way_it_takes(problem, by_fft):
 )
 def test_way_chosen_is_the_one_measured_faster(size, edge, expected):
     assert op.is_fft_faster(size, [edge] * len(size)) is expected
+
+
+def test_transform_that_is_there_anyway_is_made_use_of():
+    assert not op.is_fft_faster((48, 48, 48), (7, 7, 7))
+    assert op.is_fft_faster((48, 48, 48), (7, 7, 7), is_shared=True)
 
 
 def test_only_taps_within_reach_are_computed():

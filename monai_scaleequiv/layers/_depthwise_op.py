@@ -17,21 +17,30 @@ from monai_scaleequiv.maths import (
 __all__: list[str] = []
 
 # Products of a tap and a voxel per point of the FFT's circle, from which the FFT is the faster one in 3D (measured on a
-# CPU in single precision). In 2D torch's own convolution is very fast up to an edge of 13, and falls off beyond.
-_PRODUCTS_PER_POINT = 500
-_EDGE_IN_2D = 13
+# CPU in single precision): where it is on its own, and where one of its transforms is computed anyway. For many taps
+# the lower figure holds throughout, for torch's own convolution unrolls the image into taps times voxels: at 12 voxels
+# and 21 taps along each axis the FFT takes up to 1.4 times its time, and a fifth of its memory.
+_PRODUCTS_PER_POINT = 300
+_PRODUCTS_PER_POINT_IF_SHARED = 225
+_MANY_TAPS = 2000
+_EDGE_IN_2D = 13  # up to which torch's own convolution is very fast in 2D
 
 
-def is_fft_faster(size: Sequence[int], kernel_size: Sequence[int]) -> bool:
-    """Whether an image of this size is better convolved by FFT; the same holds for the input's gradient."""
+def is_fft_faster(size: Sequence[int], kernel_size: Sequence[int], is_shared: bool = False) -> bool:
+    """Whether an image of this size is better convolved by FFT; the same holds for the input's gradient.
+
+    ``is_shared`` says that one of its transforms is computed anyway.
+    """
     reach = kernel_reach(size, kernel_size)
     if len(size) == 2:
         return 2 * max(reach) + 1 > _EDGE_IN_2D
-    products = points = 1
+    products = points = taps = 1
     for n, r in zip(size, reach, strict=True):
         products *= n * (2 * r + 1) - r * (r + 1)  # taps that lie on padding left out
         points *= n + r
-    return products > _PRODUCTS_PER_POINT * points
+        taps *= 2 * r + 1
+    least = _PRODUCTS_PER_POINT_IF_SHARED if is_shared or taps > _MANY_TAPS else _PRODUCTS_PER_POINT
+    return products > least * points
 
 
 def depthwise_conv(
@@ -70,16 +79,16 @@ def large_depthwise_gradients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both gradients; an empty tensor stands for one that is not wanted."""
     size, edges = x.shape[2:], weight.shape[2:]
-    by_fft = is_fft_faster(size, edges)
     grad, x = grad.contiguous(), x.contiguous()
     grad_x, grad_weight = None, None
+    # Torch's own gradient of the weight becomes the bottleneck from an edge of 5 on, and its own gradient of the input
+    # is slower than a convolution with the mirrored kernel.
+    weight_by_fft = of_weight and (max(edges) > 3 or is_fft_faster(size, edges))
+    input_by_fft = of_input and is_fft_faster(size, edges, is_shared=weight_by_fft)
     with torch.autocast(x.device.type, enabled=False):
-        # Torch's own gradient of the weight becomes the bottleneck from an edge of 5 on, and its own gradient of the
-        # input is slower than a convolution with the mirrored kernel.
-        weight_by_fft = of_weight and (by_fft or max(edges) > 3)
-        if weight_by_fft or (of_input and by_fft):
-            grad_x, grad_weight = fft_depthwise_gradients(grad, x, weight, of_input and by_fft, weight_by_fft)
-        if of_input and not by_fft:
+        if weight_by_fft or input_by_fft:
+            grad_x, grad_weight = fft_depthwise_gradients(grad, x, weight, input_by_fft, weight_by_fft)
+        if of_input and not input_by_fft:
             grad_x = depthwise_conv(grad, crop_to_reach(weight, size), flip=True)
         if of_weight and not weight_by_fft:
             grad_weight = _framework_weight_gradient(grad, x, weight)

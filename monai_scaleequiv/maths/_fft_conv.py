@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 __all__ = ["crop_to_reach", "fft_depthwise_conv", "fft_depthwise_gradients", "fft_kernel_spectrum", "kernel_reach"]
 
-# Real elements of one chunk of channels. Its spectrum (2 MB in single precision) stays in the cache of a CPU; another
+# Real elements of one chunk of channels. Its spectrum (half a MB in single precision) stays in a CPU's cache; another
 # device wants few, large transforms.
-_CHUNK = {"cpu": 2**19}
+_CHUNK = {"cpu": 2**17}
 _CHUNK_ELSEWHERE = 2**27
 
 
