@@ -35,7 +35,7 @@ CONFIG = Path(__file__).parents[1] / "bundles" / "repuxnet_hippocampus_segmentat
 CLASSES = 3
 PRIORS = {"fixed": (1.0, "fixed"), "learned": (1.0, "learned"), "off": (None, "fixed")}
 KERNELS = (7, 21)
-LEAN = "repux_fixed_21_lean"  # a decoder without residual blocks
+LEAN = "repux_fixed_21_lean"  # half the channels at full size
 NETWORKS = ("unet", "segresnet", *(f"repux_{prior}_{k}" for prior in PRIORS for k in KERNELS), LEAN)
 Case = dict[str, torch.Tensor]
 
@@ -50,7 +50,7 @@ def build(name: str) -> nn.Module:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}.")
     _, prior, kernel_size, *_ = name.split("_")
     alpha, mode = PRIORS[prior]
-    options = {"frequency_prior": alpha, "prior_mode": mode, "res_block": name != LEAN}
+    options = {"frequency_prior": alpha, "prior_mode": mode, "full_size_channels": 4 if name == LEAN else None}
     return RepUXNet(3, 1, CLASSES, (1, 1, 1), (8, 16, 32), int(kernel_size), 64, **options)
 
 
@@ -84,7 +84,7 @@ def train(
 
     Args:
         network: unet, segresnet or repux_{fixed,learned,off}_{7,21}: the prior and the edge of the large kernels; or
-            repux_fixed_21_lean, whose decoder has no residual blocks.
+            repux_fixed_21_lean, with half the channels at full size.
         output: folder for the result, and for the checkpoint until it is there.
         data: folder of the data set.
         steps: optimizer steps, of as many crops each as the bundle's batches have.

@@ -158,6 +158,17 @@ class NetworkTests:
             full = net(x)
         assert (half - full).abs().max() < 0.1 * full.abs().max()
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    def test_half_precision(self, dtype):
+        net, x, _ = self.exported()
+        full = net(x).detach()
+        half = net.to(dtype)(x.to(dtype))
+        assert half.dtype == dtype
+        assert (half.detach().float() - full).abs().max() < 0.1 * full.abs().max()
+        x = x.expand(2, *[-1] * (x.dim() - 1))
+        net.train()(x.to(dtype)).float().square().mean().backward()
+        assert all(p.grad.isfinite().all() for p in net.parameters())
+
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     def test_cuda_equals_cpu(self):
         net, x, _ = self.exported()

@@ -305,7 +305,7 @@ LAYERS = {
         "stride": st.sampled_from([1, 2, 0, (1, 2)]),
         "is_transposed": st.booleans(),
     },
-    "LargeKernelConv": {"kernel_size": st.sampled_from([3, 7, 8, 0, -1, (3, 5), (3, 5, 7), 21])},
+    "LargeKernelConv": {"kernel_size": st.sampled_from([3, 7, 8, 0, -1, 5.0, 5.5, (3, 5), (3, 5, 7), (21, 1), 21])},
     "ScalePointwiseConv": {"bias": st.booleans()},
     "ScaleNorm": {"norm": st.sampled_from(["batch", "instance", "group", ("group", {"num_groups": 3}), "none", ""])},
     "ScaleDownsample": {"factor": st.sampled_from([1, 2, 3, 0, -1, (1, 2)])},
@@ -460,8 +460,10 @@ def test_repuxnet(data):
         "encoder_norm": st.sampled_from(["batch", "instance", "layer", "nothing"]),
         "encoder_act": st.sampled_from(["gelu", "nothing"]),
         "drop_path_rate": st.sampled_from([0.0, 0.5, 1.0, -1.0]),
-        "frequency_prior": st.sampled_from([None, 1.0, 0.0, -1.0]),
-        "prior_mode": st.sampled_from(["fixed", "learnable", "other"]),
+        "layer_scale_init_value": st.sampled_from([None, 0, 1, 0.1]),
+        "frequency_prior": st.sampled_from([None, 1.0, 0.0, -1.0, math.inf, 1e-320]),
+        "prior_mode": st.sampled_from(["fixed", "gradient", "learned", "other"]),
+        "full_size_channels": st.sampled_from([None, 0, 1, 3]),
         "deploy": st.booleans(),
     }
     names = data.draw(st.sets(st.sampled_from(sorted(more)), max_size=2), label="arguments")

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
+from monai.utils import ensure_tuple_rep
+from torch.nn.utils import prune
 
 from monai_scaleequiv import LargeKernelConv
 from monai_scaleequiv.layers import _depthwise_op as op
@@ -107,10 +109,11 @@ def test_layer_is_the_definition_whichever_way_it_takes(problem, by_fft):
         ((64, 64), 13, False),
         ((64, 64), 15, True),
         ((7, 7), 51, False),
+        ((128, 128), (21, 1), False),
     ],
 )
 def test_way_chosen_is_the_one_measured_faster(size, edge, expected):
-    assert op.is_fft_faster(size, [edge] * len(size)) is expected
+    assert op.is_fft_faster(size, ensure_tuple_rep(edge, len(size))) is expected
 
 
 def test_transform_that_is_there_anyway_is_made_use_of():
@@ -201,6 +204,49 @@ def test_spectrum_is_cached_in_evaluation_and_follows_the_weight():
         copied.weight.mul_(2)
         torch.testing.assert_close(copied(x), 2 * before)
     layer(x.requires_grad_()).sum().backward()
+
+
+def test_pruned_weights_and_weights_that_are_buffers_are_followed():
+    x = torch.rand(1, 2, 24, 24)
+    pruned = prune.l1_unstructured(LargeKernelConv(2, 2, 21), "weight", 0.5).eval()
+    frozen = LargeKernelConv(2, 2, 21).eval()
+    weight = frozen.weight.detach().clone()
+    del frozen.weight
+    frozen.register_buffer("weight", weight)
+    with torch.no_grad():
+        assert pruned(x).abs().max() > 0
+        pruned.weight_mask.zero_()
+        assert pruned(x).abs().max() == 0
+        before = frozen(x)
+        frozen.weight.mul_(2)
+        torch.testing.assert_close(frozen(x), 2 * before)
+
+
+def test_layer_may_be_shared_by_threads(monkeypatch):
+    """Another thread, with an image of another size, comes in between the look at the cache and its use."""
+    layer = LargeKernelConv(2, 4, 21).eval().requires_grad_(False)
+    x, other = torch.rand(1, 4, 24, 24), torch.rand(1, 4, 30, 30)
+    expected = [layer(other), layer(x)][1]
+    look = layer_module._is_current
+
+    def interrupted_look(*args):
+        found = look(*args)
+        monkeypatch.setattr(layer_module, "_is_current", look)
+        layer(other)
+        return found
+
+    monkeypatch.setattr(layer_module, "_is_current", interrupted_look)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_empty_batch():
+    layer = LargeKernelConv(2, 2, 21)
+    x = torch.zeros(0, 2, 24, 24, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == x.shape
+    assert layer.weight.grad.shape == layer.weight.shape
+    assert not layer.weight.grad.any()
 
 
 def test_temporary_weights_are_not_mistaken_for_one_another():

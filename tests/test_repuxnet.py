@@ -35,6 +35,7 @@ class TestRepUXNet(NetworkTests):
         ({**IN_3D, "deploy": True, "norm_name": "batch"}, (1, 1, 8, 8, 8), (1, 2, 8, 8, 8)),
         ({**IN_2D, **SHORTCUT, "drop_path_rate": 0.1}, (2, 1, 17, 15), (2, 2, 17, 15)),
         ({**IN_2D, "depths": (1,), "feature_size": (5,), "encoder_act": "relu"}, (1, 1, 7, 9), (1, 2, 7, 9)),
+        ({**IN_2D, "full_size_channels": 2, "layer_scale_init_value": 1}, (1, 1, 9, 8), (1, 2, 9, 8)),
         ({**IN_2D, "encoder_norm": ("group", {"num_groups": 2})}, (1, 1, 8, 8), (1, 2, 8, 8)),
     ]
     ill_arguments = [  # noqa: RUF012
@@ -42,12 +43,15 @@ class TestRepUXNet(NetworkTests):
         ({"depths": ()}, "depths and feature_size must"),
         ({"depths": (1, 0)}, "depths entries of at least 1"),
         ({"feature_size": (4, 8, 8)}, "the same length"),
-        ({"feature_size": (4, 0)}, "feature_size and hidden_size must be"),
+        ({"feature_size": (4, 0)}, "feature_size, hidden_size and full_size_channels must be"),
         ({"kernel_size": 6}, "kernel_size must be odd"),
         ({"drop_path_rate": 1.0, "layer_scale_init_value": 0.1}, "drop_path_rate must be"),
         ({"drop_path_rate": 0.1, "layer_scale_init_value": None}, "without the shortcut of layer_scale_init_value"),
         ({"frequency_prior": 0.0}, "frequency_prior must be above 0"),
+        ({"frequency_prior": float("inf")}, "frequency_prior must be above 0 and finite"),
+        ({"frequency_prior": None, "prior_mode": "learned"}, "needs a frequency_prior"),
         ({"prior_mode": "bayes"}, "prior_mode must be one of"),
+        ({"full_size_channels": 0}, "full_size_channels must be at least 1"),
     ]
     export_case = ({**IN_3D, "prior_mode": "learned", **SHORTCUT}, (1, 1, 12, 10, 8), (1, 1, 9, 11, 7))
 
@@ -149,6 +153,15 @@ def test_deployed_network_gives_the_same_logits(args, mode, dtype, tolerance):
     torch.testing.assert_close(twin(x), expected, atol=tolerance, rtol=0)
     net.switch_to_deploy()  # again: nothing left to do
     torch.testing.assert_close(net(x), expected, atol=tolerance, rtol=0)
+
+
+def test_deploying_draws_no_random_numbers_and_leaves_frozen_kernels_frozen():
+    net = RepUXNet(**IN_2D)
+    own_parameter(large_kernels(net)[0]).requires_grad_(False)
+    before = torch.get_rng_state()
+    net.switch_to_deploy()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [conv.weight.requires_grad for conv in large_kernels(net)] == [False, True]
 
 
 def test_a_deployed_network_trains():
@@ -318,6 +331,13 @@ def test_padding_is_zeros_at_the_end():
 def test_first_arguments_are_those_of_monais_networks():
     ours, theirs = (list(inspect.signature(net).parameters) for net in (RepUXNet, UNet))
     assert ours[:3] == theirs[:3]
+
+
+def test_leaner_decoder_is_leaner_at_full_size_alone():
+    whole, lean = RepUXNet(**IN_3D), RepUXNet(**IN_3D, full_size_channels=2)
+    changed = {name for name, p in lean.named_parameters() if p.shape != whole.get_parameter(name).shape}
+    assert {name.split(".")[0] for name in changed} == {"first", "ups", "last", "head"}
+    assert all(name.startswith("ups.1.") for name in changed if name.startswith("ups"))
 
 
 def test_default_network_is_the_published_size():

@@ -23,7 +23,7 @@ __all__: list[str] = []
 _PRODUCTS_PER_POINT = 300
 _PRODUCTS_PER_POINT_IF_SHARED = 225
 _MANY_TAPS = 2000
-_EDGE_IN_2D = 13  # up to which torch's own convolution is very fast in 2D
+_TAPS_IN_2D = 13 * 13  # up to which torch's own convolution is very fast in 2D
 
 
 def is_fft_faster(size: Sequence[int], kernel_size: Sequence[int], is_shared: bool = False) -> bool:
@@ -32,13 +32,13 @@ def is_fft_faster(size: Sequence[int], kernel_size: Sequence[int], is_shared: bo
     ``is_shared`` says that one of its transforms is computed anyway.
     """
     reach = kernel_reach(size, kernel_size)
-    if len(size) == 2:
-        return 2 * max(reach) + 1 > _EDGE_IN_2D
     products = points = taps = 1
     for n, r in zip(size, reach, strict=True):
         products *= n * (2 * r + 1) - r * (r + 1)  # taps that lie on padding left out
         points *= n + r
         taps *= 2 * r + 1
+    if len(size) == 2:
+        return taps > _TAPS_IN_2D
     least = _PRODUCTS_PER_POINT_IF_SHARED if is_shared or taps > _MANY_TAPS else _PRODUCTS_PER_POINT
     return products > least * points
 
@@ -62,6 +62,8 @@ def depthwise_conv(
 def large_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Tensor | None = None) -> torch.Tensor:
     """Convolution by the faster way; ``spectrum`` is used in place of the kernel's own transform."""
     x = x.contiguous()  # as the result is expected to be
+    if x.numel() == 0:
+        return torch.empty_like(x)
     with torch.autocast(x.device.type, enabled=False):
         if spectrum is not None or is_fft_faster(x.shape[2:], weight.shape[2:]):
             return fft_depthwise_conv(x, weight, spectrum)
@@ -81,6 +83,11 @@ def large_depthwise_gradients(
     size, edges = x.shape[2:], weight.shape[2:]
     grad, x = grad.contiguous(), x.contiguous()
     grad_x, grad_weight = None, None
+    if x.numel() == 0:
+        return (
+            x.new_empty(x.shape if of_input else 0),
+            torch.zeros_like(weight, memory_format=torch.contiguous_format) if of_weight else grad.new_empty(0),
+        )
     # Torch's own gradient of the weight becomes the bottleneck from an edge of 5 on, and its own gradient of the input
     # is slower than a convolution with the mirrored kernel.
     weight_by_fft = of_weight and (max(edges) > 3 or is_fft_faster(size, edges))

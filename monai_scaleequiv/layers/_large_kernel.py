@@ -23,8 +23,9 @@ class LargeKernelBase(nn.Module):
         check_spatial_dims(spatial_dims)
         check_channels("channels", channels)
         self.kernel_size = list(ensure_tuple_rep(kernel_size, spatial_dims))
-        if any(k < 1 or k % 2 == 0 for k in self.kernel_size):
+        if any(k < 1 or k % 2 != 1 for k in self.kernel_size):
             raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}.")
+        self.kernel_size = [int(k) for k in self.kernel_size]
         self.spatial_dims = spatial_dims
         self.channels = channels
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
@@ -99,24 +100,16 @@ class LargeKernelBase(nn.Module):
     def _cached_spectrum(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         size = tuple(x.shape[2:])
         exact = torch.promote_types(x.dtype, torch.float32)
-        owned = [p for p in self.parameters() if p is not self.bias]
-        if any(p.is_inference() for p in owned):  # have no version to watch
+        owned = [t for t in (*self.parameters(), *self.buffers()) if t is not self.bias]
+        if not owned or any(t.is_inference() for t in owned):  # these have no version to watch
             return self._spectrum(size, exact)
         state = (size, exact, [(p._version, p.data_ptr(), p.dtype, p.device) for p in owned])
-        if self._cache is None or self._cache[0] != state or not self._is_cached(owned):
-            # Holding the parameters themselves keeps their memory from being handed to other tensors.
-            self._cache = (state, owned, [p.detach().clone() for p in owned], self._spectrum(size, exact))
-        return self._cache[3]
-
-    @torch.jit.unused
-    def _is_cached(self, owned: list[torch.Tensor]) -> bool:
-        # A change through `.data` leaves the version as it is. Comparing the values costs next to nothing on the CPU;
-        # elsewhere it would wait for the device, and such a change counts from the next call of `eval()`.
-        _, cached, values, _ = self._cache
-        return all(
-            p is c and (p.device.type != "cpu" or torch.equal(p, v))
-            for p, c, v in zip(owned, cached, values, strict=True)
-        )
+        cache = self._cache  # another thread may put another in its place meanwhile
+        if cache is None or cache[0] != state or not _is_current(cache, owned):
+            # Holding the tensors themselves keeps their memory from being handed to others.
+            cache = (state, owned, [t.detach().clone() for t in owned], self._spectrum(size, exact))
+            self._cache = cache
+        return cache[3]
 
     @torch.jit.unused
     def _spectrum(self, size: Sequence[int], exact: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,13 +121,23 @@ class LargeKernelBase(nn.Module):
         return f"{self.channels}, kernel_size={self.kernel_size}, bias={self.bias is not None}"
 
 
+def _is_current(cache: tuple, owned: list[torch.Tensor]) -> bool:
+    # A change through `.data` leaves the version as it is. Comparing the values costs next to nothing on the CPU;
+    # elsewhere it would wait for the device, and such a change counts from the next call of `eval()`.
+    return all(
+        t is c and (t.device.type != "cpu" or torch.equal(t, v))
+        for t, c, v in zip(owned, cache[1], cache[2], strict=True)
+    )
+
+
 class LargeKernelConv(LargeKernelBase):
     r"""Depthwise convolution with zero padding that keeps the size, exact and quick for large kernels.
 
     :math:`y_c(i) = b_c + \sum_t w_c(t)\, x_c(i + t - p)`, p half the kernel. The image's size decides how it is
     computed: taps that can only meet padding are left out, then the convolution runs directly or by FFT, whichever is
     the faster. The gradient with respect to the weight is computed by FFT from an edge of 5 on, and in evaluation the
-    kernel's spectrum is kept until the weight changes. Under autocast it computes in single precision. Scripted, traced
+    kernel's spectrum is kept until the weight changes (on a GPU, one changed through ``.data`` counts from the next
+    ``eval()``). Under autocast it computes in single precision. Scripted, traced
     and exported it is torch's own convolution; under ``torch.compile`` it is one operator. The second derivative is
     not available.
 

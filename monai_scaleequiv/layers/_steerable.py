@@ -117,17 +117,12 @@ class SteerableConv(nn.Module):
         if self.weight.is_inference():  # has no version to watch
             return self._assemble_exactly()
         state = (self.weight._version, self.weight.data_ptr(), self.weight.dtype, self.basis.device)
-        if self._cache is None or self._cache[1] != state or not self._is_cached(self.weight):
+        cache = self._cache  # another thread may put another in its place meanwhile
+        if cache is None or cache[1] != state or not _is_current(cache, self.weight):
             # Holding the weight itself keeps its memory from being handed to another tensor with the same version.
-            self._cache = (self.weight, state, self.weight.detach().clone(), self._assemble_exactly())
-        return self._cache[3]
-
-    @torch.jit.unused
-    def _is_cached(self, weight: torch.Tensor) -> bool:
-        # A change through `weight.data` leaves the version as it is. Comparing the values costs next to nothing on the
-        # CPU; elsewhere it would wait for the device, and such a change counts from the next call of `eval()`.
-        cached, _, values, _ = self._cache
-        return cached is weight and (weight.device.type != "cpu" or torch.equal(values, weight))
+            cache = (self.weight, state, self.weight.detach().clone(), self._assemble_exactly())
+            self._cache = cache
+        return cache[3]
 
     def _convolve(self, x: torch.Tensor, kernel: torch.Tensor, groups: int) -> torch.Tensor:
         # (B, groups * I, ...) -> (B, S, O, ...)
@@ -165,3 +160,9 @@ class SteerableConv(nn.Module):
             f"functions={self.basis.shape[1]}, scale_size={self.scale_size}, stride={self.stride}, "
             f"padding={self.padding}, is_transposed={self.is_transposed}"
         )
+
+
+def _is_current(cache: tuple, weight: torch.Tensor) -> bool:
+    # A change through `weight.data` leaves the version as it is. Comparing the values costs next to nothing on the CPU;
+    # elsewhere it would wait for the device, and such a change counts from the next call of `eval()`.
+    return cache[0] is weight and (weight.device.type != "cpu" or torch.equal(cache[2], weight))

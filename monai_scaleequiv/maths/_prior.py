@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +24,7 @@ def frequency_prior(kernel_size: Sequence[int] | int, alpha: float = 1.0, spatia
         float64 tensor of shape (\*kernel_size), 1 in the centre.
 
     Raises:
-        ValueError: when ``alpha`` is not above 0, or an edge not odd and positive.
+        ValueError: when ``alpha`` is not above 0 and finite, or an edge not odd and positive.
 
     Example::
 
@@ -32,8 +34,8 @@ def frequency_prior(kernel_size: Sequence[int] | int, alpha: float = 1.0, spatia
     Source: Lee et al. 2023 (RepUX-Net, arXiv 2303.05785), Bayesian frequency re-parameterisation.
     """
     sizes = ensure_tuple_rep(kernel_size, spatial_dims)
-    if not alpha > 0:
-        raise ValueError(f"alpha must be above 0, got {alpha}.")
+    if not sys.float_info.min <= alpha < math.inf:
+        raise ValueError(f"alpha must be above 0 and finite, got {alpha}.")
     if any(k < 1 or k % 2 == 0 for k in sizes):
         raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}.")
     axes = [torch.arange(k, dtype=torch.float64) - k // 2 for k in sizes]

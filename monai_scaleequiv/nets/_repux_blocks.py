@@ -26,12 +26,13 @@ class ChannelNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)
         if x.dtype != torch.float64:
             x = x.float()  # half precision cannot hold a small variance beside a large mean
         variance, mean = torch.var_mean(x, dim=[1], correction=0, keepdim=True)
         per_channel = [-1] + [1] * (x.dim() - 2)
         weight, bias = self.weight.reshape(per_channel), self.bias.reshape(per_channel)
-        return (x - mean) * torch.rsqrt(variance + self.eps) * weight + bias
+        return ((x - mean) * torch.rsqrt(variance + self.eps) * weight + bias).to(dtype)
 
 
 class LargeKernelBlock(nn.Module):
@@ -53,7 +54,7 @@ class LargeKernelBlock(nn.Module):
         self.layer_scale = None
         if layer_scale_init_value is not None:
             self.layer_scale = nn.Parameter(
-                torch.full([conv.channels, *[1] * conv.spatial_dims], layer_scale_init_value)
+                torch.full([conv.channels, *[1] * conv.spatial_dims], float(layer_scale_init_value))
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -35,8 +37,8 @@ class PriorKernelConv(LargeKernelBase):
 
     def __init__(self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, alpha: float) -> None:
         super().__init__(spatial_dims, channels, kernel_size, bias=True)
-        if not alpha > 0:
-            raise ValueError(f"frequency_prior must be above 0, or None for no prior, got {alpha}.")
+        if not sys.float_info.min <= alpha < math.inf:
+            raise ValueError(f"frequency_prior must be above 0 and finite, or None for no prior, got {alpha}.")
         self.alpha = alpha
         self.register_buffer("prior", self._exact_prior().to(torch.get_default_dtype()), persistent=False)
 
@@ -52,8 +54,10 @@ class PriorKernelConv(LargeKernelBase):
     @torch.jit.unused
     def folded(self) -> LargeKernelConv:
         """The plain convolution that computes the same."""
-        conv = LargeKernelConv(self.spatial_dims, self.channels, self.kernel_size, bias=False)
-        conv.weight = nn.Parameter(self.effective_kernel().detach().clone())
+        with torch.device("meta"):  # no values are drawn for a kernel that is replaced
+            conv = LargeKernelConv(self.spatial_dims, self.channels, self.kernel_size, bias=False)
+        is_trained = any(p.requires_grad for p in self.parameters() if p is not self.bias)
+        conv.weight = nn.Parameter(self.effective_kernel().detach().clone(), requires_grad=is_trained)
         conv.bias = self.bias
         return conv.train(self.training)
 

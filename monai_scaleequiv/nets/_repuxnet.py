@@ -46,6 +46,8 @@ class RepUXNet(nn.Module):
             prior's square, which is the same under SGD (also with momentum and weight decay) but not under Adam.
             ``"learned"`` adds a learned map to the prior.
         deploy: whether to build the network that :py:meth:`switch_to_deploy` leaves: plain kernels without a prior.
+        full_size_channels: channels of the decoder at the image's own size, where about half of a training step's time
+            goes with the published ``feature_size[0]``, which is what None stands for.
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or channels.
@@ -81,14 +83,18 @@ class RepUXNet(nn.Module):
         frequency_prior: float | None = 1.0,
         prior_mode: str = "fixed",
         deploy: bool = False,
+        full_size_channels: int | None = None,
     ) -> None:
         super().__init__()
-        _check_arguments(spatial_dims, in_channels, out_channels, depths, feature_size, hidden_size)
+        top = feature_size[0] if full_size_channels is None and len(feature_size) > 0 else full_size_channels
+        _check_arguments(spatial_dims, in_channels, out_channels, depths, feature_size, hidden_size, top)
         if not 0 <= drop_path_rate < 1 or (drop_path_rate > 0 and layer_scale_init_value is None):
             raise ValueError(
                 "drop_path_rate must be from 0 to below 1, and 0 without the shortcut of layer_scale_init_value, "
                 f"got {drop_path_rate} with layer_scale_init_value={layer_scale_init_value}."
             )
+        if frequency_prior is None and prior_mode != "fixed":
+            raise ValueError(f"prior_mode {prior_mode!r} needs a frequency_prior, got None; leave prior_mode out.")
         self.in_channels = in_channels
         self.spatial_dims = spatial_dims
         self.divisor = 2 ** len(depths)
@@ -107,10 +113,9 @@ class RepUXNet(nn.Module):
             )
             for i, depth in enumerate(depths)
         )  # fmt: skip
-        top = feature_size[0]
         self.first = UnetrBasicBlock(spatial_dims, in_channels, top, 3, 1, norm_name, res_block)
         self.ups = nn.ModuleList(
-            UnetrUpBlock(spatial_dims, skips[i], feature_size[i], 3, 2, norm_name, res_block)
+            UnetrUpBlock(spatial_dims, skips[i], feature_size[i] if i > 0 else top, 3, 2, norm_name, res_block)
             for i in reversed(range(len(depths)))
         )
         self.last = UnetrBasicBlock(spatial_dims, top, top, 3, 1, norm_name, res_block)
@@ -171,6 +176,7 @@ def _check_arguments(
     depths: Sequence[int],
     feature_size: Sequence[int],
     hidden_size: int,
+    full_size_channels: int | None,
 ) -> None:
     if spatial_dims not in (2, 3):
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
@@ -179,9 +185,9 @@ def _check_arguments(
             "depths and feature_size must have the same length of at least 1, and depths entries of at least 1, "
             f"got depths={tuple(depths)}, feature_size={tuple(feature_size)}."
         )
-    if min(in_channels, out_channels, hidden_size, *feature_size) < 1:
+    if min(in_channels, out_channels, hidden_size, full_size_channels, *feature_size) < 1:
         raise ValueError(
-            "in_channels, out_channels, feature_size and hidden_size must be at least 1, got "
+            "in_channels, out_channels, feature_size, hidden_size and full_size_channels must be at least 1, got "
             f"in_channels={in_channels}, out_channels={out_channels}, feature_size={tuple(feature_size)}, "
-            f"hidden_size={hidden_size}."
+            f"hidden_size={hidden_size}, full_size_channels={full_size_channels}."
         )
