@@ -38,6 +38,8 @@ from monai_scaleequiv.layers._large_kernel import LargeKernelBase
 THREADS = 2
 SIDES = ("baseline", "ours")
 FORWARD, BOTH, HALF = "forward", "forward+backward", "forward, ours with bfloat16 autocast"
+LEAN = "forward+backward, 24 channels at full size"
+TRAINING = (BOTH, LEAN)
 LAYERS = ((384, 6), (192, 12), (96, 24), (48, 48))  # channels and edge of the image
 KERNELS = (7, 13, 21, 31)
 Case = tuple[str, int, int, int, str]  # what, channels, edge of the image, edge of the kernel, mode
@@ -46,7 +48,7 @@ Case = tuple[str, int, int, int, str]  # what, channels, edge of the image, edge
 def cases(part: str) -> Iterator[tuple[Case, dict[str, int]]]:
     """What is measured, and how many runs there are of each side."""
     if part == "network":
-        for mode, runs in ((FORWARD, (3, 3)), (HALF, (2, 4)), (BOTH, (1, 5))):
+        for mode, runs in ((FORWARD, (3, 3)), (HALF, (2, 4)), (BOTH, (1, 5)), (LEAN, (1, 5))):
             yield ("network", 1, 96, 21, mode), dict(zip(SIDES, runs, strict=True))
     elif part == "layer":
         for channels, edge in LAYERS:
@@ -66,7 +68,7 @@ def built(case: Case, side: str) -> tuple[nn.Module, torch.Tensor]:
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     if what == "network":
-        net: nn.Module = RepUXNet(3, channels, 14)
+        net: nn.Module = RepUXNet(3, channels, 14, full_size_channels=24 if mode == LEAN else None)
     else:
         net = LargeKernelConv(3, channels, kernel)
     if side == "baseline":
@@ -74,7 +76,7 @@ def built(case: Case, side: str) -> tuple[nn.Module, torch.Tensor]:
             if isinstance(conv, LargeKernelBase):
                 conv._fast = conv._plain  # torch's conv3d with as many groups as channels, padding half the kernel
     x = torch.randn([1, channels, edge, edge, edge], requires_grad=mode == BOTH and what == "layer")
-    return net.train(mode == BOTH), x
+    return net.train(mode in TRAINING), x
 
 
 def memory(field: str) -> float:
@@ -100,9 +102,9 @@ def run(case: Case, side: str) -> dict[str, float]:
     calls = 10 if case[-1] == FORWARD and case[2] <= 12 else 1
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(calls):
-        with torch.set_grad_enabled(case[-1] == BOTH), half:
+        with torch.set_grad_enabled(case[-1] in TRAINING), half:
             y = net(x)
-        if case[-1] == BOTH:
+        if case[-1] in TRAINING:
             y.square().mean().backward()
     seconds = {"wall": (time.perf_counter() - wall) / calls, "cpu": (time.process_time() - cpu) / calls}
     for p in (x, *net.parameters()):
@@ -160,7 +162,7 @@ def plot(file: Path, picture: str) -> None:
 
 
 def main(output: str, parts: str = "layer,network,kernel_sizes,plot", picture: str = "docs/large_kernel_cost.png"):
-    """Measures the parts, prints each row as it comes and writes it at once.
+    """Measures the parts, prints each row as it comes and writes it at once; rows of an earlier run are kept.
 
     Args:
         output: folder for a JSON file per part; remove a file to measure its part again.
@@ -174,6 +176,7 @@ def main(output: str, parts: str = "layer,network,kernel_sizes,plot", picture: s
             continue
         rows = json.loads(file.read_text())["rows"] if file.exists() else []
         known = {(r["what"], r["channels"], r["edge"], r["kernel"], r["mode"]) for r in rows}
+        sys.stdout.writelines(f"measured earlier: {json.dumps(row)}\n" for row in rows)
         for case, runs in cases(part):
             if case in known:
                 continue
