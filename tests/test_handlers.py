@@ -235,6 +235,16 @@ def test_folder_of_an_earlier_training_is_taken_to_resume_it(tmp_path):
     assert (tmp_path / "new").is_dir()
 
 
+def test_folder_of_another_training_is_not_taken_to_go_on_in(tmp_path):
+    first, second = (tmp_path / name / "checkpoint_epoch=3.pt" for name in "ab")
+    for file in (first, second):
+        file.parent.mkdir()
+        torch.save({}, file)
+    for resume in (first, first.parent):
+        with pytest.raises(FileExistsError, match=r"checkpoint_epoch=3.pt is left from an earlier training"):
+            claim_checkpoint_dir(second.parent, str(resume))
+
+
 @pytest.mark.parametrize(("resume", "told"), [("absent.pt", " does not exist"), (".", ": expected checkpoint_epoch")])
 def test_checkpoint_to_resume_from_must_be_there(tmp_path, monkeypatch, resume, told):
     monkeypatch.chdir(tmp_path)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
 import pydoc
 import sys
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -101,7 +103,7 @@ def test_malicious_checkpoint_is_refused_on_resuming(capsys, attack, tmp_path):
     data = make_phantom_dataset(tmp_path / "data", cases=5, size=(16, 20, 16)).parent
     quick = ["--epochs=1", "--patch_size=[16,16,16]", "--cache_rate=0"]
     arguments = ["train", f"--input={data}", f"--resume={attack}", f"--network_def={json.dumps(CONV)}", *quick]
-    assert refused_in_one_line(capsys, attack, tmp_path, *arguments).startswith("error: ")
+    assert refused_in_one_line(capsys, attack, tmp_path, *arguments).startswith(f"error: {attack}: expected ")
 
 
 @pytest.mark.parametrize("name", BUNDLE_NAMES)
@@ -132,6 +134,38 @@ def test_damaged_checkpoint(tmp_path, share):
     with pytest.raises(ValueError, match=r"model.pt: expected plain weights, got ") as refused:
         read_weights(file)
     assert "\n" not in str(refused.value)
+
+
+def test_flipped_bit_in_a_checkpoint(tmp_path):
+    file = write_weights(tmp_path / "model.pt", 3)
+    content = bytearray(file.read_bytes())
+    with zipfile.ZipFile(file) as archive:
+        values = next(archive.read(name) for name in archive.namelist() if "/data/" in name)
+    content[content.index(values)] ^= 64
+    file.write_bytes(content)
+    torch.load(file, weights_only=True)  # takes it
+    with pytest.raises(
+        ValueError, match=r"model.pt: expected a whole checkpoint, got one damaged at .*; copy it again"
+    ):
+        read_weights(file)
+
+
+def test_checkpoint_without_checksums_is_told_of(tmp_path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.warns(UserWarning, match="old.pt is in the format of torch before 1.6, without checksums"):
+        assert read_weights(tmp_path / "old.pt")["weight"].sum() == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*without checksums")
+@pytest.mark.parametrize("at", range(0, 400, 25))
+def test_mutated_checkpoint_without_checksums(tmp_path, at):
+    file = tmp_path / "old.pt"
+    torch.save({"weight": torch.ones(2)}, file, _use_new_zipfile_serialization=False)
+    content = bytearray(file.read_bytes())
+    content[at % len(content)] ^= 0xFF
+    file.write_bytes(content)
+    with contextlib.suppress(ValueError):  # any other error is none of ours
+        read_weights(file)
 
 
 def test_checkpoints_that_are_not_this_network_s(tmp_path):

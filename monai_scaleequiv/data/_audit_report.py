@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,9 +60,12 @@ class DatasetReport:
         return [*(f"error {line}" for line in self.errors), *(f"warning {line}" for line in self.warnings)]
 
     def refuse_errors(self) -> None:
-        """Raises a ValueError of one line, with the first error, if there is any."""
+        """Raises a ValueError of one line, with the first error, if there is any; else warns of the first warning."""
         if self.errors:
             raise ValueError(f"{self.source}: {_count(len(self.errors), 'error')}; {self.errors[0]}")
+        if self.warnings:
+            told = f"{self.source}: {_count(len(self.warnings), 'warning')}; {self.warnings[0]}"
+            warnings.warn(told, stacklevel=2)
 
     def table(self) -> str:
         """What the data set is like, in a few lines."""

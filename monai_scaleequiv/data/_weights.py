@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-__all__ = ["PlainWeightsLoader", "read_weights"]
+__all__ = ["PlainWeightsLoader", "file_fault", "read_weights"]
 
 GLOBAL = re.compile(r"GLOBAL (\S+)")
 _WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
@@ -77,7 +78,8 @@ def read_weights(path: str | os.PathLike, map_location: str | torch.device | Non
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it holds other objects than tensors and containers of them, or is damaged.
+        ValueError: when it holds other objects than tensors and containers of them, or is damaged. Checksums are
+            compared; for a file in the format of torch before 1.6, which has none, a warning says so.
 
     Example::
 
@@ -87,6 +89,9 @@ def read_weights(path: str | os.PathLike, map_location: str | torch.device | Non
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; give another path.")
+    fault = file_fault(path) if zipfile.is_zipfile(path) else ""
+    if fault:
+        raise ValueError(f"{path}: {fault}; copy it again.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of an unusual pickle protocol, beside the error
@@ -95,13 +100,34 @@ def read_weights(path: str | os.PathLike, map_location: str | torch.device | Non
         found = GLOBAL.search(str(error))
         got = f"a pickle that calls {found[1]}" if found else "other objects, or a damaged file"
         raise ValueError(f"{path}: expected plain weights, got {got}; ask for a state dict of tensors.") from None
-    except (EOFError, KeyError, RuntimeError, OSError, ValueError, TypeError, IndexError, AttributeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # whatever a damaged pickle makes of it
         told = " ".join(str(error).split())[:120]
         raise ValueError(f"{path}: expected plain weights, got a damaged file ({told}); copy it again.") from None
     if not isinstance(state, Mapping):
         raise ValueError(
             f"{path}: expected a state dict, got {type(state).__name__}; save network.state_dict() instead."
         )
+    if not zipfile.is_zipfile(path):
+        warnings.warn(f"{path} is in the format of torch before 1.6, without checksums; save it again.", stacklevel=2)
     return state
+
+
+def file_fault(path: str | os.PathLike) -> str:
+    """What is wrong with a file of ``torch.save``, nothing if it is whole. Nothing in it is unpickled.
+
+    ``torch.load`` does not compare checksums, and takes a weight with a flipped bit for another weight.
+
+    Example::
+
+        >>> torch.save({}, "whole.pt")
+        >>> file_fault("whole.pt")
+        ''
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.testzip()
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        return f"expected a whole checkpoint, got a damaged one ({error})"
+    return f"expected a whole checkpoint, got one damaged at {member}" if member else ""

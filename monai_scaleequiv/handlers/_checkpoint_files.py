@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 import torch
 
 from monai_scaleequiv.data import claim_output_dir
+from monai_scaleequiv.data._weights import file_fault
 
-__all__ = ["claim_checkpoint_dir", "epoch_files", "epoch_of", "file_fault", "newest_finite", "resume_file"]
+__all__ = ["claim_checkpoint_dir", "epoch_files", "epoch_of", "newest_finite", "resume_file"]
 
 AUTO = "auto"
 PATTERN = "checkpoint_epoch=*.pt"
@@ -30,8 +30,8 @@ def claim_checkpoint_dir(folder: str | os.PathLike, resume: str = "") -> None:
         resume: as for :py:class:`ResumeHandler`; with it the folder may hold earlier checkpoints.
 
     Raises:
-        FileExistsError: when the folder holds checkpoints and ``resume`` is empty, or when it holds a whole one of an
-            epoch after the one that ``resume`` names.
+        FileExistsError: when the folder holds checkpoints and ``resume`` names none of them, or when it holds a whole
+            one of an epoch after the one that ``resume`` names.
         FileNotFoundError: when ``resume`` does not exist, or is a folder without checkpoints.
         OSError: when the folder cannot be made or written to.
         ValueError: when there is no whole checkpoint to go on from.
@@ -43,7 +43,8 @@ def claim_checkpoint_dir(folder: str | os.PathLike, resume: str = "") -> None:
     folder = Path(folder)
     start, _ = resume_file(resume, folder)
     earlier = sorted(folder.glob("*.pt"))
-    if earlier and not resume:
+    is_own = resume == AUTO or (start is not None and start.resolve().parent == folder.resolve())
+    if earlier and not is_own:
         raise FileExistsError(
             f"{earlier[0]} is left from an earlier training and would be overwritten; "
             "choose another output_dir, or go on with resume=auto."
@@ -88,16 +89,6 @@ def resume_file(resume: str, folder: Path) -> tuple[Path | None, list[str]]:
     if resume != AUTO:
         raise FileNotFoundError(f"resume={resume}: expected {PATTERN} in this folder, got none; give another one.")
     return None, []
-
-
-def file_fault(path: Path) -> str:
-    """What is wrong with a file of ``torch.save``, nothing if it is whole. Nothing in it is unpickled."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            member = archive.testzip()
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        return f"expected a whole checkpoint, got a damaged one ({error})"
-    return f"expected a whole checkpoint, got one damaged at {member}" if member else ""
 
 
 def newest_finite(folder: Path) -> Path | None:

@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, DiskSaver
 from monai.handlers import CheckpointSaver
 
+from monai_scaleequiv.data import read_weights
 from monai_scaleequiv.handlers._checkpoint_files import epoch_files, epoch_of, resume_file
 
 __all__ = ["ResumableCheckpointSaver", "ResumeHandler"]
@@ -146,12 +147,12 @@ class ResumeHandler:
             return
         if faults and idist.get_rank() == 0:
             logger.warning("%s; going on from %s.", faults[0], path)
-        checkpoint = torch.load(path, map_location=self.map_location, weights_only=True)
+        checkpoint = read_weights(path, self.map_location)
         missing = [key for key in self.load_dict if key not in checkpoint]
         if missing:
             raise ValueError(f"{path}: expected {missing[0]!r} in it, got {list(checkpoint)}; give another checkpoint.")
         epochs, length = engine.state.max_epochs, engine.state.epoch_length
-        Checkpoint.load_objects(self.load_dict, checkpoint)
+        self._load(checkpoint, path)
         if epochs is not None and engine.state.epoch > epochs:
             raise ValueError(
                 f"{path}: expected at most {epochs} epochs, got {engine.state.epoch}; ask for more epochs."
@@ -162,6 +163,16 @@ class ResumeHandler:
                 "go on with the data, the batch size and the number of processes of the earlier training."
             )
         engine.state.max_epochs = epochs
+
+    def _load(self, checkpoint: Mapping[str, Any], path: Path) -> None:
+        try:
+            Checkpoint.load_objects(self.load_dict, checkpoint)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            told = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{path}: expected the states of this training's {', '.join(self.load_dict)}, got others ({told}); "
+                "go on with the config of the earlier training."
+            ) from None
 
 
 def _write(checkpoint: Mapping, path: Path) -> None:

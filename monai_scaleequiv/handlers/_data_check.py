@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,11 +69,11 @@ class DataCheckHandler:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Checks, and tells of warnings."""
+        """Checks; warnings are told of as such."""
         error = ""
         if idist.get_rank() == 0:
             try:
-                self._check()
+                check_dataset(self.source, **self.options).refuse_errors()
             except Exception as caught:
                 if idist.get_world_size() == 1:
                     raise
@@ -83,10 +82,3 @@ class DataCheckHandler:
             error = idist.broadcast(error, src=0)
         if error:
             raise ValueError(error)
-
-    def _check(self) -> None:
-        report = check_dataset(self.source, **self.options)
-        report.refuse_errors()
-        if report.warnings:
-            number = len(report.warnings)
-            warnings.warn(f"{report.source}: {number} warning(s), the first one: {report.warnings[0]}", stacklevel=2)
