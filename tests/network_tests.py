@@ -65,9 +65,9 @@ class NetworkTests:
 
     def test_ill_input(self):
         net, x, _ = self.exported()
-        with pytest.raises(ValueError, match="expects input of shape"):
+        with pytest.raises(ValueError, match="expected input of shape"):
             net(x[0])
-        with pytest.raises(ValueError, match="expects input of shape"):
+        with pytest.raises(ValueError, match="expected input of shape"):
             net(torch.cat([x, x], dim=1))
 
     def test_weights_survive_saving(self, tmp_path):

@@ -333,7 +333,7 @@ def test_initial_weight_is_that_of_torchs_convolutions():
     ("args", "message"),
     [
         ((1, 4, 21), "spatial_dims must be 2 or 3"),
-        ((3, 0, 21), "channels must be at least 1"),
+        ((3, 0, 21), "channels must be a whole number of at least 1"),
         ((3, 4, 20), "kernel_size must be odd"),
         ((3, 4, (21, 21, -1)), "kernel_size must be odd"),
     ],

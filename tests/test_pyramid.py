@@ -210,7 +210,7 @@ def test_attention_learns_and_weights_sum_to_one():
         ({"projection": "median"}, "mode must be one of"),
         ({"projection": "attentive"}, "channels must be given"),
         ({"voxel_size": 0.0}, "voxel_size must be above 0"),
-        ({"size_divisor": 0}, "size_divisor at least 1"),
+        ({"size_divisor": 0}, "size_divisor a whole number of at least 1"),
         ({"smoothing": -1.0}, "smoothing at least 0"),
     ],
 )

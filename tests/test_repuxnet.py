@@ -51,7 +51,7 @@ class TestRepUXNet(NetworkTests):
         ({"frequency_prior": float("inf")}, "frequency_prior must be above 0 and finite"),
         ({"frequency_prior": None, "prior_mode": "learned"}, "needs a frequency_prior"),
         ({"prior_mode": "bayes"}, "prior_mode must be one of"),
-        ({"full_size_channels": 0}, "full_size_channels must be at least 1"),
+        ({"full_size_channels": 0}, "full_size_channels must be whole numbers of at"),
     ]
     export_case = ({**IN_3D, "prior_mode": "learned", **SHORTCUT}, (1, 1, 12, 10, 8), (1, 1, 9, 11, 7))
 

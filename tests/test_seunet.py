@@ -58,7 +58,7 @@ class TestSEUNet(NetworkTests):
         ({"channels": (4,)}, "no less than 2"),
         ({"strides": ()}, "should equal"),
         ({"grid": "coarse"}, "grid must be one of"),
-        ({"strides": (0, 1, 1)}, "strides must be at least 1"),
+        ({"strides": (0, 1, 1)}, "strides must be whole numbers of at least 1"),
         ({"kernel_size": 4}, "kernel_size must be odd"),
         ({"num_res_units": -1}, "num_res_units must be"),
         ({"scales": ()}, "scales must hold"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 
@@ -15,14 +16,14 @@ def check_spatial_dims(spatial_dims: int) -> None:
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
 
 
-def check_scales(scales: Sequence[float]) -> None:
-    if len(scales) == 0 or not all(0 < s < math.inf for s in scales):
-        raise ValueError(f"scales must hold at least one number and all above 0, got {tuple(scales)}.")
+def is_count(value: Any) -> bool:
+    """Whether something is a whole number of at least 1, of whatever integer type."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
 
 def check_channels(name: str, channels: int) -> None:
-    if channels < 1:
-        raise ValueError(f"{name} must be at least 1, got {channels}.")
+    if not is_count(channels):
+        raise ValueError(f"{name} must be a whole number of at least 1, got {channels!r}.")
 
 
 def _is_empty(x: torch.Tensor) -> bool:
@@ -32,6 +33,11 @@ def _is_empty(x: torch.Tensor) -> bool:
     return not torch.compiler.is_compiling() and 0 in x.shape[1:]
 
 
+def _check_dtype(x: torch.Tensor) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f"expected input of a floating point type, got {x.dtype}; convert it with x.float().")
+
+
 def check_image(x: torch.Tensor, spatial_dims: int, channels: int) -> None:
     """Raises a ValueError unless ``x`` is (B, channels, ...) with so many spatial axes."""
     if x.dim() != spatial_dims + 2 or x.shape[1] != channels or _is_empty(x):
@@ -39,6 +45,7 @@ def check_image(x: torch.Tensor, spatial_dims: int, channels: int) -> None:
             f"expected input of shape (batch, {channels}, *{spatial_dims} spatial axes) without an empty axis, "
             f"got {list(x.shape)}."
         )
+    _check_dtype(x)
 
 
 def check_features(x: torch.Tensor, spatial_dims: int, scales: list[int], channels: int) -> None:
@@ -60,6 +67,7 @@ def check_features(x: torch.Tensor, spatial_dims: int, scales: list[int], channe
             f"expected input of shape (batch, {wanted_scales}, {wanted_channels}, *{axes}spatial axes) "
             f"without an empty axis, got {list(x.shape)}."
         )
+    _check_dtype(x)
 
 
 def check_output_size(size: Sequence[int], output: Sequence[int], kernel_size: Sequence[int]) -> None:

@@ -75,7 +75,9 @@ class ScaleNorm(PerScale):
         try:
             layer = get_norm_layer(norm, spatial_dims=spatial_dims, channels=channels)
         except ValueError as error:
-            raise ValueError(f"norm must fit {channels} channels, got {norm!r}: {error}") from error
+            raise ValueError(
+                f"norm must fit {channels} channels, got {norm!r}; {' '.join(str(error).split())}"
+            ) from None
         super().__init__(layer)
         self.spatial_dims = spatial_dims
         self.channels = channels

@@ -8,9 +8,9 @@ import torch
 from monai.utils import ensure_tuple_rep
 from torch import nn
 
-from monai_scaleequiv.layers._input_checks import check_features, check_scales, check_spatial_dims
+from monai_scaleequiv.layers._input_checks import check_features, check_spatial_dims, is_count
 from monai_scaleequiv.maths import gaussian_downsampling_matrix, linear_upsampling_matrix, sampled_gaussian_width
-from monai_scaleequiv.maths._basis import voxel_sizes
+from monai_scaleequiv.maths._basis import check_scales, voxel_sizes
 
 __all__ = ["ScaleDownsample", "ScaleUpsample"]
 
@@ -18,8 +18,8 @@ __all__ = ["ScaleDownsample", "ScaleUpsample"]
 def _factors(spatial_dims: int, factor: Sequence[int] | int) -> list[int]:
     check_spatial_dims(spatial_dims)
     factors = list(ensure_tuple_rep(factor, spatial_dims))
-    if min(factors) < 1:
-        raise ValueError(f"factor must be at least 1 along every axis, got {factor}.")
+    if not all(is_count(f) for f in factors):
+        raise ValueError(f"factor must be a whole number of at least 1 along every axis, got {factor}.")
     return factors
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from monai.utils import ensure_tuple, ensure_tuple_rep
 from torch import nn
 
-from monai_scaleequiv.layers._input_checks import check_channels, check_output_size, check_spatial_dims
+from monai_scaleequiv.layers._input_checks import check_channels, check_output_size, check_spatial_dims, is_count
 from monai_scaleequiv.maths import hermite_gaussian_basis
 
 __all__: list[str] = []
@@ -59,8 +59,8 @@ class SteerableConv(nn.Module):
         self.padding = (
             [k // 2 for k in self.kernel_size] if padding is None else list(ensure_tuple_rep(padding, spatial_dims))
         )
-        if min(self.stride) < 1:
-            raise ValueError(f"stride must be at least 1 along every axis, got {stride}.")
+        if not all(is_count(s) for s in self.stride):
+            raise ValueError(f"stride must be a whole number of at least 1 along every axis, got {stride}.")
         if min(self.padding) < 0:
             raise ValueError(f"padding must be at least 0 along every axis, got {padding}.")
         self.is_transposed = is_transposed

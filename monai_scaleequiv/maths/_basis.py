@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from monai.utils import ensure_tuple_rep
@@ -78,8 +79,7 @@ def hermite_gaussian_basis(
     """
     if spatial_dims not in (2, 3):
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
-    if len(scales) == 0 or not all(0 < s < math.inf for s in scales):
-        raise ValueError(f"scales must hold at least one number and all above 0, got {tuple(scales)}.")
+    check_scales(scales)
     if not 0 < sigma < math.inf:
         raise ValueError(f"sigma must be above 0, got {sigma}.")
     if max_order < 0:
@@ -96,6 +96,17 @@ def hermite_gaussian_basis(
         reference = _products(edges, scales, [1.0] * spatial_dims, sigma, max_order, method)
     energy = reference.flatten(2).pow(2).sum(dim=2).mean(dim=1)
     return basis / energy.sqrt().reshape(-1, *[1] * (spatial_dims + 1))
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Raises a ValueError unless these are sizes.
+
+    Example::
+
+        >>> check_scales((1.0, 0.9))
+    """
+    if len(scales) == 0 or not all(isinstance(s, Real) and 0 < s < math.inf for s in scales):
+        raise ValueError(f"scales must hold at least one number and all above 0, got {tuple(scales)}.")
 
 
 def voxel_sizes(spacing: Sequence[float] | float, spatial_dims: int) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,10 +12,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from monai_scaleequiv.layers import ScaleProjection
+from monai_scaleequiv.layers._input_checks import check_image, check_spatial_dims, is_count
+from monai_scaleequiv.maths._basis import check_scales
 from monai_scaleequiv.maths._rescaling import as_ratio, cached_series_matrix, series_matrix
 
 __all__ = ["ScalePyramid"]
 
+_MOST_TIMES = 64  # coarser or finer than the image
 DEFAULT_PYRAMID = (1.0, 2 ** (1 / 3), 2 ** (2 / 3), 2.0)
 
 
@@ -74,8 +78,10 @@ class ScalePyramid(nn.Module):
         smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        if not scales or min(scales) <= 0:
-            raise ValueError(f"scales must hold at least one number and all above 0, got {tuple(scales)}.")
+        check_spatial_dims(spatial_dims)
+        check_scales(scales)
+        if min(scales) < 1 / _MOST_TIMES or max(scales) > _MOST_TIMES:
+            raise ValueError(f"scales must be from 1/{_MOST_TIMES} to {_MOST_TIMES}, got {tuple(scales)}.")
         self.network = network
         self.scales = [float(s) for s in scales]
         self.projection = ScaleProjection(projection) if isinstance(projection, str) else projection
@@ -83,9 +89,10 @@ class ScalePyramid(nn.Module):
         self.in_millimetres = voxel_size is not None
         self.voxel_size = [float(v) for v in ensure_tuple_rep(1.0 if voxel_size is None else voxel_size, spatial_dims)]
         self.size_divisor = list(ensure_tuple_rep(size_divisor, spatial_dims))
-        if min(self.voxel_size) <= 0 or min(self.size_divisor) < 1 or smoothing < 0:
+        sound = all(0 < v < math.inf for v in self.voxel_size) and all(is_count(n) for n in self.size_divisor)
+        if not sound or not 0 <= smoothing < math.inf:
             raise ValueError(
-                "voxel_size must be above 0, size_divisor at least 1 and smoothing at least 0, "
+                "voxel_size must be above 0, size_divisor a whole number of at least 1 and smoothing at least 0, "
                 f"got voxel_size={voxel_size}, size_divisor={size_divisor}, smoothing={smoothing}."
             )
         self.use_checkpoint = use_checkpoint
@@ -99,6 +106,7 @@ class ScalePyramid(nn.Module):
             x: images of shape (B, C, D, H, W).
             spacing: voxel size in mm per axis; None reads it from ``x``, a MetaTensor. Needed with ``voxel_size``.
         """
+        check_image(x, self.spatial_dims, x.shape[1] if x.dim() > 1 else 0)
         if not torch.jit.is_scripting() and self.in_millimetres and spacing is None:
             spacings = self._read_spacings(x)
             if len(spacings) > 1:
@@ -149,9 +157,13 @@ class ScalePyramid(nn.Module):
         # For each scale and axis: the copy's voxel in voxels of the image, as a quotient
         voxel = [1.0 for _ in range(self.spatial_dims)]
         if self.in_millimetres:
-            if spacing is None or len(spacing) != self.spatial_dims or min(spacing) <= 0:
+            if spacing is None or len(spacing) != self.spatial_dims or not all([s > 0 for s in spacing]):  # noqa: C419
                 raise ValueError(f"spacing must hold a voxel size above 0, in mm, for each axis, got {spacing}.")
             voxel = [self.voxel_size[axis] / spacing[axis] for axis in range(self.spatial_dims)]
+            if min(voxel) < 1e-3 or max(voxel) > 1e3:
+                raise ValueError(
+                    f"spacing must be within a factor of 1000 of voxel_size {self.voxel_size}, got {spacing}."
+                )
         return [[as_ratio(scale * v) for v in voxel] for scale in self.scales]
 
     @torch.jit.unused

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from torch import nn
 
+from monai_scaleequiv.layers._input_checks import check_image, check_spatial_dims, is_count
 from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, RepUXStage
 from monai_scaleequiv.nets._repux_kernels import PriorKernelConv, large_kernel_conv
 
@@ -122,11 +123,7 @@ class RepUXNet(nn.Module):
         self.head = UnetOutBlock(spatial_dims, top, out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dim() != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"RepUXNet expects input of shape (batch, {self.in_channels}, *{self.spatial_dims} spatial axes), "
-                f"got {list(x.shape)}."
-            )
+        check_image(x, self.spatial_dims, self.in_channels)
         pad = self._surplus(x.shape[2:])
         x = F.pad(x, pad)
         skips = [self.first(x)]
@@ -178,16 +175,16 @@ def _check_arguments(
     hidden_size: int,
     full_size_channels: int | None,
 ) -> None:
-    if spatial_dims not in (2, 3):
-        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
-    if len(depths) < 1 or len(depths) != len(feature_size) or min(depths) < 1:
+    check_spatial_dims(spatial_dims)
+    if len(depths) < 1 or len(depths) != len(feature_size) or not all(is_count(n) for n in depths):
         raise ValueError(
             "depths and feature_size must have the same length of at least 1, and depths entries of at least 1, "
             f"got depths={tuple(depths)}, feature_size={tuple(feature_size)}."
         )
-    if min(in_channels, out_channels, hidden_size, full_size_channels, *feature_size) < 1:
+    if not all(is_count(n) for n in (in_channels, out_channels, hidden_size, full_size_channels, *feature_size)):
         raise ValueError(
-            "in_channels, out_channels, feature_size, hidden_size and full_size_channels must be at least 1, got "
+            "in_channels, out_channels, feature_size, hidden_size and full_size_channels must be whole numbers of at "
+            "least 1, got "
             f"in_channels={in_channels}, out_channels={out_channels}, feature_size={tuple(feature_size)}, "
             f"hidden_size={hidden_size}, full_size_channels={full_size_channels}."
         )

@@ -14,6 +14,7 @@ from monai.utils import ensure_tuple, ensure_tuple_rep
 from torch import nn
 
 from monai_scaleequiv.layers import ScaleProjection
+from monai_scaleequiv.layers._input_checks import check_image, check_spatial_dims, is_count
 from monai_scaleequiv.layers._steerable import DEFAULT_SCALES, DEFAULT_SIGMA
 from monai_scaleequiv.nets._levels import LevelBuilder, next_spacing
 from monai_scaleequiv.nets._pyramid import DEFAULT_PYRAMID, ScalePyramid
@@ -204,11 +205,7 @@ class SEUNet(SpacingNetwork):
         self.total_stride = [math.prod(axis) for axis in zip(*taken, strict=True)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dim() != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"SEUNet expects input of shape (batch, {self.in_channels}, *{self.spatial_dims} spatial axes), "
-                f"got {list(x.shape)}."
-            )
+        check_image(x, self.spatial_dims, self.in_channels)
         if self.pyramid is not None:
             return self.pyramid(x, self.voxel)
         width = x.shape[-1]
@@ -243,13 +240,12 @@ def _check_arguments(
     strides: Sequence[Sequence[int] | int],
     num_res_units: int,
 ) -> None:
-    if spatial_dims not in (2, 3):
-        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+    check_spatial_dims(spatial_dims)
     if len(channels) < 2:
         raise ValueError(f"the length of `channels` should be no less than 2, got {tuple(channels)}.")
-    if min(in_channels, out_channels, *channels) < 1:
+    if not all(is_count(n) for n in (in_channels, out_channels, *channels)):
         raise ValueError(
-            "in_channels, out_channels and channels must be at least 1, "
+            "in_channels, out_channels and channels must be whole numbers of at least 1, "
             f"got in_channels={in_channels}, out_channels={out_channels}, channels={tuple(channels)}."
         )
     surplus = len(strides) - (len(channels) - 1)
@@ -260,7 +256,7 @@ def _check_arguments(
         )
     if surplus > 0:
         warnings.warn(f"the last {surplus} values of `strides` are not used.", stacklevel=3)
-    if any(factor < 1 for stride in strides for factor in ensure_tuple(stride)):
-        raise ValueError(f"strides must be at least 1, got {tuple(strides)}.")
-    if num_res_units < 0:
-        raise ValueError(f"num_res_units must be at least 0, got {num_res_units}.")
+    if not all(is_count(factor) for stride in strides for factor in ensure_tuple(stride)):
+        raise ValueError(f"strides must be whole numbers of at least 1, got {tuple(strides)}.")
+    if num_res_units != 0 and not is_count(num_res_units):
+        raise ValueError(f"num_res_units must be a whole number of at least 0, got {num_res_units}.")

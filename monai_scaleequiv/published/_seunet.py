@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from monai_scaleequiv.layers._input_checks import check_image
 from monai_scaleequiv.published._basis import published_basis
 from monai_scaleequiv.published._blocks import PublishedConfig, unet_level
 
@@ -99,10 +100,7 @@ class PublishedSEUNet(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dim() != 5 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"PublishedSEUNet expects input of shape (batch, {self.in_channels}, D, H, W), got {list(x.shape)}."
-            )
+        check_image(x, 3, self.in_channels)
         return self.model(x)
 
 
