@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
+from numbers import Real
 
 import numpy as np
 import torch
@@ -39,8 +40,8 @@ class CheckVolumed(MapTransform):
         spatial_dims: number of spatial dimensions that each must have.
         remedy: what the user can do about values that are not finite.
         allow_missing_keys: whether to pass over keys that are not there.
-        fill: what to put in place of values that are not finite, with a warning: a number, or ``"min"`` for the
-            lowest finite value. None refuses them.
+        fill: what to put in place of values that are not finite, with a warning: a number that float32 holds, or
+            ``"min"`` for the lowest finite value. None refuses them.
         max_shear: largest cosine of the angle between two axes; ITK, for one, refuses grids that are not orthogonal.
         spacing_range: smallest and largest voxel size, in mm.
 
@@ -66,8 +67,8 @@ class CheckVolumed(MapTransform):
         spacing_range: Sequence[float] = SPACING_RANGE,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        if isinstance(fill, str) and fill != "min":
-            raise ValueError(f'fill: expected a number, "min" or None, got {fill!r}; choose one of them.')
+        if fill not in (None, "min") and not (isinstance(fill, Real) and abs(fill) <= torch.finfo(torch.float32).max):
+            raise ValueError(f'fill: expected a finite number, "min" or None, got {fill!r}; choose one of them.')
         if len(spacing_range) != 2 or not 0 <= spacing_range[0] <= spacing_range[1]:
             raise ValueError(f"spacing_range: expected two rising sizes in mm, got {list(spacing_range)}; swap them.")
         self.channels = channels
