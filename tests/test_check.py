@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -20,6 +21,8 @@ from monai_scaleequiv.data._volume_file import VolumeFacts
 
 from .conftest import shared
 from .fault_files import SHAPE, cut, flip_stored_byte, with_affine, write_labels, write_task, write_volume
+
+RGB = [("R", "u1"), ("G", "u1"), ("B", "u1")]
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +108,45 @@ def test_no_nifti_at_all(task, content):
     assert only_error(task).startswith(f"{image(task)}: expected ")
 
 
+def test_both_codes_0_and_forms_that_disagree_are_warnings(task):
+    for code, qform, told in (
+        (0, None, "expected sform_code or qform_code above 0, got 0 for both: readers guess the directions; write an"),
+        (
+            1,
+            np.diag([-1, 1, 1, 1]),
+            "expected the qform on the sform's grid, got one whose corners are up to 10 mm away",
+        ),
+        (1, np.eye(4), None),
+    ):
+        volume = nib.load(image(task))
+        volume = nib.Nifti1Image(np.asarray(volume.dataobj), np.eye(4), volume.header)
+        volume.set_sform(np.eye(4), code)
+        volume.set_qform(qform, 1 if qform is not None else 0)
+        nib.save(volume, image(task))
+        lines = [line for line in check_dataset(task).warnings if str(image(task)) in line]
+        assert (len(lines), all(line.startswith(f"{image(task)}: {told}") for line in lines)) == (
+            told is not None,
+            True,
+        )
+
+
+def test_a_colour_header_that_promises_the_world(tmp_path):
+    content = bytearray(write_volume(tmp_path / "images" / "a.nii", np.ones(SHAPE, RGB)).read_bytes())
+    content[40:56] = np.array([7] + [32767] * 7, "<i2").tobytes()
+    (tmp_path / "images" / "a.nii").write_bytes(bytes(content))
+    (error,) = (e for e in check_dataset(images=tmp_path / "images").errors if "real numbers" in e)
+    assert error.startswith(f"{tmp_path / 'images' / 'a.nii'}: expected real numbers, got colours")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_and_folders_named_like_files_are_told_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.nii")  # opening it would wait for a writer, for ever
+    (tmp_path / "b.nii.gz").mkdir()
+    pipe, folder = check_dataset([{"image": str(tmp_path / n)} for n in ("a.nii", "b.nii.gz")], label_key=None).errors
+    assert pipe == f"{tmp_path / 'a.nii'}: expected a file, got a pipe or a device; give the file itself."
+    assert folder == f"{tmp_path / 'b.nii.gz'}: expected a file, got a folder; give the file itself."
+
+
 def test_every_byte_of_the_header_may_be_anything(tmp_path):
     # Whatever it says, the check ends with a finding or without one, and does not ask for memory.
     content = write_volume(tmp_path / "images" / "a.nii").read_bytes()
@@ -176,7 +218,7 @@ def test_unit_that_is_not_mm(task):
     volume = nib.Nifti1Image(np.asarray(volume.dataobj), volume.affine, volume.header)
     volume.header.set_xyzt_units("micron")
     nib.save(volume, image(task))
-    assert "expected mm as unit of length, got micron" in only_warning(task)
+    assert "expected mm as unit of length, got micron; convert its header to mm" in only_error(task)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +228,7 @@ def test_unit_that_is_not_mm(task):
         ((6, 5, 4, 2, 3), np.float32, "expected 3 spatial axes, got shape (6, 5, 4, 2, 3); split the file"),
         ((6, 5), np.float32, "expected 3 spatial axes, got shape (6, 5); stack the slices"),
         (SHAPE, np.complex64, "expected real numbers, got complex numbers (complex64); convert them"),
-        (SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")], "expected real numbers, got colours"),
+        (SHAPE, RGB, "expected real numbers, got colours"),
     ],
     ids=["4D", "5D", "2D", "complex", "RGB"],
 )
@@ -220,7 +262,7 @@ def test_scaled_voxels_and_labels(task):
 
 
 def test_label_counts_are_exact_across_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("monai_scaleequiv.data._volume_file.PIECE", 64)
+    monkeypatch.setattr("monai_scaleequiv.data._nifti_file.PIECE", 64)
     labels = np.random.default_rng(0).integers(0, 4, (9, 8, 7)).astype(np.uint8)
     write_volume(tmp_path / "images" / "a.nii.gz", shape=labels.shape)
     file = write_volume(tmp_path / "labels" / "a.nii.gz", labels)
@@ -265,6 +307,15 @@ def test_label_that_is_not_an_integer(task):
     assert f"{label(task)}: expected whole numbers from 0 to 1, got 0.5; " in only_error(task)
 
 
+def test_scaled_labels_are_those_that_loading_has(task):
+    volume = nib.Nifti1Image(np.asarray(nib.load(label(task)).dataobj) * np.uint8(10), np.eye(4))
+    volume.header.set_slope_inter(0.1, 0)  # as float32 it is a little more than that
+    nib.save(volume, label(task))
+    assert nib.load(label(task)).get_fdata().max() != 1
+    assert check_dataset(task).lines == []
+    assert [value for value, _ in check_dataset(task).facts[str(label(task)), True].labels] == [0.0, 1.0]
+
+
 def test_label_with_nan(task):
     write_labels(label(task), np.nan, dtype=np.float32)
     assert f"{label(task)}: expected finite values, got 1 NaN" in only_error(task)
@@ -298,6 +349,19 @@ def test_labels_with_gaps(tmp_path):
     assert "expected whole numbers from 0 to 1, got 255" in report.errors[0]
 
 
+@pytest.mark.parametrize("largest", [3_000_000, 2_000_000_000])  # by counting, 0.2 GB and more than 100 GB
+def test_huge_label_takes_no_memory(tmp_path, largest):
+    write_volume(tmp_path / "images" / "a.nii.gz")
+    write_labels(tmp_path / "labels" / "a.nii.gz", 1, last=largest, dtype=np.int32)
+    tracemalloc.start()
+    report = check_dataset(images=tmp_path / "images", labels=tmp_path / "labels", workers=1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert report.errors == []
+    assert "expected labels without gaps, got none for 2, 3, 4, 5, 6 and more" in report.warnings[0]
+    assert peak < 64 << 20
+
+
 # The list.
 
 
@@ -328,6 +392,20 @@ def test_channels_in_files_of_their_own(tmp_path):
     assert "b_0001.nii.gz: expected the image's grid" in check_dataset(**folders).errors[0]
     (tmp_path / "images" / "b_0001.nii.gz").unlink()
     assert "b_0000.nii.gz: expected 2 channel(s), got 1" in check_dataset(**folders, channels=2).errors[0]
+
+
+def test_numbers_of_cases_are_no_channels(tmp_path):
+    for name in ("case_0001", "case_0002", "case_0003", "new_0000", "new_0001"):
+        write_volume(tmp_path / "images" / f"{name}.nii.gz")
+    write_labels(tmp_path / "labels" / "case_0001.nii.gz", 0)
+    report = check_dataset(images=tmp_path / "images", labels=tmp_path / "labels", channels=1)
+    unpaired = [error for error in report.errors if "expected a label map" in error]
+    assert report.cases == 4  # the last two are channels, for there is a channel 0
+    assert [error.split(", got ")[1].split(" in ")[0] for error in unpaired] == [
+        "none named case_0002",
+        "none named case_0003",
+        "none named new",
+    ]
 
 
 def test_two_inputs_with_the_same_basename(tmp_path):
@@ -390,7 +468,17 @@ def test_images_of_the_test_list_need_no_label(tmp_path):
         ('{"training": [{"image": 3}]}', "training[0]: expected a path, got 3"),
         ('{"training": [], "labels": {"liver": 1}}', "expected 'labels' from number to name, got {'liver': 1}"),
         ('{"training": [], "test": 3}', "expected a list 'test', got 3"),
+        ('{"training": [{"image": []}]}', "training[0]: expected at least one image, got none; name one"),
+        ('{"training": [[]]}', "training[0]: expected at least one image, got none; name one"),
+        (
+            '{"training": ["a\\u0000.nii"]}',
+            "training[0]: expected a path of characters that names have, got 'a\\x00.nii'",
+        ),
+        ('{"training": ["a\\ud800.nii"]}', "training[0]: expected a path of characters that names have, got 'a\\ud800"),
+        ('{"training": ["a\\nb.nii"]}', "training[0]: expected a path of characters that names have, got 'a\\nb.nii'"),
+        ('{"training": ' + "[" * 200_000, "expected JSON, got something else (maximum recursion depth exceeded"),
     ],
+    ids=range(13),
 )
 def test_list_that_is_no_list(tmp_path, text, told):
     (tmp_path / "dataset.json").write_text(text)
@@ -398,6 +486,13 @@ def test_list_that_is_no_list(tmp_path, text, told):
         check_dataset(tmp_path)
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_names_of_classes_take_one_line(tmp_path):
+    folder = write_task(tmp_path / "task", labels={"0": "a", "1": "b\nc", "2": "\ud800"})
+    assert "expected label 2 (?), got none" in only_warning(folder)
+    assert "b?c" in check_dataset(folder).table()
+    assert check_dataset(folder).table().isascii()
 
 
 def test_empty_list(tmp_path):
@@ -416,6 +511,8 @@ def test_empty_list(tmp_path):
         ({"images": "absent"}, FileNotFoundError),
         ({"source": [{"image": "a.nii"}]}, ValueError),
         ({"source": [{"image": 3, "label": "a.nii"}]}, ValueError),
+        ({"source": [{"image": [], "label": "a.nii"}]}, ValueError),
+        ({"source": [{"image": "a\0.nii", "label": "a.nii"}]}, ValueError),
     ],
 )
 def test_arguments_that_make_no_sense(arguments, error):
@@ -452,6 +549,16 @@ def test_changed_file_is_read_again(task):
     assert "got 120 NaN" in report.errors[0]
 
 
+def test_damage_that_keeps_size_and_time_is_read_again(task):
+    assert check_dataset(task).errors == []
+    before, content = image(task).stat(), bytearray(image(task).read_bytes())
+    content[-6] ^= 1  # in the checksum
+    image(task).write_bytes(bytes(content))
+    os.utime(image(task), ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (image(task).stat().st_size, image(task).stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert "got a damaged one" in only_error(task)
+
+
 def test_findings_from_the_cache_are_the_same(task):
     flip_stored_byte(image(task))
     write_volume(image(task, 2), np.full(SHAPE, np.nan, np.float32))
@@ -462,7 +569,7 @@ def test_findings_from_the_cache_are_the_same(task):
     assert check_dataset(task, fresh=True).read == 6
 
 
-@pytest.mark.parametrize("spoil", [b"", b"{}", b"monai_scaleequiv check 1 0\n{}", None])
+@pytest.mark.parametrize("spoil", [b"", b"{}", b"monai_scaleequiv check 2 0\n{}", None])
 def test_damaged_cache_is_ignored(task, cache, spoil):
     check_dataset(task)
     files = sorted(cache.iterdir())

@@ -13,9 +13,10 @@ from typing import Any
 from tqdm import tqdm
 
 from monai_scaleequiv.data._audit_cache import FactsCache, cache_folder, state_of
-from monai_scaleequiv.data._audit_listing import Listing, list_dictionaries, list_folders, list_task
+from monai_scaleequiv.data._audit_folders import list_folders
+from monai_scaleequiv.data._audit_listing import Listing, files_of, list_dictionaries, list_task
 from monai_scaleequiv.data._audit_report import DatasetReport
-from monai_scaleequiv.data._audit_rules import all_faults, files_of
+from monai_scaleequiv.data._audit_rules import all_faults
 from monai_scaleequiv.data._faults import ERROR
 from monai_scaleequiv.data._volume_file import VolumeFacts, read_facts
 
@@ -42,7 +43,7 @@ def check_dataset(
     """Reads every file of a data set to its end and looks for whatever would spoil a training or its figures.
 
     Checksum, header, axes, channels, data type, NaN and infinity, affine, voxel size, the grids of image and label map,
-    label values, empty labels, copies, equal names, missing and unpaired files. Files that have kept size and time of
+    label values, empty labels, copies, equal names, missing and unpaired files. Files that have kept size and times of
     change are not read again: what was found out about them is kept below ``XDG_CACHE_HOME`` or ``~/.cache``.
 
     Args:

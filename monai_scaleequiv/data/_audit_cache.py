@@ -17,7 +17,7 @@ from monai_scaleequiv.data._volume_file import VolumeFacts
 
 __all__ = ["FactsCache", "cache_folder", "state_of"]
 
-LAYOUT = "monai_scaleequiv check 1"  # of the stored facts; another number where their meaning changes
+LAYOUT = "monai_scaleequiv check 2"  # of the stored facts; another number where their meaning changes
 
 
 def cache_folder() -> Path | None:
@@ -38,7 +38,7 @@ def cache_folder() -> Path | None:
 
 
 class FactsCache:
-    """Facts by file; those of a file count as long as its size and its time of change stay the same.
+    """Facts by file; those of a file count as long as it is the same one, of the same size and times.
 
     There is one JSON file per folder of data, with a checksum: a damaged one is as good as none. A cache that cannot be
     written is passed over, too.
@@ -102,7 +102,10 @@ class FactsCache:
 
 
 def state_of(path: str) -> list[int] | None:
-    """Size and time of change of a file, None where there is none.
+    """Size, times and number of a file, None where there is none.
+
+    The time of change of the content can be set back, as many a tool that copies or mends files does; that of the
+    entry cannot.
 
     Example::
 
@@ -113,7 +116,7 @@ def state_of(path: str) -> list[int] | None:
         found = Path(path).stat()
     except OSError:
         return None
-    return [found.st_size, found.st_mtime_ns]
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
 def _key(name: str, label: bool) -> str:

@@ -1,10 +1,10 @@
-"""From what a user names, a ``dataset.json``, folders or data dictionaries, to the cases of a data set."""
+"""From what a user names, a ``dataset.json`` or data dictionaries, to the cases of a data set."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +12,11 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
-from monai_scaleequiv.data._datalist import nifti_files, stem_of
+from monai_scaleequiv.data._datalist import nifti_files
 from monai_scaleequiv.data._faults import WARNING, Fault
 
-__all__ = ["Case", "Listing", "list_dictionaries", "list_folders", "list_task", "task_datalist"]
+__all__ = ["Case", "Listing", "files_of", "list_dictionaries", "list_task", "task_datalist"]
 
-CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net's files of one channel each
 UNLISTED = Fault("unlisted", "each volume on the list", "one that is not", "add it to the list or remove it", WARNING)
 
 
@@ -127,40 +126,17 @@ def task_datalist(source: str | os.PathLike, key: str = "training") -> list[dict
     ]
 
 
-def list_folders(images: str | os.PathLike, labels: str | os.PathLike | None = None) -> Listing:
-    """Pairs two folders, with their sub-folders, by the paths of their files; ``_0000`` to ``_9999`` are channels.
-
-    Args:
-        images: folder of images.
-        labels: folder of label maps, None without them.
-
-    Raises:
-        FileNotFoundError: when a folder does not exist or holds no NIfTI file.
+def files_of(listing: Listing) -> list[tuple[str, bool]]:
+    """Each file once, with whether it is a label map.
 
     Example::
 
-        >>> list_folders("no/such/folder")
-        Traceback (most recent call last):
-        FileNotFoundError: no/such/folder is no folder; give one with .nii or .nii.gz files.
+        >>> files_of(Listing("data", [Case(("a.nii",), "b.nii", "data[0]")]))
+        [('a.nii', False), ('b.nii', True)]
     """
-    names = [os.fspath(folder) for folder in (images, labels) if folder is not None]
-    listing = Listing(" and ".join(names))
-    found = _by_name(Path(images))
-    if labels is None:
-        listing.cases = [Case((path,), None, name) for name, path in found.items()]
-        return listing
-    targets, groups = _by_name(Path(labels)), {}
-    for name, path in found.items():
-        groups.setdefault(name if name in targets else CHANNEL.sub("", name), []).append(path)
-    for name, paths in groups.items():
-        listing.cases.append(Case(tuple(paths), targets.pop(name, None), name))
-        if listing.cases[-1].label is None:
-            got = f"none named {name} in {os.fspath(labels)}"
-            listing.faults.append((paths[0], Fault("unpaired", "a label map", got, "add it, or remove the image")))
-    for name, path in targets.items():
-        got = f"none named {name} in {os.fspath(images)}"
-        listing.faults.append((path, Fault("unpaired", "an image", got, "add it, or remove the label map")))
-    return listing
+    files = [(path, False) for case in listing.cases for path in case.images]
+    files += [(case.label, True) for case in listing.cases if case.label is not None]
+    return list(dict.fromkeys(files))
 
 
 def list_dictionaries(data: Sequence[Mapping[str, Any]], image_key: str, label_key: str | None) -> Listing:
@@ -187,6 +163,8 @@ def list_dictionaries(data: Sequence[Mapping[str, Any]], image_key: str, label_k
             raise ValueError(f"{place}: expected a dictionary with {keys}, got {_shown(item)}; complete the list.")
         label = None if label_key is None else _path(item[label_key], place)
         images = tuple(_path(path, place) for path in ensure_tuple(item[image_key]))
+        if not images:
+            raise ValueError(f"{place}: expected at least one {image_key}, got none; name one or remove the entry.")
         listing.cases.append(Case(images, label, place))
     return listing
 
@@ -194,7 +172,7 @@ def list_dictionaries(data: Sequence[Mapping[str, Any]], image_key: str, label_k
 def _read_task(file: Path) -> dict[str, Any]:
     try:
         task = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: expected JSON, got something else ({error}); mend it.") from None
     if not isinstance(task, dict) or not isinstance(task.get("training"), list):
         raise ValueError(f"{file}: expected a list 'training', got none; add it, or give --images and --labels.")
@@ -209,8 +187,8 @@ def _classes(task: Mapping[str, Any], file: Path) -> dict[int, str] | None:
     if names is None:
         return None
     try:
-        return {int(label): str(name) for label, name in names.items()}
-    except (AttributeError, ValueError):
+        return {int(label): _line(str(name)) for label, name in names.items()}
+    except (AttributeError, ValueError, RecursionError):
         raise ValueError(
             f"{file}: expected 'labels' from number to name, got {_shown(names)}; write them as in '1': 'liver'."
         ) from None
@@ -221,6 +199,8 @@ def _case(entry: Any, place: str, file: Path) -> Case:
     if not isinstance(item, Mapping) or "image" not in item:
         raise ValueError(f"{file}, {place}: expected a path or a dictionary with image, got {_shown(entry)}; mend it.")
     images = ensure_tuple(item["image"])
+    if not images:
+        raise ValueError(f"{file}, {place}: expected at least one image, got none; name one or remove the entry.")
     label = item.get("label")
     paths = [_inside(file, place, path) for path in (*images, *([label] if label else []))]
     return Case(tuple(paths[: len(images)]), paths[-1] if label else None, place)
@@ -236,7 +216,8 @@ def _inside(file: Path, place: str, value: Any) -> str:
 def _compare_count(listing: Listing, task: Mapping[str, Any], file: Path) -> None:
     count = len(task["training"])
     if task.get("numTraining", count) != count:
-        fault = Fault("count", f"numTraining = {task['numTraining']} cases", str(count), "mend one of them", WARNING)
+        expected = f"numTraining = {_shown(task['numTraining'])} cases"
+        fault = Fault("count", expected, str(count), "mend one of them", WARNING)
         listing.faults.append((str(file), fault))
     for case in listing.cases:
         if case.label is None and case.place.startswith(("training", "validation")):
@@ -250,25 +231,24 @@ def _find_unlisted(listing: Listing, root: Path) -> None:
         listing.faults += [(path, UNLISTED) for path in map(str, nifti_files(root / name)) if path not in listed]
 
 
-def _by_name(folder: Path) -> dict[str, str]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; give one with .nii or .nii.gz files.")
-    found: dict[str, str] = {}
-    for file in nifti_files(folder):
-        name = file.relative_to(folder).as_posix()
-        # Beside a.nii.gz, a.nii keeps its whole name and so finds no partner.
-        found[name if stem_of(name) in found else stem_of(name)] = str(file)
-    if not found:
-        raise FileNotFoundError(f"{folder} holds no .nii or .nii.gz file; give another folder.")
-    return found
-
-
 def _path(value: Any, place: str) -> str:
     if not isinstance(value, (str, os.PathLike)):
         raise ValueError(f"{place}: expected a path, got {_shown(value)}; mend the list.")
-    return os.path.normpath(value)
+    path = os.path.normpath(value)
+    if path != _line(path):
+        raise ValueError(f"{place}: expected a path of characters that names have, got {_shown(path)}; mend the list.")
+    return path
+
+
+def _line(text: str) -> str:
+    """Text that can be printed, as one line: ``?`` in place of halves of characters, of line ends and of their like."""
+    whole = text.encode("utf-8", "replace").decode()
+    return "".join("?" if unicodedata.category(letter) == "Cc" else letter for letter in whole)
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} of many levels"
     return text if len(text) <= 60 else f"{text[:60]} ..."

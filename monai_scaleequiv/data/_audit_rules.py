@@ -1,13 +1,13 @@
-"""The rules of the data check: on one file, on a case, and on the data set as a whole."""
+"""The rules of the data check: on one file and on a case; those on the whole set are called from here."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from dataclasses import replace
 
-from monai_scaleequiv.data._audit_listing import Case, Listing
-from monai_scaleequiv.data._datalist import stem_of
+from monai_scaleequiv.data._audit_listing import Case, Listing, files_of
+from monai_scaleequiv.data._audit_set import set_faults
 from monai_scaleequiv.data._faults import (
     WARNING,
     Fault,
@@ -21,25 +21,13 @@ from monai_scaleequiv.data._faults import (
     spacing_fault,
     spacing_of,
 )
+from monai_scaleequiv.data._header_faults import place_fault, unit_fault, voxels_fault
 from monai_scaleequiv.data._volume_file import VolumeFacts
 
-__all__ = ["all_faults", "files_of"]
+__all__ = ["all_faults"]
 
 Facts = Mapping[tuple[str, bool], VolumeFacts]
 Finding = tuple[str, Fault]
-
-
-def files_of(listing: Listing) -> list[tuple[str, bool]]:
-    """Each file once, with whether it is a label map.
-
-    Example::
-
-        >>> files_of(Listing("data", [Case(("a.nii",), "b.nii", "data[0]")]))
-        [('a.nii', False), ('b.nii', True)]
-    """
-    files = [(path, False) for case in listing.cases for path in case.images]
-    files += [(case.label, True) for case in listing.cases if case.label is not None]
-    return list(dict.fromkeys(files))
 
 
 def all_faults(listing: Listing, facts: Facts) -> Iterator[Finding]:
@@ -63,10 +51,7 @@ def all_faults(listing: Listing, facts: Facts) -> Iterator[Finding]:
     for case in listing.cases:
         yield from _of_case(case, facts, listing.spatial_dims)
     yield from _channels(listing, facts)
-    yield from _twice(listing)
-    yield from _same_name(listing)
-    yield from _same_content(listing, facts)
-    yield from _classes(listing, facts)
+    yield from set_faults(listing, facts)
 
 
 def _of_file(facts: VolumeFacts, label: bool, listing: Listing) -> Iterator[Fault]:
@@ -79,13 +64,14 @@ def _of_file(facts: VolumeFacts, label: bool, listing: Listing) -> Iterator[Faul
         axes_fault(shape, dims),
         channels_fault(channels, 1) if label and channels is not None else None,
         finite_fault(facts.nonfinite),
+        _warning(voxels_fault(facts.shape)),
+        unit_fault(facts.unit),
         affine_fault(facts.affine),
     ]
     if found[-1] is None or found[-1].kind == "shear":
         found.append(spacing_fault(spacing_of(facts.affine)[:dims]))
         found.append(pixdim_fault(facts.pixdim, facts.affine, facts.has_qform))
-    if facts.unit not in ("mm", "unknown"):
-        found.append(Fault("unit", "mm as unit of length", facts.unit, "convert the header to mm", WARNING))
+        found.append(place_fault(facts.affine))
     if label and not facts.nonfinite:
         classes = None if listing.classes is None else list(listing.classes)
         found.append(label_fault([value for value, _ in facts.labels], classes))
@@ -112,10 +98,14 @@ def _of_case(case: Case, facts: Facts, spatial_dims: int) -> Iterator[Finding]:
         if not first.shape or not other.shape or {len(shape) for shape in shapes} != {spatial_dims}:
             continue  # reported already
         # With a bad affine, which is reported as well, the distance of corners has no meaning.
-        affines = [None if affine_fault(f.affine, float("inf")) else f.affine for f in (other, first)]
+        affines = [None if _odd(f.affine) else f.affine for f in (other, first)]
         fault = grid_fault(shapes[0], affines[0], shapes[1], affines[1], "image", case.images[0])
         if fault is not None:
             yield key[0], fault
+
+
+def _odd(affine: list[list[float]]) -> bool:
+    return (affine_fault(affine, float("inf")) or place_fault(affine)) is not None
 
 
 def _channels(listing: Listing, facts: Facts) -> Iterator[Finding]:
@@ -134,60 +124,8 @@ def _channels(listing: Listing, facts: Facts) -> Iterator[Finding]:
             yield path, fault
 
 
-def _twice(listing: Listing) -> Iterator[Finding]:
-    places = defaultdict(list)
-    for case in listing.cases:
-        for path in (*case.images, *([case.label] if case.label else [])):
-            places[path].append(case.place)
-    for path, where in places.items():
-        if len(where) > 1:
-            got = f"{len(where)} times, at {', '.join(where[:3])}{' and more' * (len(where) > 3)}"
-            yield path, Fault("twice", "each file once on the list", got, "remove all but one")
-
-
-def _same_name(listing: Listing) -> Iterator[Finding]:
-    by_name = defaultdict(set)
-    for case in listing.cases:
-        for path in case.images:
-            by_name[stem_of(Path(path).name)].add(path)
-    for paths in by_name.values():
-        first, *others = sorted(paths)
-        for path in others:
-            got = f"that of {first}, too"
-            yield path, Fault("name", "a file name of its own", got, "rename one: their results would collide", WARNING)
-
-
-def _same_content(listing: Listing, facts: Facts) -> Iterator[Finding]:
-    """Images are errors, for one of them may come into the validation; label maps may well be equal by chance."""
-    seen: dict[tuple[str, bool], str] = {}
-    for file, label in files_of(listing):
-        found = facts[file, label]
-        if not found.digest or (label and found.minimum == found.maximum):
-            continue
-        first = seen.setdefault((found.digest, label), file)
-        if first != file:
-            fault = Fault("copy", "voxels of its own", f"those of {first}", "remove one of the two")
-            yield file, Fault(**{**vars(fault), "severity": WARNING}) if label else fault
-
-
-def _classes(listing: Listing, facts: Facts) -> Iterator[Finding]:
-    """Classes that no label map has, and gaps, which one-hot coding cannot take."""
-    labelled = [facts[case.label, True] for case in listing.cases if case.label is not None]
-    found = {value for one in labelled for value, _ in one.labels if value}
-    if not labelled or any(one.faults for one in labelled):
-        return
-    if not found:
-        yield listing.source, Fault("empty", "labelled voxels", "none in any label map", "label the data")
-    known = found if listing.classes is None else listing.classes
-    for value, name in (listing.classes or {}).items():
-        if value and found and value not in found:
-            fault = Fault("class", f"label {value} ({name})", "none in any label map", "check the labels", WARNING)
-            yield listing.source, fault
-    missing = sorted(set(range(1, 1 + int(max(known, default=0)))) - set(known)) if len(known) < 1000 else []
-    if missing:
-        got = f"none for {', '.join(map(str, missing[:5]))}{' and more' * (len(missing) > 5)}"
-        fault = Fault("gap", "labels without gaps", got, "number them from 0 without gaps", WARNING)
-        yield listing.source, fault
+def _warning(fault: Fault | None) -> Fault | None:
+    return None if fault is None else replace(fault, severity=WARNING)
 
 
 def _split(facts: VolumeFacts, spatial_dims: int) -> tuple[list[int], int | None]:
