@@ -1,12 +1,13 @@
 """Arguments, shapes and files as nobody would write them: a right result, or an error of ours, and never anything else.
 
 A mutated file is judged by a reader of this test's own (``strictly_read``), which takes nothing on trust: it wants a
-whole gzip stream with a right checksum, the mark of NIfTI, as many bytes as the header promises, three axes, real and
-finite voxels. A file that it refuses has to be refused by ``check_dataset`` and by the preprocessing of the bundle's
-inference. One that it takes is a valid volume, the original or another one. It may be refused in one line, for its
-voxel size, say; or it may be taken, but then with exactly the voxels, the shape and the affine that it holds, and the
-affine has to be finite, invertible and without shear. Whatever else is raised is a crash, and a case that takes longer
-than ``LONGEST`` seconds hangs.
+whole gzip stream with a right checksum, the mark of NIfTI, as many bytes as the header promises, and nothing but zeros
+after them, a bitpix that fits, known codes and units, a place on this planet, three axes, real and finite voxels. A
+file that it refuses has to be refused by ``check_dataset`` and by the preprocessing of the bundle's inference. One
+that it takes is a valid volume, the original or another one. It may be refused in one line, for its voxel size, say;
+or it may be taken, but then with exactly the voxels, the shape and the affine that it holds, and the affine has to be
+finite, invertible and without shear. Whatever else is raised is a crash, and a case that takes longer than ``LONGEST``
+seconds hangs.
 """
 
 from __future__ import annotations
@@ -125,7 +126,9 @@ def _volume(plain, header, size):
     if not math.isfinite(offset) or mark not in (b"n+1\0", b"n+2\0\r\n\x1a\n", b"n+2\0\0\0\0\0"):
         return None
     offset, need = int(offset), math.prod(shape) * np.dtype(dtype).itemsize
-    if offset < size or len(plain) < offset + need:
+    if offset < size + 4 or len(plain) < offset + need or any(plain[offset + need :]):
+        return None
+    if int(header["bitpix"]) != 8 * np.dtype(dtype).itemsize or not _placed(header):
         return None
     values = np.frombuffer(plain, order + dtype, math.prod(shape), offset).reshape(shape[:3], order="F")
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
@@ -135,6 +138,16 @@ def _volume(plain, header, size):
         return None
     with np.errstate(all="ignore"):
         return values if np.isfinite(values.astype(np.float32)).all() else None
+
+
+def _placed(header):
+    """Whether the header says in known words, and in mm, where the volume lies, or nothing at all."""
+    codes = [int(header[name]) for name in ("sform_code", "qform_code")]
+    if not all(0 <= code <= 5 for code in codes) or int(header["xyzt_units"]) % 8 not in (0, 2):
+        return False
+    places = [[header[f"srow_{axis}"][3] for axis in "xyz"], [header[f"qoffset_{axis}"] for axis in "xyz"]]
+    used = next((place for place, code in zip(places, codes, strict=True) if code), [])
+    return all(abs(float(x)) <= 1e6 for x in used)
 
 
 def bundle_preprocessing():
@@ -254,8 +267,30 @@ def test_mutated_files(tmp_path, cases):
         ("nifti2.nii.gz", 8, b"\n\x1a\n\0", "expected the NIfTI mark"),
         ("a.nii", 108, np.float32(1e38).tobytes(), "expected voxels after byte 99999996802856924650656260769173209088"),
         ("a.nii", 112, np.float32(1e37).tobytes(), "expected values within float32, got "),
+        ("a.nii", 70, b"\2\0", "expected bitpix 8 for uint8, got 16; copy it again"),
+        ("a.nii", 46, b"\3\0", "expected 432 bytes of voxels, got more of them; copy it again"),
+        ("a.nii", 42, b"\x08\0", "expected 896 bytes of voxels, got more of them; copy it again"),
+        ("nifti2.nii.gz", 32, b"\7\0", "expected 1764 bytes of voxels, got more of them; copy it"),
+        ("a.nii", 108, np.float32(350).tobytes(), "expected voxels from byte 352 on, got an offset of 350; copy it"),
+        ("nifti2.nii.gz", 168, b"\x1c\2", "expected voxels from byte 544 on, got an offset of 540; copy it again"),
+        ("a.nii", 254, b"\x63\0", "expected sform_code from 0 to 5, got 99; copy it again"),
+        ("a.nii.gz", 252, b"\xff\xff", "expected qform_code from 0 to 5, got -1; copy it again"),
+        ("a.nii", 292, np.float32(1e30).tobytes(), "expected a place within 1e+06 mm, got one 1e+30 mm away; mend"),
+        ("a.nii", 123, b"\3", "expected mm as unit of length, got micron; convert its header to mm"),
+        ("a.nii", 123, b"\1", "expected mm as unit of length, got meter; convert its header to mm"),
     ],
-    ids=["mark", "line ends", "offset", "slope"],
+    ids=[
+        "mark",
+        "line ends",
+        "offset",
+        "slope",
+        "datatype",
+        "fewer slices",
+        "fewer rows",
+        "fewer in NIfTI-2",
+        "offset 350",
+    ]
+    + ["offset in NIfTI-2", "sform_code", "qform_code", "origin", "micron", "meter"],
 )
 def test_headers_that_readers_pass_over(tmp_path, name, place, value, told):
     content = sound_file(tmp_path / "in", name)
@@ -263,6 +298,7 @@ def test_headers_that_readers_pass_over(tmp_path, name, place, value, told):
     plain[place : place + len(value)] = value
     file = tmp_path / "in" / name
     file.write_bytes(gzip.compress(plain) if name.endswith(".gz") else plain)
+    assert strictly_read(file.read_bytes(), name.endswith(".gz")) is None
     (error,) = check_dataset(images=tmp_path / "in", fresh=True).errors
     assert error.startswith(f"{file}: {told}")
     assert prepared(file, *bundle_preprocessing(), None) == "refused"
