@@ -289,8 +289,13 @@ def test_mutated_files(tmp_path, cases):
         "fewer rows",
         "fewer in NIfTI-2",
         "offset 350",
-    ]
-    + ["offset in NIfTI-2", "sform_code", "qform_code", "origin", "micron", "meter"],
+        "offset in NIfTI-2",
+        "sform_code",
+        "qform_code",
+        "origin",
+        "micron",
+        "meter",
+    ],
 )
 def test_headers_that_readers_pass_over(tmp_path, name, place, value, told):
     content = sound_file(tmp_path / "in", name)
