@@ -806,6 +806,23 @@ def test_native_inference_keeps_an_earlier_scale_map(native, grids, tmp_path):
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"mine"]
 
 
+def test_native_inference_adds_a_scale_map_and_keeps_an_edited_mask(native, grids, probe, tmp_path):
+    options = {key: value for key, value in probe.items() if key != "roi_size"}
+    options |= {"dataset_dir": grids, "output_dir": tmp_path}
+    run(native, "inference_native", **options)
+    mask = tmp_path / "plain_seg.nii.gz"
+    edited = np.asarray(nib.load(mask).dataobj).copy()
+    edited[0] = 2
+    nib.save(nib.Nifti1Image(edited, nib.load(mask).affine), mask)
+    (tmp_path / "fine_seg.nii.gz").write_bytes(b"")
+    before = files(tmp_path)
+    run(native, "inference_native", **options, save_scale_map=True, skip_existing=True)
+    after = files(tmp_path)
+    assert {path.name for path in set(after) - set(before)} == {f"{n}_scale.nii.gz" for n in ("plain", "fine", "wrong")}
+    assert {path.name for path in before if before[path] != after[path]} == {"fine_seg.nii.gz"}  # the empty one
+    on_their_grids(tmp_path, grids, "seg")
+
+
 # --- two processes ---
 
 

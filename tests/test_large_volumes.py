@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -40,7 +41,9 @@ from monai_scaleequiv import (
     nifti_datalist,
 )
 from monai_scaleequiv.cli import main
-from monai_scaleequiv.data import _stitching
+from monai_scaleequiv.data import _stitching, _writer
+from monai_scaleequiv.data._errors import root_cause
+from monai_scaleequiv.data._file_grid import file_grid
 
 from . import memory_run
 from .conftest import BUNDLES, ROOT
@@ -55,12 +58,6 @@ CASES = {
     "permuted": ((30, 21, 26), PERMUTED),
     "fine": ((13, 30, 9), FINE),
 }
-
-
-def root_cause(error):
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def preprocessing(*more):
@@ -83,6 +80,16 @@ def noise(folder, case="plain"):
 
 def loaded(file, transform):
     return next(iter(DataLoader(Dataset([{"image": str(file)}], transform), batch_size=1)))["image"]
+
+
+def sheared(cosine, spacing, turn=0.0):
+    """Axes of a file of which two have that cosine, turned about the third."""
+    axes = np.eye(3)
+    axes[:2, 1] = [cosine, np.sqrt(1 - cosine**2)]
+    angle = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = angle @ axes * spacing
+    return affine
 
 
 def network(classes=5):
@@ -121,9 +128,32 @@ def test_label_map_is_that_of_the_plain_path(tmp_path, case, roi, batch, mode, o
     assert len(np.unique(found)) == 5
 
 
-def test_small_pieces_make_the_same_label_map(tmp_path, monkeypatch):
+@pytest.mark.parametrize("roi", [(16, 16, 16), (60, 60, 6), (20, 60, 60)], ids=str)
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)], ids=str)
+@pytest.mark.parametrize(("cosine", "turn"), [(0.002, 0), (0.0099, 0), (-0.0099, 0.4)])
+def test_label_map_of_a_file_with_a_small_shear(tmp_path, cosine, turn, order, roi):
+    """Such as the data check takes: at the far end, slices lie half a voxel away."""
+    affine = sheared(cosine, [1.2, -0.8, 2.5], turn)[:, [*order, 3]]
+    shape = [(60, 50, 6)[axis] for axis in order]
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    file = write_volume(tmp_path / "in" / "a.nii.gz", values, affine)
+    transform, net, windows = preprocessing(), network(), SlidingWindowInferer(roi, 2, 0.25, "gaussian")
+    image = loaded(file, transform)
+    expected = plain_labels(image, net, windows, transform).numpy()
+    found = decollate_batch(LabelMapInferer(windows, 5)(image, net))[0]
+    assert found.shape[1:] == tuple(shape)
+    np.testing.assert_allclose(found.affine, affine, atol=1e-6)
+    assert (found.numpy() == expected).mean() > 0.9999
+    unsheared = torch.as_tensor(sheared(0, [1.2, -0.8, 2.5], turn)[:, [*order, 3]])
+    image.meta["original_affine"] = [unsheared] if isinstance(image.meta["original_affine"], list) else unsheared[None]
+    if abs(cosine) > 0.005:  # it makes a difference
+        assert (LabelMapInferer(windows, 5)(image, net)[0].numpy() == expected).mean() < 0.99
+
+
+@pytest.mark.parametrize("affine", [PERMUTED, sheared(0.0099, [1.2, -0.8, 2.5], 0.4)], ids=["permuted", "sheared"])
+def test_small_pieces_make_the_same_label_map(tmp_path, monkeypatch, affine):
     transform, net, windows = preprocessing(), network(), SlidingWindowInferer((12, 12, 12), 1, 0.25, "gaussian")
-    image = loaded(noise(tmp_path, "permuted"), transform)
+    image = loaded(write_volume(tmp_path / "a.nii.gz", shape=(30, 21, 26), affine=affine), transform)
     at_once = LabelMapInferer(windows, 5)(image, net)
     monkeypatch.setattr(_stitching, "PIECE", 1)
     monkeypatch.setattr("monai_scaleequiv.data._file_grid.CHUNK", 1)
@@ -192,6 +222,21 @@ def nan_network(x):
         ({"num_classes": 1}, None, "num_classes: expected 2 to 256, got 1"),
         ({"num_classes": 257}, None, "num_classes: expected 2 to 256, got 257"),
         ({"maps": -1}, None, "maps: expected at least 0"),
+        (
+            {"windows": SlidingWindowInferer(8, -1)},
+            None,
+            "sw_batch_size: expected a whole number .*, got -1",
+        ),
+        ({"windows": SlidingWindowInferer(8, 0)}, None, "sw_batch_size: expected a whole number of at least 1, got 0"),
+        ({"windows": SlidingWindowInferer(8, 1.5)}, None, "sw_batch_size: expected a whole number .*, got 1.5"),
+        ({"windows": MillimetreWindowInferer((8, 8, 8), -1)}, None, "sw_batch_size: expected a whole number"),
+        ({"windows": SlidingWindowInferer(8, 1, 1.0)}, None, "overlap: expected a share from 0 to below 1, got 1.0"),
+        (
+            {"windows": SlidingWindowInferer(8, 1, (0, -0.5, 0))},
+            None,
+            r"overlap: expected a share .*, got \(0, -0.5, 0\)",
+        ),
+        ({"windows": SlidingWindowInferer(8, 1, float("nan"))}, None, "overlap: expected a share .*, got nan"),
         ({"windows": 3}, None, "windows: expected a SlidingWindowInferer, got int"),
         ({"windows": SlidingWindowInferer(8, buffer_steps=2)}, None, "windows: expected no buffer_steps"),
         ({}, torch.nn.Conv3d(1, 3, 1), r"pred: expected 2 channel\(s\), got 3"),
@@ -205,6 +250,14 @@ def test_arguments_and_networks_that_do_not_fit(options, net, told):
     with pytest.raises(ValueError, match=told) as refused:
         LabelMapInferer(**{"windows": windows, "num_classes": 2, **options})(torch.rand(1, 1, 12, 12, 12), net)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("count", [0, 7])
+def test_no_label_map_of_memory_that_nothing_was_written_to(count):
+    grid = file_grid(torch.rand(1, 8, 9, 10), "image")
+    pieces = torch.rand(2, 8, 9, 10)[:, :count].split(1, 1) if count else []
+    with pytest.raises(RuntimeError, match=f"scores: expected 8 slices, got {count}; please report it"):
+        grid.labels(pieces, 0, 2)
 
 
 def test_one_image_at_a_time():
@@ -377,8 +430,13 @@ def test_killed_run_leaves_no_half_label_map_and_can_be_gone_on_with(folder, tmp
     killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True)
     assert killed.returncode == -9
     assert list(label_maps(tmp_path)) == ["a"]
+    (left,) = (tmp_path / "out").glob(".*-b_seg.nii.gz")
+    others = tmp_path / "out" / f".{os.getpid()}-b_seg.nii.gz.nii.gz"
+    others.touch()
     assert main([*arguments, "--skip_existing"]) == 0
     assert sorted(label_maps(tmp_path)) == ["a", "b", "c", "d"]
+    assert not left.exists()
+    assert others.exists()
     for name in label_maps(tmp_path):
         path = tmp_path / "out" / f"{name}_seg.nii.gz"
         assert nib.load(path).get_fdata().shape == (12, 12, 12)
@@ -440,17 +498,165 @@ def test_failures_in_workers_in_the_network_and_in_writing(folder, tmp_path):
     assert texts[2] == f"{folder / 'c.nii.gz'}: no such folder"
 
 
-def test_full_disk_stops_at_once(folder, tmp_path):
-    def post(data):
-        raise OSError(28, "No space left on device")
+SEGMENT_ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=8k tmpfs "$0" || exit 77
+"$@"; status=$?
+ls -A "$0" > "$0.listing"
+exit $status
+"""
 
+
+def test_full_disk_stops_at_once(tmp_path):
+    """On a disk of 8 KiB, which has room for two label maps."""
+    for name in "abcde":
+        write_volume(tmp_path / "in" / f"{name}.nii.gz", shape=(12, 12, 12))
+    cut(tmp_path / "in" / "b.nii.gz")
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-m", "monai_scaleequiv", "infer", f"--input={tmp_path / 'in'}", *options(tmp_path)]
+    shell = ["unshare", "-rm", "sh", "-c", SEGMENT_ON_A_SMALL_DISK, str(tmp_path / "out")]
+    try:
+        done = subprocess.run([*shell, *command], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("needs unshare")
+    if not (tmp_path / "out.listing").exists():
+        pytest.skip(f"needs leave to mount a file system: {done.stderr}")
+    assert done.returncode == 1
+    assert (tmp_path / "out.listing").read_text().split() == ["a_seg.nii.gz", "c_seg.nii.gz"]
+    last = done.stderr.splitlines()[-1]
+    full = f"{tmp_path / 'out' / 'd_seg.nii.gz'}: expected a file that can be written, got No space left on device"
+    assert last == f"error: {full}; make room."
+    told = done.stdout
+    assert f"{tmp_path / 'in' / 'b.nii.gz'}: expected a whole gzip stream" in told  # what was found out so far
+    assert f"{tmp_path / 'out' / 'failures.json'}: expected a list of failed volumes that can be written to" in told
+    assert "e.nii.gz" not in told + done.stderr
+
+
+def test_full_device_stops_at_once(capsys, folder, tmp_path, monkeypatch):
+    """Without leave to mount: what is written goes to a device that is always full."""
     for name in "bd":
         write_volume(folder / f"{name}.nii.gz", shape=(12, 12, 12))
-    run = evaluator(nifti_datalist(folder), tmp_path, post)
-    with pytest.raises(RuntimeError) as refused:
-        run.run()
-    assert root_cause(refused.value).errno == 28
-    assert run.state.iteration == 1
+    made = []
+
+    def full(target):
+        made.append(target.with_name(f".full-{target.name}"))
+        made[-1].symlink_to("/dev/full")
+        return made[-1]
+
+    monkeypatch.setattr(_writer, "_temporary", full)
+    assert main(["infer", f"--input={folder}", *options(tmp_path)]) == 1
+    err = capsys.readouterr().err.splitlines()
+    full = f"{tmp_path / 'out' / 'a_seg.nii.gz'}: expected a file that can be written, got No space left on device"
+    assert err == [f"error: {full}; make room."]
+    assert len(made) == 1
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_file_that_may_not_be_as_large_is_told_by_its_own_line(folder, tmp_path):
+    """With a limit to the size of a file, for real: others may be smaller, so the run goes on."""
+    for name in "bd":
+        write_volume(folder / f"{name}.nii.gz", shape=(12, 12, 12))
+    write_volume(folder / "b.nii.gz", shape=(90, 90, 90))
+    code = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "from monai_scaleequiv.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = ["infer", f"--input={folder}", *options(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    target = tmp_path / "out" / "b_seg.nii.gz"
+    told = f"{folder / 'b.nii.gz'}: {target}: expected a file that can be written, got File too large; make room."
+    assert json.loads((tmp_path / "out" / "failures.json").read_text()) == {str(folder / "b.nii.gz"): told}
+    assert sorted(label_maps(tmp_path)) == ["a", "c", "d"]
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+# The list of failures.
+
+
+def listed(tmp_path):
+    path = tmp_path / "failures.json"
+    return {Path(file).name[0]: text for file, text in json.loads(path.read_text()).items()} if path.exists() else None
+
+
+def failing(data, tmp_path, **more):
+    with pytest.raises((RuntimeError, EOFError)) as refused:
+        evaluator(data, tmp_path, **more).run()
+    return str(refused.value)
+
+
+def test_failures_stay_listed_until_their_volumes_succeed(folder, tmp_path):
+    cut(folder / "d.nii.gz")
+    failing(nifti_datalist(folder), tmp_path)
+    before = listed(tmp_path)
+    assert set(before) == {"b", "d"}
+    write_volume(tmp_path / "good" / "x.nii.gz")
+    evaluator(nifti_datalist(tmp_path / "good"), tmp_path).run()  # a good run on another folder
+    assert listed(tmp_path) == before
+    failing(nifti_datalist(folder / "b.nii.gz"), tmp_path)  # the one that fails again
+    assert listed(tmp_path) == before
+    cut(folder / "c.nii.gz")
+    failing(nifti_datalist([folder / "a.nii.gz", folder / "c.nii.gz"]), tmp_path)
+    assert set(listed(tmp_path)) == {"b", "c", "d"}
+    for name in "bcd":
+        write_volume(folder / f"{name}.nii.gz")
+    evaluator(nifti_datalist(folder / "d.nii.gz"), tmp_path).run()
+    assert set(listed(tmp_path)) == {"b", "c"}
+    evaluator(nifti_datalist(folder), tmp_path).run()
+    assert listed(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ['{"name": "mine"}', "[1]", "mine", "{}", "", '{"a.nii": 3}', "[" * 10**5, "\xff"])
+def test_file_of_another_kind_is_left_alone(folder, tmp_path, content):
+    mine = tmp_path / "failures.json"
+    mine.write_text(content, encoding="latin1")
+    before = mine.read_bytes()
+    evaluator(nifti_datalist(folder / "a.nii.gz"), tmp_path).run()
+    assert mine.read_bytes() == before
+    cut(folder / "d.nii.gz")
+    told = failing(nifti_datalist(folder), tmp_path)
+    assert mine.read_bytes() == before
+    assert told.startswith("2 of 4 volumes failed; mend them")  # not "listed in"
+
+
+def test_list_that_cannot_be_written_does_not_hide_the_summary(capsys, folder, tmp_path):
+    (tmp_path / "failures.json").mkdir()
+    cut(folder / "d.nii.gz")
+    assert failing(nifti_datalist(folder), tmp_path).startswith("2 of 4 volumes failed; mend them")
+    assert "failures.json: expected a list of failed volumes that can be written to, got" in capsys.readouterr().out
+
+
+# Random weights.
+
+
+@pytest.mark.parametrize("more", [[], ["--native"]])
+def test_no_label_maps_from_random_weights(capsys, folder, tmp_path, more):
+    arguments = [
+        "infer",
+        *more,
+        f"--input={folder / 'a.nii.gz'}",
+        f"--output={tmp_path / 'out'}",
+        "--load_pretrain=false",
+    ]
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(
+        "error: load_pretrain: expected true, got false, which leaves random weights; leave it out, or"
+    )
+    assert err.count("\n") == 1
+    assert not label_maps(tmp_path)
+    assert main([*arguments, "--evaluator#pretrained=true"]) == 0
+    assert list(label_maps(tmp_path)) == ["a"]
+
+
+def test_torchscript_has_its_own_weights(folder, tmp_path):
+    layer = torch.nn.Conv3d(1, 3, 1)
+    torch.jit.script(layer).save(tmp_path / "model.ts")
+    definition = f"--network_def=$torch.jit.load('{tmp_path / 'model.ts'}')"
+    arguments = ["infer", f"--input={folder / 'a.nii.gz'}", f"--output={tmp_path / 'out'}", definition]
+    assert main([*arguments, "--load_pretrain=false"]) == 0
+    assert list(label_maps(tmp_path)) == ["a"]
 
 
 def test_interrupt_is_not_taken_for_a_bad_volume(folder, tmp_path):
@@ -476,13 +682,75 @@ def test_overwrite_and_skip_existing_exclude_each_other(folder):
         nifti_datalist(folder, overwrite=True, skip_existing=True)
 
 
-def test_volume_with_some_of_its_results_is_run_again(tmp_path, folder):
+def test_volume_that_lacks_a_result_is_run_again(tmp_path, folder):
     results = tmp_path / "out"
     results.mkdir()
-    for name in ("a_seg", "a_scale", "b_seg"):
-        (results / f"{name}.nii.gz").touch()
+    for name in ("a_seg", "a_scale", "b_seg", "c_seg", "d_seg", "d_scale"):
+        (results / f"{name}.nii.gz").write_bytes(b"mine")
+    (results / "d_seg.nii.gz").write_bytes(b"")  # no program finishes with an empty file
     left = nifti_datalist(folder, results=results, postfix=["seg", "scale"], skip_existing=True)
     assert [Path(item["image"]).name[0] for item in left] == ["b", "c", "d"]
+
+
+@pytest.mark.parametrize("more", [{"overwrite": True}, {"skip_existing": True}, {}])
+def test_input_is_never_replaced_nor_segmented_as_a_result(tmp_path, folder, more):
+    """A folder with images a and a_seg, and results into the same folder."""
+    write_volume(folder / "a_seg.nii.gz", shape=(12, 12, 12))
+    if more != {"skip_existing": True}:
+        told = f"{folder / 'a_seg.nii.gz'}: expected room for the result of {folder / 'a.nii.gz'}, got another input; "
+        with pytest.raises(FileExistsError, match="^" + re.escape(told)):
+            nifti_datalist(folder, results=folder, **more)
+        linked = tmp_path / "linked"
+        linked.symlink_to(folder)
+        with pytest.raises(FileExistsError, match="got another input"):
+            nifti_datalist(folder, results=linked, **more)
+        return
+    with pytest.warns(UserWarning, match=r"^1 input\(s\) left out as results of other inputs, such as .*a_seg"):
+        left = nifti_datalist(folder, results=folder, **more)
+    assert [Path(item["image"]).name for item in left] == ["b.nii.gz", "c.nii.gz", "d.nii.gz"]
+
+
+def test_overwriting_does_not_destroy_an_input(capsys, folder, tmp_path):
+    mine = write_volume(folder / "a_seg.nii.gz", shape=(12, 12, 12))
+    before = mine.read_bytes()
+    arguments = options(tmp_path, "--overwrite=true")[1:]
+    assert main(["infer", f"--input={folder}", f"--output={folder}", *arguments]) == 1
+    assert "got another input; choose another output_dir" in capsys.readouterr().err
+    assert mine.read_bytes() == before
+
+
+def test_results_in_a_folder_of_the_input_are_no_inputs(folder, tmp_path):
+    for name in "bd":
+        write_volume(folder / f"{name}.nii.gz", shape=(12, 12, 12))
+    arguments = ["infer", f"--input={folder}", *options(tmp_path)[1:], f"--output={folder / 'labels'}"]
+    assert main(arguments) == 0
+    (folder / "labels" / "b_seg.nii.gz").unlink()
+    for more in ("--skip_existing", "--overwrite"):
+        assert main([*arguments, more]) == 0
+        names = sorted(path.name for path in (folder / "labels").iterdir())
+        assert names == [f"{name}_seg.nii.gz" for name in "abcd"]
+
+
+def test_restart_in_the_folder_of_the_input(folder, tmp_path):
+    for name in "bd":
+        write_volume(folder / f"{name}.nii.gz", shape=(12, 12, 12))
+    arguments = ["infer", f"--input={folder}", *options(tmp_path)[1:], f"--output={folder}"]
+    assert main(arguments) == 0
+    (folder / "b_seg.nii.gz").unlink()
+    assert main([*arguments, "--skip_existing"]) == 0
+    assert sorted(path.name for path in folder.glob("*_seg*")) == [f"{name}_seg.nii.gz" for name in "abcd"]
+
+
+def test_result_of_another_volume_of_the_same_name_is_not_taken_for_its_own(tmp_path):
+    for name, shape in (("p1", (12, 12, 12)), ("p2", (12, 12, 11))):
+        write_volume(tmp_path / name / "scan.nii.gz", shape=shape)
+    write_volume(tmp_path / "out" / "scan_seg.nii.gz", shape=(12, 12, 12))
+    chosen = {"results": tmp_path / "out", "skip_existing": True}
+    assert nifti_datalist(tmp_path / "p1", **chosen) == []
+    with pytest.raises(
+        ValueError, match=r"scan_seg.nii.gz: expected the result of .*p2/scan.nii.gz, got one on another"
+    ):
+        nifti_datalist(tmp_path / "p2", **chosen)
 
 
 def test_no_volume_stays_in_memory(folder, tmp_path):

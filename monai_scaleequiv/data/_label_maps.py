@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from monai.data import MetaTensor, decollate_batch
 from monai.inferers import Inferer, SlidingWindowInferer
+from monai.utils import ensure_tuple
 
 from monai_scaleequiv.data._check import name_of
 from monai_scaleequiv.data._faults import channels_fault, finite_fault, refuse
@@ -59,6 +60,7 @@ class LabelMapInferer(Inferer):
         for option in ("with_coord", "buffer_steps", "progress"):
             if getattr(windows, option, None):
                 raise ValueError(f"windows: expected no {option}, got {getattr(windows, option)}; leave it out.")
+        _check_windows(windows)
         if not 2 <= num_classes <= 256:
             raise ValueError(f"num_classes: expected 2 to 256, got {num_classes}; count the background, too.")
         if maps < 0:
@@ -129,3 +131,11 @@ class LabelMapInferer(Inferer):
             refuse(name, finite_fault(bad, self.remedy))
             probabilities = torch.softmax(piece[: self.num_classes], 0)
             yield torch.cat([probabilities, piece[self.num_classes :]]) if self.maps else probabilities
+
+
+def _check_windows(windows: SlidingWindowInferer | MillimetreWindowInferer) -> None:
+    number, overlaps = windows.sw_batch_size, ensure_tuple(windows.overlap)
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ValueError(f"sw_batch_size: expected a whole number of at least 1, got {number!r}; give another one.")
+    if not all(isinstance(o, (int, float)) and 0 <= o < 1 for o in overlaps):
+        raise ValueError(f"overlap: expected a share from 0 to below 1, got {windows.overlap!r}; give another one.")

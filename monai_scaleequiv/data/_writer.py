@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import os
+import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +15,36 @@ import numpy as np
 from monai.data import NibabelWriter
 from monai.utils import ImageMetaKey
 
-__all__ = ["InputGridWriter"]
+__all__ = ["InputGridWriter", "own_error"]
+
+ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_RAISED = threading.local()
+
+
+class _WriteError(OSError):
+    """An OSError with a number, which ``str`` leaves out."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class _WriteExistsError(_WriteError, FileExistsError):
+    pass
+
+
+def own_error(error: BaseException) -> BaseException:
+    """The writer's error behind one of MONAI's ``SaveImage``, which keeps no more than its text; others as they are.
+
+    Args:
+        error: the root cause, as it was caught in the same thread.
+
+    Example::
+
+        >>> own_error(ValueError("another"))
+        ValueError('another')
+    """
+    raised = getattr(_RAISED, "error", None)
+    return raised if raised is not None and str(raised) in str(error) else error
 
 
 class InputGridWriter(NibabelWriter):
@@ -21,15 +54,33 @@ class InputGridWriter(NibabelWriter):
     viewers and other tools see the label map, or with ``output_dtype="float32"`` a map of numbers, in exactly the
     input's space. The file appears complete or not at all.
 
+    Args:
+        output_dtype: of the file's values.
+        overwrite: whether to replace a file that is there already.
+        skip_existing: whether to leave a file that is there as it is, and write nothing. An empty file, which some
+            programs leave when they are stopped, is replaced.
+        options: see ``NibabelWriter``.
+
     Raises:
-        ValueError: when the label map's shape is not the input's (the prediction was not inverted), or the input is
-            not NIfTI.
+        FileExistsError: when the file is there already, ``overwrite`` and ``skip_existing`` are false.
+        OSError: when the file cannot be written.
+        ValueError: when the label map's shape is not the input's (the prediction was not inverted), the input is not
+            NIfTI, or a whole-number ``output_dtype`` does not hold the values as they are.
 
     Example::
 
         >>> from monai.transforms import SaveImaged
         >>> save = SaveImaged("pred", output_dir="labels", output_dtype="uint8", resample=False, writer=InputGridWriter)
+
+    and with ``functools.partial(InputGridWriter, overwrite=True)`` to replace what is there.
     """
+
+    def __init__(
+        self, output_dtype: str | type = np.float32, overwrite: bool = False, skip_existing: bool = False, **options
+    ) -> None:
+        super().__init__(output_dtype=output_dtype, **options)
+        self.overwrite = overwrite
+        self.skip_existing = skip_existing
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options) -> None:
         """Remembers the input file's path; nothing is resampled."""
@@ -37,10 +88,33 @@ class InputGridWriter(NibabelWriter):
 
     def write(self, filename: os.PathLike | str, verbose: bool = False, **obj_kwargs) -> None:
         """Writes to a temporary file beside ``filename`` and moves it into place."""
+        try:
+            self._write(Path(filename))
+        except (OSError, ValueError) as error:
+            _RAISED.error = copy.copy(error)  # without the traceback, which would keep the volume in memory
+            raise
+
+    def _write(self, target: Path) -> None:
+        if _has_content(target) and not self.overwrite:
+            if self.skip_existing:
+                return
+            raise _exists(target)
         image = nib.load(self.source)
         if not isinstance(image, nib.Nifti1Pair):
             raise ValueError(f"{self.source}: expected a NIfTI file, got {type(image).__name__}; convert it to NIfTI.")
-        labels = np.asarray(self.data_obj).astype(self.output_dtype)
+        volume = self._on_grid_of(image)
+        _remove_stale(target)
+        temporary = _temporary(target)
+        try:
+            nib.save(volume, temporary)
+            _put_in_place(temporary, target, self.overwrite)
+        except OSError as error:
+            raise _told(error, target) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _on_grid_of(self, image: nib.Nifti1Pair) -> nib.Nifti1Image:
+        labels = _cast(np.asarray(self.data_obj), np.dtype(self.output_dtype), self.source)
         grid = image.shape[:3]
         if _without_end_ones(labels.shape) != _without_end_ones(grid):
             raise ValueError(
@@ -51,13 +125,76 @@ class InputGridWriter(NibabelWriter):
         header.set_data_dtype(labels.dtype)
         header.set_slope_inter(1, 0)
         header["cal_min"], header["cal_max"] = 0, 0  # the display range of intensities
-        target = Path(filename)
-        temporary = target.with_name(f".{os.getpid()}-{target.name}")
-        try:
-            nib.save(kind(labels.reshape(grid), image.affine, header), temporary)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        return kind(labels.reshape(grid), image.affine, header)
+
+
+def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        cast = values.astype(dtype, copy=False)
+    if dtype.kind in "iu" and not np.can_cast(values.dtype, dtype):
+        bad = values[cast != values]
+        if bad.size:
+            expected = f"values that {dtype} holds as they are"
+            raise ValueError(f"{name}: expected {expected}, got {bad.flat[0]:g}; choose another output_dtype.")
+    return cast
+
+
+def _has_content(target: Path) -> bool:
+    """Whether there is something to lose."""
+    return os.path.lexists(target) and (target.is_symlink() or not target.is_file() or target.stat().st_size > 0)
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{os.getpid()}-{target.name}")
+
+
+def _remove_stale(target: Path) -> None:
+    """Removes what a process that was killed left of the same file."""
+    ours = re.compile(rf"\.(\d+)-{re.escape(target.name)}")
+    for path in target.parent.iterdir():
+        match = ours.fullmatch(path.name)
+        if match and not _runs(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it does, as another user
+        pass
+    return True
+
+
+def _put_in_place(temporary: Path, target: Path, overwrite: bool) -> None:
+    if overwrite:
+        temporary.replace(target)
+        return
+    if not _has_content(target):
+        target.unlink(missing_ok=True)
+    try:
+        os.link(temporary, target)  # unlike a move, never in the place of a file that has come in the meantime
+    except FileExistsError:
+        raise _exists(target) from None
+    except OSError:  # a file system without such links
+        if os.path.lexists(target):
+            raise _exists(target) from None
+        temporary.replace(target)
+
+
+def _exists(target: Path) -> OSError:
+    return _WriteExistsError(
+        errno.EEXIST, f"{target} exists already; choose another output_dir, or set overwrite=true."
+    )
+
+
+def _told(error: OSError, target: Path) -> OSError:
+    if isinstance(error, _WriteError):
+        return error
+    remedy = "make room" if error.errno in ROOM else "choose another output_dir"
+    text = f"{target}: expected a file that can be written, got {error.strerror or error}; {remedy}."
+    return _WriteError(error.errno, text)
 
 
 def _without_end_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
