@@ -23,6 +23,8 @@ from monai_scaleequiv.cli._commands import COMMANDS
 from monai_scaleequiv.cli._equivariance import ratios_to_measure, whole_sizes
 from monai_scaleequiv.cli._overrides import check_overrides, override_value
 
+from . import memory_run
+
 BUNDLE = "seunet_hippocampus_segmentation"
 
 
@@ -115,6 +117,99 @@ def test_unknown_ids_are_refused(parser, key, near):
     assert near in str(refused.value)
 
 
+WORDS = ("no", "off", "n", "FALSE", "'false'", '"no"', "yes")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *itertools.product(("overwrite", "skip_existing", "load_pretrain"), (*WORDS, "0", "1", "[]", "epoch")),
+        *(("amp", word) for word in WORDS),  # an expression in the config, which tells no kind
+    ],
+)
+def test_no_text_counts_as_true(capsys, handed_over, phantoms, key, value):
+    error = _error(capsys, "infer", f"--input={phantoms}", "--output=out", f"--{key}={value}")
+    assert error.startswith(f"error: --{key}: expected true or false, got ")
+    assert error.endswith(f"; write --{key}=true or --{key}=false.\n")
+    assert not handed_over
+
+
+@pytest.mark.parametrize("value", ["true", "True", "false", "$True", "@load_pretrain"])
+def test_truth_values_expressions_and_references_are_taken(handed_over, phantoms, value):
+    assert main(["infer", f"--input={phantoms}", "--output=out", f"--overwrite={value}"]) == 0
+    assert handed_over[0]["overwrite"] == {"true": True, "True": True, "false": False}.get(value, value)
+
+
+def test_overwrite_no_replaces_nothing(capsys, phantoms, tmp_path):
+    (tmp_path / "phantom_000_seg.nii.gz").write_bytes(b"mine")
+    image = phantoms / "imagesTr" / "phantom_000.nii.gz"
+    _error(capsys, "infer", f"--input={image}", f"--output={tmp_path}", "--overwrite=no")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--epochs=0", "--epochs: expected a whole number of at least 1, got 0; write --epochs=3"),
+        ("--epochs=1.5", "--epochs: expected a whole number of at least 1, got 1.5"),
+        ("--num_classes=abc", "--num_classes: expected a whole number of at least 1, got 'abc'"),
+        ("--num_classes=null", "--num_classes: expected a whole number of at least 1, got None"),
+        ("--batch_size", "--batch_size: expected a whole number of at least 1, got True"),
+        ("--validate#inferer#sw_batch_size=-1", "sw_batch_size: expected a whole number of at least 1, got -1"),
+        ("--learning_rate=fast", "--learning_rate: expected a number such as 0.004, got 'fast'"),
+        ("--roi_size=large", "--roi_size: expected a list such as [40, 56, 40], got 'large'; write it in brackets"),
+        ("--train#handlers=none", "--train#handlers: expected a list such as [...], got 'none'"),
+    ],
+)
+def test_values_of_another_kind(capsys, handed_over, phantoms, option, told):
+    assert told in _error(capsys, "train", f"--input={phantoms}", "--output=out", option)
+    assert not handed_over
+
+
+@pytest.mark.parametrize("command", ["evaluate", "infer"])
+@pytest.mark.parametrize(("value", "got"), [("", "''"), ("null", "None"), ("3", "3"), ("true", "True")])
+def test_weights_without_a_path(capsys, handed_over, phantoms, command, value, got):
+    error = _error(capsys, command, f"--input={phantoms}", "--output=out", f"--ckpt_path={value}")
+    assert (
+        error
+        == f"error: --ckpt_path: expected a path, got {got}; leave it out for the weights that the config names.\n"
+    )
+    assert not handed_over
+
+
+@pytest.mark.parametrize("command", ["infer", "equivariance"])
+@pytest.mark.parametrize("name", ["{0},", ",{0}", "{0},,{0}", ",", "{0}, "])
+def test_comma_with_nothing_beside_it_is_not_the_current_folder(
+    capsys, handed_over, phantoms, monkeypatch, command, name
+):
+    monkeypatch.chdir(phantoms / "imagesTr")
+    name = name.format("phantom_000.nii.gz")
+    error = _error(capsys, command, f"--input={name}", "--output=out")
+    assert error == f"error: --input: expected paths with commas between, got an empty one in {name!r}; take it out.\n"
+    assert not handed_over
+    assert not Path("out").exists()
+
+
+def test_evaluation_replaces_no_tables_unless_told_to(capsys, phantoms, tmp_path):
+    weights = memory_run.write_weights(tmp_path / "weights.pt", 3)
+    definition = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 3, "kernel_size": 1}
+    arguments = ["evaluate", f"--input={phantoms}", f"--output={tmp_path / 'out'}", f"--ckpt_path={weights}"]
+    arguments += [f"--network_def={json.dumps(definition)}", "--split#ratios=[0.5,0.5]"]
+    assert main(arguments) == 0
+    capsys.readouterr()
+    tables = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert len(tables) == 5
+    for path in tables:
+        for other in tables:
+            other.unlink(missing_ok=True)
+        path.write_bytes(b"mine")
+        assert f"--output: {path} exists already; choose another folder, or replace" in _error(capsys, *arguments)
+        assert "--overwrite: expected true or false" in _error(capsys, *arguments, "--overwrite=no")
+        assert [file.read_bytes() for file in (tmp_path / "out").iterdir()] == [b"mine"]
+    assert main([*arguments, "--overwrite"]) == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == tables
+
+
 def test_later_overrides_see_earlier_ones(parser):
     check_overrides(parser, {"loss": {"_target_": "FocalLoss"}, "loss#gamma": 2.0})
     assert parser["loss"] == {"_target_": "FocalLoss", "gamma": 2.0}
@@ -186,7 +281,12 @@ def test_missing_paths(capsys, command, missing):
         (["train", "--input=.", "--output=out", "--bundle=."], "train.json does not exist"),
         (["phantom"], "output"),
         (["phantom", "--output=out", "--cases=none"], "cases='none': expected a whole number"),
-        (["demo", "--outptu=out"], "--outptu=out"),
+        (["demo", "--outptu=out"], "--outptu=out; did you mean --output?"),
+        (["check", ".", "--frsh"], "check: Could not consume arg: --frsh; did you mean --fresh?"),
+        (["check", "--imges=a", "--labels=b"], "did you mean --images?"),
+        (["phantom", "--output=out", "--case=3"], "did you mean --cases?"),
+        (["phantom", "--output=out", "--zzz=3"], "choose one of cases, debug, output, seed."),
+        (["phantom", "--output=out", "--debug=no"], "--debug: expected true or false, got 'no'"),
     ],
 )
 def test_errors_take_one_line(capsys, tmp_path, monkeypatch, handed_over, argv, told):
@@ -224,7 +324,7 @@ def test_root_cause_of_what_monai_raises(capsys, tmp_path, phantoms):
 def test_names_the_file_that_cannot_be_read(capsys, tmp_path, phantoms):
     cut = tmp_path / "cut.nii.gz"
     cut.write_bytes((phantoms / "imagesTr" / "phantom_000.nii.gz").read_bytes()[:4000])
-    error = _error(capsys, "infer", f"--input={cut}", f"--output={tmp_path / 'out'}", "--load_pretrain=false")
+    error = _error(capsys, "infer", f"--input={cut}", f"--output={tmp_path / 'out'}")
     assert str(cut) in error
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import errno
+import functools
 import gzip
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import itk
@@ -82,10 +87,9 @@ def save(path, folder, labels=None, **options):
         separate_folder=False,
         resample=False,
         print_log=False,
-        writer=InputGridWriter,
-        **{"output_dtype": "uint8", **options},
+        **{"output_dtype": "uint8", "writer": InputGridWriter, **options},
     )(data)
-    (saved,) = [file for file in Path(folder).iterdir() if "_seg" in file.name]
+    (saved,) = [file for file in Path(folder).glob("*_seg*") if not file.name.startswith(".")]
     return saved, labels[0].numpy()
 
 
@@ -104,6 +108,30 @@ def tree(tmp_path):
 def test_datalist_of_a_folder(tree, kind):
     expected = [{"image": str(tree / name)} for name in ("a.nii.gz", "b.nii", "sub/deep/c.nii.gz")]
     assert nifti_datalist(kind(tree)) == expected
+
+
+def test_datalist_takes_capital_letters_and_files_alone(tree):
+    for name in ("sub/D.NII.GZ", "G.Nii"):
+        (tree / name).touch()
+    for name in ("h.nii", "i.nii.gz"):
+        (tree / name).mkdir()
+    (tree / "h.nii" / "j.nii").touch()
+    os.mkfifo(tree / "k.nii")
+    found = [str(Path(item["image"]).relative_to(tree)) for item in nifti_datalist(tree)]
+    assert found == ["G.Nii", "a.nii.gz", "b.nii", "h.nii/j.nii", "sub/D.NII.GZ", "sub/deep/c.nii.gz"]
+    assert nifti_datalist(tree / "G.Nii") == [{"image": str(tree / "G.Nii")}]
+    with pytest.raises(ValueError, match=r"k.nii is neither a file nor a folder"):
+        nifti_datalist(tree / "k.nii")
+
+
+@pytest.mark.parametrize("name", ["A.NII.GZ", "A.NII", "a.nii.GZ", "a.b.nii.gz"])
+def test_result_is_looked_for_where_it_is_written(tmp_path, name):
+    (tmp_path / "in").mkdir()
+    path = make_volume(tmp_path / "in" / name)
+    saved, _ = save(path, tmp_path / "out")
+    assert nifti_datalist(tmp_path / "in", results=tmp_path / "out", skip_existing=True) == []
+    with pytest.raises(FileExistsError, match=re.escape(str(saved))):
+        nifti_datalist(path, results=tmp_path / "out")
 
 
 def test_datalist_of_one_file_under_another_key(tree):
@@ -335,6 +363,17 @@ def test_bad_file_is_refused_by_name(tmp_path, write, told):
     assert told in str(error)
 
 
+@pytest.mark.parametrize("name", ["imagesTr/phantom_001.nii.gz", "labelsTr/phantom_000.nii.gz", "dataset.json"])
+def test_phantoms_replace_nothing(tmp_path, name):
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match=rf"{name} exists already; choose another folder or remove it"):
+        make_phantom_dataset(tmp_path, cases=2, size=(16, 18, 20))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+    assert mine.read_bytes() == b"mine"
+
+
 def test_phantoms_pass(tmp_path):
     make_phantom_dataset(tmp_path, cases=1, size=(16, 18, 20))
     read = Compose([LoadImaged("image", reader="NibabelReader", ensure_channel_first=True), CheckVolumed("image")])
@@ -419,12 +458,81 @@ def test_another_data_type(tmp_path):
     assert np.unique(nib.load(saved).dataobj) == [1000]
 
 
-def test_earlier_label_map_is_replaced(tmp_path):
+def told_to(**options):
+    return functools.partial(InputGridWriter, **options)
+
+
+def test_earlier_label_map_is_replaced_only_if_told_to(tmp_path):
     path = make_volume(tmp_path / "scan.nii")
-    save(path, tmp_path / "out", torch.zeros(1, *SHAPE))
-    saved, _ = save(path, tmp_path / "out", torch.ones(1, *SHAPE))
+    saved, _ = save(path, tmp_path / "out", torch.zeros(1, *SHAPE))
+    before = saved.read_bytes()
+    with pytest.raises(RuntimeError, match=r"scan_seg.nii.gz exists already; choose another output_dir, or set overw"):
+        save(path, tmp_path / "out", torch.ones(1, *SHAPE))
+    save(path, tmp_path / "out", torch.ones(1, *SHAPE), writer=told_to(skip_existing=True))
+    assert saved.read_bytes() == before
+    save(path, tmp_path / "out", torch.ones(1, *SHAPE), writer=told_to(overwrite=True))
     assert np.unique(nib.load(saved).dataobj) == [1]
     assert list((tmp_path / "out").iterdir()) == [saved]
+
+
+@pytest.mark.parametrize("options", [{}, {"skip_existing": True}, {"overwrite": True}])
+def test_empty_file_is_no_label_map(tmp_path, options):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "scan_seg.nii.gz").touch()
+    saved, labels = save(make_volume(tmp_path / "scan.nii"), tmp_path / "out", writer=told_to(**options))
+    np.testing.assert_array_equal(nib.load(saved).get_fdata(), labels)
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_file_that_comes_while_the_label_map_is_made_is_kept(tmp_path, monkeypatch, has_links):
+    def meanwhile(image, target, save=nib.save):
+        save(image, target)
+        (tmp_path / "out" / "scan_seg.nii.gz").write_bytes(b"mine")
+
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    path = make_volume(tmp_path / "scan.nii")
+    monkeypatch.setattr(nib, "save", meanwhile)
+    if not has_links:
+        monkeypatch.setattr("os.link", refuse)
+    with pytest.raises(RuntimeError, match=r"scan_seg.nii.gz exists already"):
+        save(path, tmp_path / "out")
+    assert [file.read_bytes() for file in (tmp_path / "out").iterdir()] == [b"mine"]
+
+
+def test_file_system_without_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    saved, labels = save(make_volume(tmp_path / "scan.nii"), tmp_path / "out")
+    np.testing.assert_array_equal(nib.load(saved).get_fdata(), labels)
+    assert list((tmp_path / "out").iterdir()) == [saved]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 300, -1, 1.7])
+def test_values_that_the_data_type_does_not_hold_are_refused(tmp_path, value):
+    labels = torch.ones(1, *SHAPE)
+    labels[0, 2, 1, 3] = value
+    path = make_volume(tmp_path / "scan.nii")
+    told = rf"scan.nii: expected values that uint8 holds as they are, got {re.escape(f'{value:g}')}; choose another"
+    with pytest.raises(RuntimeError, match=told):
+        save(path, tmp_path / "out", labels)
+    assert list((tmp_path / "out").iterdir()) == []
+    save(path, tmp_path / "out", labels, output_dtype="float32")
+
+
+def test_what_a_killed_process_left_is_removed_and_a_running_one_s_is_not(tmp_path):
+    (tmp_path / "out").mkdir()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    stale = tmp_path / "out" / f".{gone.pid}-scan_seg.nii.gz"
+    others = [tmp_path / "out" / f".{name}" for name in (f"{gone.pid}-scan_x.nii.gz", "1-scan_seg.nii.gz", "mine")]
+    for file in (stale, *others):
+        file.write_bytes(b"half of it")
+    saved, _ = save(make_volume(tmp_path / "scan.nii"), tmp_path / "out")
+    assert sorted((tmp_path / "out").iterdir()) == sorted([saved, *others])
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 4), (6, 5, 3), (6, 5, 1), (3, 5, 8)])
@@ -457,7 +565,7 @@ def test_interrupted_writing_leaves_the_earlier_label_map_and_nothing_else(tmp_p
 
     monkeypatch.setattr(nib, "save", cut)
     with pytest.raises(RuntimeError, match="no space left on device"):
-        save(path, tmp_path / "out", torch.zeros(1, *SHAPE))
+        save(path, tmp_path / "out", torch.zeros(1, *SHAPE), writer=told_to(overwrite=True))
     assert saved.read_bytes() == before
     assert list((tmp_path / "out").iterdir()) == [saved]
 

@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 import monai_scaleequiv
 from monai_scaleequiv.cli._overrides import check_overrides, suggestion
 
-__all__ = ["DEFAULT_BUNDLE", "NATIVE", "absolute", "find_bundle", "run_bundle"]
+__all__ = ["DEFAULT_BUNDLE", "NATIVE", "absolute", "find_bundle", "input_paths", "run_bundle"]
 
 DEFAULT_BUNDLE = "seunet_hippocampus_segmentation"
 NATIVE = "infer --native"
@@ -102,3 +102,22 @@ def absolute(path: str) -> str:
         '/data/../data/a.nii'
     """
     return str(Path(path).expanduser().absolute())
+
+
+def input_paths(text: str) -> str | list[str]:
+    """What ``--input`` names: a path, or several with commas between, unless there is a path with these commas.
+
+    Raises:
+        ValueError: when there is nothing beside a comma; an empty path would be the current folder.
+
+    Example::
+
+        >>> input_paths("/data/a.nii,/data/b.nii")
+        ['/data/a.nii', '/data/b.nii']
+    """
+    if "," not in text or Path(absolute(text)).exists():
+        return absolute(text)
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise ValueError(f"--input: expected paths with commas between, got an empty one in {text!r}; take it out.")
+    return [absolute(part) for part in parts]

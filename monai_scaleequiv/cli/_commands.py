@@ -10,13 +10,16 @@ from typing import Any
 from monai.utils import ensure_tuple
 
 import monai_scaleequiv
-from monai_scaleequiv.cli._bundles import DEFAULT_BUNDLE, NATIVE, absolute, find_bundle, run_bundle
+from monai_scaleequiv.cli._bundles import DEFAULT_BUNDLE, NATIVE, absolute, find_bundle, input_paths, run_bundle
 from monai_scaleequiv.cli._check import make_check
+from monai_scaleequiv.cli._overrides import NONE
 
 __all__ = ["COMMANDS"]
 
 ARGUMENTS = {"bundle_root": "bundle", "dataset_dir": "input", "output_dir": "output"}
 CHECKPOINTS = ("ckpt_path", "resume")
+REMEDY = "leave it out for the weights that the config names."
+TABLES = ("metrics.csv", "*_raw.csv", "*_summary.csv")
 
 # The commands name ``debug`` for the command line's sake; ``main`` takes it and acts on it.
 
@@ -100,7 +103,13 @@ def train(
 
 
 def evaluate(
-    *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, debug: bool = False, **overrides: Any
+    *,
+    input: str = "",
+    output: str = "",
+    bundle: str = DEFAULT_BUNDLE,
+    overwrite: bool = False,
+    debug: bool = False,
+    **overrides: Any,
 ) -> None:
     """Measures a trained network. Any --ID=VALUE overrides the config, as in --ckpt_path=model.pt.
 
@@ -108,9 +117,14 @@ def evaluate(
         input: data set: folder with dataset.json (or that file), as the Medical Segmentation Decathlon lays it out.
         output: folder for the tables of metrics.
         bundle: folder of a bundle, or name of one that comes with this package.
+        overwrite: replace the tables of an earlier evaluation.
         debug: show all warnings and logs and, after an error, the traceback.
         overrides: new values for ids of the bundle's train.json and evaluate.json.
     """
+    if not isinstance(overwrite, bool):
+        raise ValueError(f"--overwrite: expected true or false, got {overwrite!r}; give --overwrite alone.")
+    if output and not overwrite:
+        _refuse_earlier_tables(Path(absolute(output)))
     _run_command("evaluate", input, output, bundle, overrides)
 
 
@@ -219,18 +233,26 @@ def _run_command(command: str, input: str, output: str, bundle: str, overrides: 
     for id, name in ARGUMENTS.items():
         if id in overrides:
             raise ValueError(f"--{id}: this path has an argument of its own; give it as --{name}=PATH.")
-    source: str | list[str] = absolute(input)
-    if Path(source).name == "dataset.json" and not segments:
+    source = input_paths(input) if segments else absolute(input)
+    if not segments and Path(source).name == "dataset.json":
         source = str(Path(source).parent)
-    if segments and "," in input and not Path(source).exists():
-        source = [absolute(part) for part in input.split(",")]
     _check_paths("input", *ensure_tuple(source))
     for id in CHECKPOINTS:
         value = overrides.get(id)
+        if id == "ckpt_path" and id in overrides and not (isinstance(value, str) and value and value != NONE):
+            raise ValueError(f"--{id}: expected a path, got {value if value != NONE else None!r}; {REMEDY}")
         # Expressions and references are for the config to resolve.
         if isinstance(value, str) and value and value[0] not in "$@%" and (id, value) != ("resume", "auto"):
             _check_paths(id, value)
     run_bundle(command, find_bundle(bundle), {"dataset_dir": source, "output_dir": absolute(output), **overrides})
+
+
+def _refuse_earlier_tables(folder: Path) -> None:
+    for pattern in TABLES:
+        for table in sorted(folder.glob(pattern)):
+            raise FileExistsError(
+                f"--output: {table} exists already; choose another folder, or replace it by --overwrite=true."
+            )
 
 
 def _check_paths(argument: str, *paths: str) -> None:

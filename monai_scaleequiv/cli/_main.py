@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import io
 import logging
+import re
 import sys
 import traceback
 import warnings
@@ -72,9 +74,17 @@ def _parse(argv: list[str]) -> tuple[Call, bool]:
             fire.Fire(components, argv, name="monai_scaleequiv")
     except FireExit as stop:
         if stop.code:
-            raise ValueError(f"{argv[0]}: {stop.trace.elements[-1].ErrorAsStr()}; see {argv[0]} --help.") from None
+            told = stop.trace.elements[-1].ErrorAsStr()
+            raise ValueError(f"{argv[0]}: {told}; {_remedy(argv[0], told)}") from None
         return functools.partial(sys.stdout.write, told.getvalue()), False
     return calls[0]
+
+
+def _remedy(command: str, told: str) -> str:
+    """What to do about arguments that Fire does not take."""
+    stray = re.search(r"--(\w+)", told)
+    known = [name for name in inspect.signature(COMMANDS[command]).parameters if name != "overrides"]
+    return suggestion(stray[1], known, "--") if stray else f"see {command} --help."
 
 
 def _noting(command: Callable, calls: list[tuple[Call, bool]]) -> Callable:
@@ -82,6 +92,8 @@ def _noting(command: Callable, calls: list[tuple[Call, bool]]) -> Callable:
 
     @functools.wraps(command)
     def note(*arguments: Any, debug: bool = False, **options: Any) -> None:
+        if not isinstance(debug, bool):
+            raise ValueError(f"--debug: expected true or false, got {debug!r}; give --debug alone.")
         calls.append((functools.partial(command, *arguments, **options), debug))
 
     # Paths stay as they are given: a folder named 2024 is not a number.

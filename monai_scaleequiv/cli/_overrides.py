@@ -15,7 +15,20 @@ from monai.bundle import ConfigParser
 from monai.bundle.config_item import ComponentLocator, ConfigComponent
 from monai.bundle.reference_resolver import ReferenceResolver
 
-__all__ = ["check_overrides", "override_value", "suggestion"]
+__all__ = ["NONE", "check_overrides", "override_value", "suggestion"]
+
+NONE = "$None"  # MONAI passes over overrides that are None, but not over an expression for it
+COUNTS = {"batch_size", "epochs", "num_classes", "sw_batch_size", "val_interval"}
+WORDS = {
+    "false",
+    "n",
+    "no",
+    "off",
+    "on",
+    "true",
+    "y",
+    "yes",
+}  # that YAML takes for true or false, and Python for a text
 
 
 def override_value(text: str) -> Any:
@@ -39,8 +52,7 @@ def override_value(text: str) -> Any:
         value = text if "#" in text else DefaultParseValue(text)
     if isinstance(value, str) and value.startswith("~/"):
         return str(Path(value).expanduser())
-    # MONAI passes over overrides that are None, but not over an expression for it.
-    return "$None" if value is None else value
+    return NONE if value is None else value
 
 
 def check_overrides(parser: ConfigParser, overrides: Mapping[str, Any], source: str = "the config") -> None:
@@ -72,9 +84,33 @@ def check_overrides(parser: ConfigParser, overrides: Mapping[str, Any], source: 
             known = [k.replace("::", separator) for k in (*known, *_ids(parser[""]))]
             raise ValueError(f"--{key}: {source} has no such id; {suggestion(key, known, '--')}")
         present = section.get(name) if isinstance(section, dict) else None
-        if isinstance(value, bool) and isinstance(present, (int, float)) and not isinstance(present, bool):
-            raise ValueError(f"--{key}: expected a number such as {present}, got none; write --{key}={present}.")
+        _check_kind(key, name, present, value)
         parser[key] = value
+
+
+def _check_kind(key: str, name: str, present: Any, value: Any) -> None:
+    """Refuses a value of another kind than the one in the config: a text would count as true, whatever it says."""
+    known = value == NONE or not _is_resolved_later(value)
+    if name in COUNTS and known and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        got = None if value == NONE else value
+        raise ValueError(f"--{key}: expected a whole number of at least 1, got {got!r}; write --{key}=3, say.")
+    if _is_resolved_later(value):
+        return
+    word = isinstance(value, str) and value.strip("'\"").lower() in WORDS
+    if isinstance(present, bool) or (word and isinstance(present, str) and present.startswith("$")):
+        if not isinstance(value, bool):
+            raise ValueError(f"--{key}: expected true or false, got {value!r}; write --{key}=true or --{key}=false.")
+    elif isinstance(present, (int, float)) and isinstance(value, (bool, str)):
+        got = "none" if isinstance(value, bool) else repr(value)
+        raise ValueError(f"--{key}: expected a number such as {present}, got {got}; write --{key}={present}.")
+    elif isinstance(present, list) and isinstance(value, str):
+        shown = json.dumps(present) if all(isinstance(v, (int, float)) for v in present) else "[...]"
+        raise ValueError(f"--{key}: expected a list such as {shown}, got {value!r}; write it in brackets.")
+
+
+def _is_resolved_later(value: Any) -> bool:
+    """Whether a value is an expression or a reference, of which nothing is known yet."""
+    return isinstance(value, str) and value[:1] in ("$", "@", "%")
 
 
 def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:

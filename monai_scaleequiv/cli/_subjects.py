@@ -15,6 +15,7 @@ from monai.transforms import Compose, DivisiblePad, LoadImage, NormalizeIntensit
 from monai.utils import convert_to_tensor
 from torch import nn
 
+from monai_scaleequiv.cli._bundles import input_paths
 from monai_scaleequiv.cli._overrides import check_overrides
 from monai_scaleequiv.data import make_phantom_dataset, nifti_datalist
 from monai_scaleequiv.data._weights import read_weights
@@ -183,7 +184,7 @@ def read_images(subject: Subject, source: str, cases: int, seed: int) -> dict[st
     """
     with tempfile.TemporaryDirectory() as folder:
         if source:
-            paths: Any = source.split(",") if "," in source and not Path(source).exists() else source
+            paths: Any = input_paths(source)
         else:
             paths = make_phantom_dataset(folder, cases=cases, seed=seed).parent / "imagesTr"
         files = [item["image"] for item in nifti_datalist(paths)[:cases]]

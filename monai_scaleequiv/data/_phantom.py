@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ def make_phantom_dataset(
         path of ``dataset.json``.
 
     Raises:
-        FileExistsError: when the folder has a ``dataset.json`` already.
+        FileExistsError: when the folder has a ``dataset.json`` or a file of one of the volumes already.
         ValueError: when ``cases``, ``seed`` or ``size`` is out of range.
 
     Example::
@@ -72,14 +73,20 @@ def make_phantom_dataset(
 
 
 def _check_arguments(folder: Path, cases: int, seed: int, size: Sequence[int]) -> None:
-    if (folder / "dataset.json").exists():
-        raise FileExistsError(f"{folder / 'dataset.json'} exists already; choose another folder or remove it.")
-    if not isinstance(cases, int) or cases < 1:
+    if not isinstance(cases, int) or isinstance(cases, bool) or cases < 1:
         raise ValueError(f"cases={cases!r}: expected a whole number of at least 1; give the number of volumes.")
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed={seed!r}: expected a whole number of at least 0; give another seed.")
     if len(size) != 3 or min(size) < 16:
         raise ValueError(f"size={tuple(size)}: expected three axes of at least 16 voxels; give a larger size.")
+    files = (_files_of(case).values() for case in range(cases))
+    for name in itertools.chain(["dataset.json"], *files):
+        if os.path.lexists(folder / name):
+            raise FileExistsError(f"{folder / name} exists already; choose another folder or remove it.")
+
+
+def _files_of(case: int) -> dict[str, str]:
+    return {key: f"./{sub}/phantom_{case:03d}.nii.gz" for key, sub in (("image", "imagesTr"), ("label", "labelsTr"))}
 
 
 def _write_case(folder: Path, case: int, seed: int, size: Sequence[int]) -> dict[str, str]:
@@ -92,13 +99,12 @@ def _write_case(folder: Path, case: int, seed: int, size: Sequence[int]) -> dict
         image = image * np.float32(10 ** rng.uniform(-2, 2))
     affine = np.eye(4)
     affine[:3, 3] = np.round(rng.uniform(-60, -20, size=3), 2)
-    entry = {}
-    for key, subfolder, volume in (("image", "imagesTr", image), ("label", "labelsTr", labels)):
+    files = _files_of(case)
+    for key, volume in (("image", image), ("label", labels)):
         nifti = nib.Nifti1Image(volume, affine)
         nifti.header.set_xyzt_units("mm")
-        entry[key] = f"./{subfolder}/phantom_{case:03d}.nii.gz"
-        nib.save(nifti, folder / entry[key])
-    return entry
+        nib.save(nifti, folder / files[key])
+    return files
 
 
 def _mean_radius(case: int, seed: int, shortest: int) -> float:
