@@ -140,6 +140,13 @@ def test_truth_values_expressions_and_references_are_taken(handed_over, phantoms
     assert handed_over[0]["overwrite"] == {"true": True, "True": True, "false": False}.get(value, value)
 
 
+def test_weights_in_a_file_with_the_name_of_a_truth_value(handed_over, phantoms, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("no").touch()
+    assert main(["infer", f"--input={phantoms}", "--output=out", "--ckpt_path=no"]) == 0
+    assert handed_over[0]["ckpt_path"] == "no"
+
+
 def test_overwrite_no_replaces_nothing(capsys, phantoms, tmp_path):
     (tmp_path / "phantom_000_seg.nii.gz").write_bytes(b"mine")
     image = phantoms / "imagesTr" / "phantom_000.nii.gz"

@@ -83,11 +83,10 @@ def save(path, folder, labels=None, **options):
     SaveImaged(
         "pred",
         output_dir=folder,
-        output_postfix="seg",
         separate_folder=False,
         resample=False,
         print_log=False,
-        **{"output_dtype": "uint8", "writer": InputGridWriter, **options},
+        **{"output_dtype": "uint8", "output_postfix": "seg", "writer": InputGridWriter, **options},
     )(data)
     (saved,) = [file for file in Path(folder).glob("*_seg*") if not file.name.startswith(".")]
     return saved, labels[0].numpy()
@@ -473,6 +472,20 @@ def test_earlier_label_map_is_replaced_only_if_told_to(tmp_path):
     save(path, tmp_path / "out", torch.ones(1, *SHAPE), writer=told_to(overwrite=True))
     assert np.unique(nib.load(saved).dataobj) == [1]
     assert list((tmp_path / "out").iterdir()) == [saved]
+
+
+@pytest.mark.parametrize("options", [{}, {"skip_existing": True}, {"overwrite": True}])
+def test_writer_never_replaces_its_own_input(tmp_path, options):
+    (tmp_path / "in").mkdir()
+    path = make_volume(tmp_path / "in" / "scan_seg.nii.gz")
+    before = path.read_bytes()
+    (tmp_path / "linked").symlink_to(tmp_path / "in")
+    for folder in ("in", "linked"):
+        with pytest.raises(RuntimeError, match=r"scan_seg.nii.gz is the input itself; choose another output_dir"):
+            save(path, tmp_path / folder, output_postfix="", writer=told_to(**options))
+        with pytest.raises(FileExistsError, match=r"got another input|exists already"):
+            nifti_datalist(path, results=tmp_path / folder, postfix="")
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("options", [{}, {"skip_existing": True}, {"overwrite": True}])

@@ -96,7 +96,7 @@ def _check_kind(key: str, name: str, present: Any, value: Any) -> None:
         raise ValueError(f"--{key}: expected a whole number of at least 1, got {got!r}; write --{key}=3, say.")
     if _is_resolved_later(value):
         return
-    word = isinstance(value, str) and value.strip("'\"").lower() in WORDS
+    word = isinstance(value, str) and value.strip("'\"").lower() in WORDS and not name.endswith(("_dir", "_path"))
     if isinstance(present, bool) or (word and isinstance(present, str) and present.startswith("$")):
         if not isinstance(value, bool):
             raise ValueError(f"--{key}: expected true or false, got {value!r}; write --{key}=true or --{key}=false.")

@@ -70,7 +70,7 @@ def nifti_datalist(
             raise ValueError(f"{first} and {second} have the same name: their results would collide; rename one.")
     if folder is not None:
         endings = ensure_tuple(postfix)
-        targets = {f: [folder / f"{_result_name(f)}_{ending}.nii.gz" for ending in endings] for f in files}
+        targets = {f: [folder / f"{_result_name(f, ending)}.nii.gz" for ending in endings] for f in files}
         targets = _without_earlier_results(targets, skip_existing)
         files = [file for file, paths in targets.items() if overwrite or _is_left(file, paths, skip_existing)]
     return [{key: str(file)} for file in files]
@@ -102,9 +102,9 @@ def stem_of(file: str | os.PathLike) -> str:
     return path
 
 
-def _result_name(file: Path) -> str:
-    """What the name of a result begins with, by the rule of MONAI's ``SaveImage``."""
-    return Path(create_file_basename("", file, "", separate_folder=False, makedirs=False)).name
+def _result_name(file: Path, postfix: str = "") -> str:
+    """The name of a result without its ending, by the rule of MONAI's ``SaveImage``."""
+    return Path(create_file_basename(postfix, file, "", separate_folder=False, makedirs=False)).name
 
 
 def _place(file: Path) -> Path:

@@ -62,7 +62,8 @@ class InputGridWriter(NibabelWriter):
         options: see ``NibabelWriter``.
 
     Raises:
-        FileExistsError: when the file is there already, ``overwrite`` and ``skip_existing`` are false.
+        FileExistsError: when the file is there already, ``overwrite`` and ``skip_existing`` are false; and when it is
+            the input, whatever they are.
         OSError: when the file cannot be written.
         ValueError: when the label map's shape is not the input's (the prediction was not inverted), the input is not
             NIfTI, or a whole-number ``output_dtype`` does not hold the values as they are.
@@ -95,6 +96,8 @@ class InputGridWriter(NibabelWriter):
             raise
 
     def _write(self, target: Path) -> None:
+        if os.path.realpath(target) == os.path.realpath(self.source):
+            raise _WriteExistsError(errno.EEXIST, f"{target} is the input itself; choose another output_dir.")
         if _has_content(target) and not self.overwrite:
             if self.skip_existing:
                 return
@@ -158,6 +161,8 @@ def _remove_stale(target: Path) -> None:
 
 
 def _runs(process: int) -> bool:
+    if os.name != "posix":  # where asking would be ending it
+        return True
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
