@@ -725,6 +725,20 @@ def test_inference_names_a_bad_volume(bundle, probe, tmp_path):
     assert str(error).startswith(f"{tmp_path / 'bad.nii.gz'}, image: expected finite values, got 1")
 
 
+def test_evaluation_replaces_tables_only_if_told_to(bundle, evaluated, tmp_path):
+    output, _, options = evaluated
+    for table in output.iterdir():
+        (tmp_path / table.name).write_bytes(b"mine")
+        with pytest.raises(RuntimeError) as refused:
+            run(bundle, "train", "evaluate", output_dir=tmp_path, **options)
+        assert isinstance(root_cause(refused.value), FileExistsError)
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
+        (tmp_path / table.name).unlink()
+    (tmp_path / "metrics.csv").write_bytes(b"mine")
+    run(bundle, "train", "evaluate", output_dir=tmp_path, overwrite=True, **options)
+    assert metrics(tmp_path) == pytest.approx(metrics(output))
+
+
 # --- inference at each image's own voxel size ---
 
 ORIENTATION = np.array([[2, 1], [0, -1], [1, 1]])

@@ -210,7 +210,7 @@ def test_evaluation_replaces_no_tables_unless_told_to(capsys, phantoms, tmp_path
         for other in tables:
             other.unlink(missing_ok=True)
         path.write_bytes(b"mine")
-        assert f"--output: {path} exists already; choose another folder, or replace" in _error(capsys, *arguments)
+        assert f"output_dir: {path} exists already; choose another folder, or set" in _error(capsys, *arguments)
         assert "--overwrite: expected true or false" in _error(capsys, *arguments, "--overwrite=no")
         assert [file.read_bytes() for file in (tmp_path / "out").iterdir()] == [b"mine"]
     assert main([*arguments, "--overwrite"]) == 0

@@ -19,7 +19,6 @@ __all__ = ["COMMANDS"]
 ARGUMENTS = {"bundle_root": "bundle", "dataset_dir": "input", "output_dir": "output"}
 CHECKPOINTS = ("ckpt_path", "resume")
 REMEDY = "leave it out for the weights that the config names."
-TABLES = ("metrics.csv", "*_raw.csv", "*_summary.csv")
 
 # The commands name ``debug`` for the command line's sake; ``main`` takes it and acts on it.
 
@@ -103,28 +102,19 @@ def train(
 
 
 def evaluate(
-    *,
-    input: str = "",
-    output: str = "",
-    bundle: str = DEFAULT_BUNDLE,
-    overwrite: bool = False,
-    debug: bool = False,
-    **overrides: Any,
+    *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, debug: bool = False, **overrides: Any
 ) -> None:
     """Measures a trained network. Any --ID=VALUE overrides the config, as in --ckpt_path=model.pt.
+
+    The tables of an earlier evaluation are replaced with --overwrite alone.
 
     Args:
         input: data set: folder with dataset.json (or that file), as the Medical Segmentation Decathlon lays it out.
         output: folder for the tables of metrics.
         bundle: folder of a bundle, or name of one that comes with this package.
-        overwrite: replace the tables of an earlier evaluation.
         debug: show all warnings and logs and, after an error, the traceback.
         overrides: new values for ids of the bundle's train.json and evaluate.json.
     """
-    if not isinstance(overwrite, bool):
-        raise ValueError(f"--overwrite: expected true or false, got {overwrite!r}; give --overwrite alone.")
-    if output and not overwrite:
-        _refuse_earlier_tables(Path(absolute(output)))
     _run_command("evaluate", input, output, bundle, overrides)
 
 
@@ -245,14 +235,6 @@ def _run_command(command: str, input: str, output: str, bundle: str, overrides: 
         if isinstance(value, str) and value and value[0] not in "$@%" and (id, value) != ("resume", "auto"):
             _check_paths(id, value)
     run_bundle(command, find_bundle(bundle), {"dataset_dir": source, "output_dir": absolute(output), **overrides})
-
-
-def _refuse_earlier_tables(folder: Path) -> None:
-    for pattern in TABLES:
-        for table in sorted(folder.glob(pattern)):
-            raise FileExistsError(
-                f"--output: {table} exists already; choose another folder, or replace it by --overwrite=true."
-            )
 
 
 def _check_paths(argument: str, *paths: str) -> None:
