@@ -156,7 +156,7 @@ def plot(file: Path, picture: str) -> None:
         axis.set(yscale="log", title=mode, xlabel="edge of the kernel, voxels", xticks=KERNELS)
         axis.grid(True, which="major", alpha=0.4)
     axes[0].set_ylabel("CPU time, seconds")
-    axes[0].legend()
+    axes[0].legend(loc="upper left")
     figure.suptitle(f"48 channels of 32³, single precision, CPU, {THREADS} threads")
     figure.savefig(picture, dpi=110)
 

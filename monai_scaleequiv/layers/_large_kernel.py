@@ -78,7 +78,7 @@ class LargeKernelBase(nn.Module):
         # Half precision is kept for what is stored, never for the transforms.
         dtype = torch.promote_types(x.dtype, kernel.dtype)
         exact = torch.promote_types(dtype, torch.float32)
-        y = large_depthwise_conv(x.to(exact), kernel.to(exact), spectrum)
+        y = large_depthwise_conv(x.to(exact), kernel.to(exact), spectrum, self.training)
         if self.bias is not None:
             y = y + self.bias.to(exact).reshape([-1] + [1] * self.spatial_dims)
         return y.to(dtype)

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 
 __all__ = ["crop_to_reach", "fft_depthwise_conv", "fft_depthwise_gradients", "fft_kernel_spectrum", "kernel_reach"]
 
-# Real elements of one chunk of channels. Its spectrum (half a MB in single precision) stays in a CPU's cache; another
-# device wants few, large transforms.
-_CHUNK = {"cpu": 2**17}
+# Real elements of one chunk of channels on a CPU: smaller ones leave threads without work, larger ones leave its cache.
+# Another device wants few, large transforms.
+_CHUNK = {"cpu": 2**20}
+_LEAST_CHUNKS = 4  # so that little memory is needed for small images as well
 _CHUNK_ELSEWHERE = 2**27
 
 
@@ -63,7 +64,7 @@ def fft_kernel_spectrum(weight: torch.Tensor, size: Sequence[int]) -> torch.Tens
         size: spatial size of the image.
 
     Returns:
-        complex tensor of shape (C, *half spectrum).
+        complex tensor of shape (C, *half spectrum), conjugated as the product needs it.
 
     Example::
 
@@ -71,7 +72,7 @@ def fft_kernel_spectrum(weight: torch.Tensor, size: Sequence[int]) -> torch.Tens
         torch.Size([4, 60, 31])
     """
     kernel = crop_to_reach(weight, size).flatten(0, 1)
-    return _kernel_transform(kernel, _periods(size, kernel.shape[1:]))
+    return _conjugate(_kernel_transform(kernel, _periods(size, kernel.shape[1:])))
 
 
 def fft_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Tensor | None = None) -> torch.Tensor:
@@ -100,10 +101,9 @@ def fft_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Te
     kernel = crop_to_reach(weight, size).flatten(0, 1)
     periods = _periods(size, kernel.shape[1:])
     y = x.new_empty(x.shape)
-    # Conjugates are computed at once: inside a compiled graph, torch 2.13 loses the mark of a lazy one.
     for channels in _chunks(x, periods):
-        of_kernel = _kernel_transform(kernel[channels], periods) if spectrum is None else spectrum[channels]
-        product = _image_transform(x[:, channels], kernel.shape[1:], periods).mul_(torch.conj_physical(of_kernel))
+        of_kernel = _conjugate(_kernel_transform(kernel[channels], periods)) if spectrum is None else spectrum[channels]
+        product = _image_transform(x[:, channels], kernel.shape[1:], periods).mul_(of_kernel)
         y[:, channels] = _inverse(product, periods, [0] * len(size), size)
     return y
 
@@ -151,6 +151,11 @@ def fft_depthwise_gradients(
     return grad_x, grad_weight
 
 
+def _conjugate(spectrum: torch.Tensor) -> torch.Tensor:
+    # At once, in place: inside a compiled graph, torch 2.13 loses the mark of a lazy conjugate.
+    return torch.conj_physical_(spectrum) if not spectrum.requires_grad else torch.conj_physical(spectrum)
+
+
 def _periods(size: Sequence[int], edges: Sequence[int]) -> list[int]:
     return [_fast_length(n + k // 2) for n, k in zip(size, edges, strict=True)]
 
@@ -171,7 +176,8 @@ def _chunks(x: torch.Tensor, periods: Sequence[int]) -> Iterator[slice]:
     elements = x.shape[0]
     for period in periods:
         elements *= period
-    step = max(1, _CHUNK.get(x.device.type, _CHUNK_ELSEWHERE) // max(1, elements))
+    most = _CHUNK.get(x.device.type, _CHUNK_ELSEWHERE) // max(1, elements)
+    step = max(1, min(most, -(-x.shape[1] // _LEAST_CHUNKS)))
     for start in range(0, x.shape[1], step):
         yield slice(start, start + step)
 
@@ -190,11 +196,12 @@ def _image_transform(x: torch.Tensor, edges: Sequence[int], periods: Sequence[in
 
 
 def _kernel_transform(kernel: torch.Tensor, periods: Sequence[int]) -> torch.Tensor:
-    # Axis by axis, so that no transform runs over rows that are all zeros.
-    spectrum = torch.fft.rfft(kernel, n=periods[-1], dim=-1)
-    for axis in range(len(periods) - 2, -1, -1):
-        spectrum = torch.fft.fft(spectrum, n=periods[axis], dim=axis - len(periods))
-    return spectrum
+    # The first axis last, so that no transform runs over slices that are all zeros. The others at once: one by one they
+    # take up to three times as long.
+    if len(periods) == 1:
+        return torch.fft.rfft(kernel, n=periods[0], dim=-1)
+    spectrum = torch.fft.rfftn(kernel, s=list(periods[1:]), dim=list(range(1 - len(periods), 0)))
+    return torch.fft.fft(spectrum, n=periods[0], dim=-len(periods))
 
 
 def _inverse(
