@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +12,16 @@ from pathlib import Path
 import nibabel as nib
 from monai.data import create_file_basename
 from monai.utils import ensure_tuple
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from monai_scaleequiv.data._faults import grid_fault
 
 __all__ = ["NIFTI", "nifti_datalist", "nifti_files", "stem_of"]
 
 NIFTI = (".nii", ".nii.gz")
+# What a damaged header makes nibabel raise.
+UNREADABLE = (EOFError, HeaderDataError, ImageFileError, OSError, OverflowError, ValueError, zlib.error)
 
 
 def nifti_datalist(
@@ -149,7 +154,7 @@ def _refuse_other_grid(file: Path, target: Path) -> None:
     try:
         image, result = nib.load(file), nib.load(target)
         fault = grid_fault(image.shape[:3], image.affine, result.shape[:3], result.affine, "input")
-    except Exception:  # what cannot be read has no grid to compare; the run will tell of the image
+    except UNREADABLE:  # there is no grid to compare; the run will tell of the image
         return
     if fault is not None:
         raise ValueError(

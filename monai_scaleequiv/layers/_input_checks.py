@@ -39,10 +39,11 @@ def _check_dtype(x: torch.Tensor) -> None:
 
 
 def check_image(x: torch.Tensor, spatial_dims: int, channels: int) -> None:
-    """Raises a ValueError unless ``x`` is (B, channels, ...) with so many spatial axes."""
-    if x.dim() != spatial_dims + 2 or x.shape[1] != channels or _is_empty(x):
+    """Raises a ValueError unless ``x`` is (B, channels, ...) with so many spatial axes; channels 0 stands for any."""
+    if x.dim() != spatial_dims + 2 or (channels > 0 and x.shape[1] != channels) or _is_empty(x):
+        wanted = str(channels) if channels > 0 else "channels"
         raise ValueError(
-            f"expected input of shape (batch, {channels}, *{spatial_dims} spatial axes) without an empty axis, "
+            f"expected input of shape (batch, {wanted}, *{spatial_dims} spatial axes) without an empty axis, "
             f"got {list(x.shape)}."
         )
     _check_dtype(x)

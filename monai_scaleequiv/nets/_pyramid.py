@@ -106,7 +106,7 @@ class ScalePyramid(nn.Module):
             x: images of shape (B, C, D, H, W).
             spacing: voxel size in mm per axis; None reads it from ``x``, a MetaTensor. Needed with ``voxel_size``.
         """
-        check_image(x, self.spatial_dims, x.shape[1] if x.dim() > 1 else 0)
+        check_image(x, self.spatial_dims, 0)
         if not torch.jit.is_scripting() and self.in_millimetres and spacing is None:
             spacings = self._read_spacings(x)
             if len(spacings) > 1:
