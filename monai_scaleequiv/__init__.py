@@ -40,6 +40,7 @@ from monai_scaleequiv.handlers import (
     StopSignalHandler,
     WorkflowState,
     claim_checkpoint_dir,
+    leave_process_group,
 )
 from monai_scaleequiv.layers import (
     LargeKernelConv,
@@ -133,6 +134,7 @@ __all__ = [
     "gaussian_downsampling_matrix",
     "hermite_gaussian_basis",
     "hermite_gaussian_filters",
+    "leave_process_group",
     "linear_upsampling_matrix",
     "make_phantom_dataset",
     "nifti_datalist",

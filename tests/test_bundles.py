@@ -66,6 +66,7 @@ CALLS = {
     "monai_scaleequiv.check_dataset(reference, num_classes=reference).refuse_errors",
     "monai_scaleequiv.claim_checkpoint_dir",
     "monai_scaleequiv.claim_output_dir",
+    "monai_scaleequiv.leave_process_group",
     "reference.attach",
     "reference.exit_if_stopped",
     "reference.parameters",
@@ -840,8 +841,22 @@ def test_native_inference_adds_a_scale_map_and_keeps_an_edited_mask(native, grid
 # --- two processes ---
 
 
-def run_on_two(bundle, *configs, **overrides):
-    """``torchrun`` with two processes on the CPU."""
+# Told by each process before its interpreter shuts down.
+AT_EXIT = """
+import atexit, os
+from pathlib import Path
+
+def tell():
+    names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+    Path(os.environ["THREADS"], os.environ["RANK"]).write_text(" ".join(names))
+
+"RANK" in os.environ and atexit.register(tell)
+"""
+
+
+def run_on_two(bundle, folder, *configs, **overrides):
+    """``torchrun`` with two processes on the CPU, of which no thread may outlive its work."""
+    (folder / "sitecustomize.py").write_text(AT_EXIT)
     arguments = [f"--{key}={value}" for key, value in overrides.items()]
     done = subprocess.run(
         [
@@ -849,17 +864,26 @@ def run_on_two(bundle, *configs, **overrides):
             *("-m", "monai.bundle", "run", f"--config_file={config_files(bundle, *configs)}"),
             *(f"--bundle_root={bundle}", *arguments),
         ],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])),
+            "THREADS": str(folder),
+        },
         cwd=bundle.parent,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    if Path("/proc/self/task").is_dir():
+        assert not any("gloo" in (folder / rank).read_text() for rank in "01")
 
 
-def test_evaluation_in_two_processes_equals_one(bundle, evaluated, tmp_path):
+def test_evaluation_in_two_processes_equals_one(bundle, evaluated, tmp_path_factory, tmp_path):
     output, _, options = evaluated
-    run_on_two(bundle, "train", "evaluate", "multi_gpu_evaluate", output_dir=tmp_path, **options)
+    seen = tmp_path_factory.mktemp("seen")
+    run_on_two(bundle, seen, "train", "evaluate", "multi_gpu_evaluate", output_dir=tmp_path, **options)
     one, two = metrics(output), metrics(tmp_path)
     assert two == pytest.approx(one, abs=1e-6)
     for metric in one:
@@ -869,9 +893,10 @@ def test_evaluation_in_two_processes_equals_one(bundle, evaluated, tmp_path):
             assert values == pytest.approx(in_one[name], abs=1e-6, nan_ok=True)
 
 
-def test_training_in_two_processes(bundle, phantoms, tmp_path):
+def test_training_in_two_processes(bundle, phantoms, tmp_path_factory, tmp_path):
     options = {**tiny(bundle), **QUICK, "epochs": 1, "split#ratios": [0.6, 0.4]}
-    run_on_two(bundle, "train", "multi_gpu_train", dataset_dir=phantoms, output_dir=tmp_path, **options)
+    seen = tmp_path_factory.mktemp("seen")
+    run_on_two(bundle, seen, "train", "multi_gpu_train", dataset_dir=phantoms, output_dir=tmp_path, **options)
     folder = tmp_path / "models"
     assert {path.name for path in folder.iterdir()} == {"model.pt", "checkpoint_best.pt", "checkpoint_epoch=1.pt"}
     network(bundle, **tiny(bundle)).load_state_dict(load(folder / "model.pt"), strict=True)

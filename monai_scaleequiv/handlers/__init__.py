@@ -7,6 +7,7 @@ from monai_scaleequiv.handlers._dice import AbsentClassDiceMetric
 from monai_scaleequiv.handlers._epoch_seed import EpochSeedHandler, WorkflowState
 from monai_scaleequiv.handlers._equivariance import EquivarianceHandler
 from monai_scaleequiv.handlers._hausdorff import SpacingHausdorffDistanceMetric
+from monai_scaleequiv.handlers._process_group import leave_process_group
 from monai_scaleequiv.handlers._progress import EngineProgressBar
 from monai_scaleequiv.handlers._stop import NonFiniteLossHandler, StopSignalHandler
 
@@ -23,4 +24,5 @@ __all__ = [
     "StopSignalHandler",
     "WorkflowState",
     "claim_checkpoint_dir",
+    "leave_process_group",
 ]

@@ -32,7 +32,7 @@ class StopSignalHandler:
     before. If one of several processes gets the signal, all stop. A second SIGTERM ends the process at once. Signals
     can be caught in the main thread only; in another one the handler does nothing.
 
-    Call :py:meth:`exit_if_stopped` after the run, for the message and the process's exit status of 143.
+    Call :py:meth:`exit_if_stopped` at the end, for the message and the process's exit status of 143.
 
     Args:
         save_dir: folder of the checkpoints, to name the last one.
@@ -53,6 +53,7 @@ class StopSignalHandler:
         self.save_dir = Path(save_dir)
         self._signalled = False
         self._stopped_in = 0
+        self._leads = True
         self._before: Any = signal.SIG_DFL
 
     def attach(self, engine: Engine) -> None:
@@ -85,7 +86,7 @@ class StopSignalHandler:
         """
         if not self._stopped_in:
             return
-        if idist.get_rank() == 0:
+        if self._leads:
             last = next((path for path in epoch_files(self.save_dir) if not file_fault(path)), None)
             kept = f"{last} holds the last whole epoch; go on with resume=auto" if last else "no epoch was whole yet"
             logger.warning("stopped by SIGTERM in epoch %d: %s.", self._stopped_in, kept)
@@ -93,6 +94,7 @@ class StopSignalHandler:
 
     def _start(self, engine: Engine) -> None:
         self._signalled, self._stopped_in = False, 0
+        self._leads = idist.get_rank() == 0  # as long as there is a process group
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note)
 

@@ -1,0 +1,45 @@
+"""The end of a process's part in a distributed job."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["leave_process_group"]
+
+_HOLDS_THE_GROUP = ("reducer", "logger", "process_group")
+
+
+def leave_process_group(network: DistributedDataParallel) -> None:
+    """Destroys the process group and with it its threads, although the network that was trained in it lives on.
+
+    ``torch.distributed.destroy_process_group`` alone drops torch's own references. The group stays, with the threads
+    of Gloo, while a network refers to it, as it does in a bundle, whose config parser keeps all that it has built. A
+    thread that still releases a tensor when the interpreter shuts down then aborts the process ("terminate called
+    without an active exception"), and a job that has done all its work counts as failed
+    (https://github.com/pytorch/pytorch/issues/190489). Does nothing outside a process group.
+
+    Args:
+        network: the wrapper, which cannot run afterwards; its ``module`` can.
+
+    Raises:
+        TypeError: when the network is not a ``DistributedDataParallel``.
+
+    Example::
+
+        >>> leave_process_group(torch.nn.Linear(1, 1))
+        Traceback (most recent call last):
+        TypeError: network: expected a DistributedDataParallel, got Linear; without one, ...
+    """
+    if not isinstance(network, DistributedDataParallel):
+        raise TypeError(
+            f"network: expected a DistributedDataParallel, got {type(network).__name__}; "
+            "without one, torch.distributed.destroy_process_group() is enough."
+        )
+    if not dist.is_initialized():
+        return
+    # The last reference has to be one of Python's, which waits for the threads without holding the interpreter's lock:
+    # they may need it to end. So torch's own go last, after the C++ parts of the network.
+    for name in _HOLDS_THE_GROUP:
+        vars(network).pop(name, None)
+    dist.destroy_process_group()

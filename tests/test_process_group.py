@@ -1,0 +1,64 @@
+"""A process that leaves a distributed job takes the job's threads with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from monai_scaleequiv import leave_process_group
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from monai_scaleequiv import leave_process_group
+
+way, rank, store = sys.argv[1:]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=2)
+network = torch.nn.parallel.DistributedDataParallel(torch.nn.Conv2d(1, 1, 1))
+for _ in range(2):
+    network(torch.ones(1, 1, 2, 2)).sum().backward()
+dist.all_gather([torch.zeros(3) for _ in range(2)], torch.ones(3))
+if way == "leave":
+    leave_process_group(network)
+    leave_process_group(network)  # nothing is left to leave
+elif way == "destroy":
+    dist.destroy_process_group()
+assert not dist.is_initialized()
+assert network.module(torch.ones(1, 1, 2, 2)).isfinite().all()
+print(*(task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")))
+"""
+
+
+def threads_after(way, folder):
+    """Names of the threads that each of two processes has in the end, and the processes' exit statuses."""
+    command = [sys.executable, "-c", SCRIPT, way]
+    jobs = [
+        subprocess.Popen([*command, str(rank), str(folder / "store")], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    said = [job.communicate(timeout=120)[0] for job in jobs]
+    return said, [job.returncode for job in jobs]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads' names are read from /proc")
+def test_leaving_ends_the_threads_that_destroying_leaves(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    said, statuses = threads_after("leave", tmp_path / "a")
+    assert statuses == [0, 0]
+    assert not any("gloo" in names for names in said)
+    said, _ = threads_after("destroy", tmp_path / "b")  # their statuses are the luck that leaving does away with
+    assert all("gloo" in names for names in said)
+
+
+def test_network_that_is_in_no_group_is_refused():
+    with pytest.raises(TypeError, match=r"network: expected a DistributedDataParallel, got Conv3d"):
+        leave_process_group(torch.nn.Conv3d(1, 1, 1))
