@@ -7,7 +7,8 @@ file that it refuses has to be refused by ``check_dataset`` and by the preproces
 that it takes is a valid volume, the original or another one. It may be refused in one line, for its voxel size, say;
 or it may be taken, but then with exactly the voxels, the shape and the affine that it holds, and the affine has to be
 finite, invertible and without shear. Whatever else is raised is a crash, and a case that takes longer than ``LONGEST``
-seconds hangs.
+seconds hangs. In the end, the bundle's inference runs over the folder of all of them: each is either listed as failed,
+or has a label map on its grid, with the labels that its voxels call for.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from .fault_files import write_volume
 
 LONGEST = 20
 SHAPE = (9, 8, 7)
+SPACING = (1.5, 1.2, 0.9)  # along left to right, back to front, bottom to top
 FORMATS = ("a.nii.gz", "a.nii", "nifti2.nii.gz", "stored.nii.gz")
 REAL = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 INTERNAL = ("Traceback", "Expected ", "CUDA", "tuple index", "list index", "shape mismatch", "size mismatch")
@@ -150,13 +152,20 @@ def _placed(header):
     return all(abs(float(x)) <= 1e6 for x in used)
 
 
+def limited(parser):
+    """Names of the preprocessing's transforms, after its working grid was made that of the sound file, and not huge."""
+    parser["spacing"] = list(SPACING)
+    steps = parser["preprocessing"]["transforms"]
+    names = [step["_target_"] for step in steps]
+    steps[names.index("CheckSpacingd")]["max_voxels"] = 2**20  # for the time that the test takes
+    return names
+
+
 def bundle_preprocessing():
     """The preprocessing of the bundle's inference, up to the check of the volume, and the rest."""
     parser = ConfigParser()
     parser.read_config(str(BUNDLES / "seunet_hippocampus_segmentation" / "configs" / "inference.json"))
-    steps = parser["preprocessing"]["transforms"]
-    names = [step["_target_"] for step in steps]
-    steps[names.index("CheckSpacingd")]["max_voxels"] = 2**20  # for the time that the test takes
+    names = limited(parser)
     built = parser.get_parsed_content("preprocessing").transforms
     last = names.index("CheckVolumed") + 1
     return built[:last], built[last:]
@@ -205,11 +214,64 @@ def prepared(file, load, rest, truth):
     return "taken"
 
 
+def segment(folder, output):
+    """What the inference of the bundle lists as failed, with a network that tells bright voxels from dark ones."""
+    weights = {"weight": torch.tensor([0.0, 9.0, 0.0]).reshape(3, 1, 1, 1, 1), "bias": torch.tensor([0.0, 0.0, -9e9])}
+    torch.save(weights, folder.parent / "model.pt")
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLES / "seunet_hippocampus_segmentation" / "configs" / "inference.json"))
+    network = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 3, "kernel_size": 1}
+    options = {"network_def": network, "ckpt_path": str(folder.parent / "model.pt"), "device": "cpu"}
+    parser.update({**options, "dataset_dir": str(folder), "output_dir": str(output)})
+    limited(parser)
+    with pytest.raises(RuntimeError, match=r"volumes failed, listed in .*failures\.json"):
+        parser.get_parsed_content("evaluator").run()
+    return json.loads((output / "failures.json").read_text(encoding="utf-8"))
+
+
+def label_map_fault(file, mask, truth):
+    """What is wrong with a label map, or None: it has to lie as its image does, with ones where the image is bright."""
+    image, found = nib.load(file), nib.load(mask)
+    affine = image.header.get_best_affine()
+    if found.shape != image.shape or not np.allclose(found.affine, affine, rtol=1e-5, atol=1e-5):
+        return f"lies elsewhere: {found.shape}, {found.affine.tolist()}"
+    labels = np.asarray(found.dataobj).reshape(truth.shape)
+    if not set(np.unique(labels)) <= {0, 1}:
+        return f"has labels {np.unique(labels)}"
+    if np.allclose(np.abs(affine[:3, :3]).max(1), SPACING, rtol=1e-6) and np.count_nonzero(affine[:3, :3]) == 3:
+        values = truth.astype(np.float64)  # as they are, for the working grid is the image's own
+        sure = np.abs(values - values.mean()) > 1e-3 * values.std()
+        if not np.array_equal(labels[sure], (values > values.mean())[sure]):
+            return "has wrong labels"
+    return None
+
+
+def segmentation_faults(folder, output, truths):
+    """The cases whose inference goes wrong, and the outcome of each."""
+    with in_time(LONGEST + len(truths)):
+        failures = segment(folder, output)
+    outcomes, wrong = {}, []
+    for file, truth in truths.items():
+        mask = output / f"{file.name.split('.')[0]}_seg.nii.gz"
+        text = failures.get(str(file))
+        outcomes[file] = "taken" if text is None else "refused"
+        if (text is None) != mask.exists():
+            wrong.append(f"{file.name}: label map and failure, or neither: {text}")
+        elif text is None and truth is None:
+            wrong.append(f"{file.name}: a broken volume was segmented")
+        elif text is None and (fault := label_map_fault(file, mask, truth)):
+            wrong.append(f"{file.name}: its label map {fault}")
+        elif text is not None and not ("expected " in text and ", got " in text and "\n" not in text):
+            wrong.append(f"{file.name}: failed with {text}")
+    return outcomes, wrong
+
+
 def fuzz(folder, cases, seed):
-    """Counts of (mutation, truth, check, preprocessing), and the cases that went wrong."""
+    """Counts of (mutation, truth, check, preprocessing, inference), and the cases that went wrong."""
     load, rest = bundle_preprocessing()
     sound = {name: sound_file(folder / "sound", name) for name in FORMATS}
-    outcomes, wrong = Counter(), []
+    told, truths, wrong = {}, {}, []
+    (folder / "all").mkdir()
     for case in range(cases):
         rng = np.random.default_rng([seed, case])
         name = FORMATS[case % len(FORMATS)]
@@ -228,19 +290,19 @@ def fuzz(folder, cases, seed):
             wrong.append(
                 f"case {case}, {name}, {kind}: a broken volume was taken: check {found[0]}, loading {found[1]}"
             )
-        outcomes[kind, "valid" if truth is not None else "broken", *found] += 1
-        file.unlink()
-    return outcomes, wrong
+        kept = file.rename(folder / "all" / f"{case:04d}-{name}")
+        truths[kept], told[kept] = truth, (kind, "valid" if truth is not None else "broken", *found)
+    segmented, wrong_there = segmentation_faults(folder / "all", folder / "results", truths)
+    return Counter((*told[kept], segmented[kept]) for kept in told), wrong + wrong_there
 
 
 def summary(outcomes, wrong):
-    rows = [
-        {"mutation": kind, "file": truth, "check": check, "preprocessing": prepare, "cases": count}
-        for (kind, truth, check, prepare), count in sorted(outcomes.items())
-    ]
+    places = ("mutation", "file", "check", "preprocessing", "inference")
+    rows = [{**dict(zip(places, key, strict=True)), "cases": count} for key, count in sorted(outcomes.items())]
     totals = Counter()
-    for (_, truth, check, prepare), count in outcomes.items():
-        totals[f"{truth}: check {check}, preprocessing {prepare}"] += count
+    for (_, truth, *found), count in outcomes.items():
+        told = ", ".join(f"{place} {what}" for place, what in zip(places[2:], found, strict=True))
+        totals[f"{truth}: {told}"] += count
     return {"cases": sum(outcomes.values()), "wrong": wrong, "totals": dict(sorted(totals.items())), "rows": rows}
 
 
@@ -257,7 +319,7 @@ def test_mutated_files(tmp_path, cases):
     sys.stdout.write(json.dumps(told, indent=2) + "\n")
     assert told["wrong"] == []
     assert told["cases"] == cases
-    assert {truth for _, truth, _, _ in outcomes} == {"valid", "broken"}
+    assert {truth for _, truth, *_ in outcomes} == {"valid", "broken"}
 
 
 @pytest.mark.parametrize(
