@@ -17,7 +17,7 @@ def leave_process_group(network: DistributedDataParallel) -> None:
     of Gloo, while a network refers to it, as it does in a bundle, whose config parser keeps all that it has built. A
     thread that still releases a tensor when the interpreter shuts down then aborts the process ("terminate called
     without an active exception"), and a job that has done all its work counts as failed
-    (https://github.com/pytorch/pytorch/issues/190489). Does nothing outside a process group.
+    (issue 190489 of PyTorch). Does nothing outside a process group.
 
     Args:
         network: the wrapper, which cannot run afterwards; its ``module`` can.
