@@ -4,13 +4,18 @@ python benchmarks/equivariance_pyramid.py --output=benchmarks/results
 
 Cost: four scales 2^(i/3) over one pass of the network. ``inference`` and ``training`` (forward and backward) are ratios
 of median times, interleaved; ``kept`` is the ratio of the bytes that autograd keeps for the backward pass;
-``ns_per_voxel`` is the network alone on images of the copies' sizes.
+``ns_per_voxel`` is the network alone on images of the copies' sizes. Both depend on how torch and the system's allocator
+treat sizes: ``cost_batch_2`` is the same with two images, and its command tells the allocator to keep freed memory.
+
+MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 \\
+    python benchmarks/equivariance_pyramid.py --output=benchmarks/results --parts=cost_batch_2
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import statistics
 import sys
 import time
@@ -119,7 +124,7 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def costs(repeats: int = 9) -> list[dict]:
+def costs(batch: int = 1, repeats: int = 9) -> list[dict]:
     torch.set_num_threads(THREADS)
     rows = []
     networks = {
@@ -128,9 +133,10 @@ def costs(repeats: int = 9) -> list[dict]:
         "SegResNet 8": NETWORKS["SegResNet"][0],
     }
     for (name, build), edge in itertools.product(networks.items(), (48, 96)):
-        x, network = torch.rand(1, 1, edge, edge, edge), build()
+        x, network = torch.rand(batch, 1, edge, edge, edge), build()
         pyramid = ScalePyramid(network, size_divisor=4)
-        row = {"network": name, "edge": edge, "threads": THREADS}
+        row = {"network": name, "edge": edge, "batch": batch, "threads": THREADS}
+        row["freed_memory_kept"] = "MALLOC_TRIM_THRESHOLD_" in os.environ
         for what, step in (("inference", infer), ("training", train)):
             pairs = [(seconds(lambda: step(network, x)), seconds(lambda: step(pyramid, x))) for _ in range(repeats)]  # noqa: B023
             row[what] = statistics.median(b for _, b in pairs) / statistics.median(a for a, _ in pairs)
@@ -182,7 +188,12 @@ def main(output: str, data: str = "../shared/data/Task04_Hippocampus", parts: st
         data: folder of the data set that the image comes from.
         parts: which measurements to take, with commas between.
     """
-    measurements = {"cost": costs, "interior": lambda: errors(data), "projected": lambda: projected(data)}
+    measurements = {
+        "cost": costs,
+        "cost_batch_2": lambda: costs(2),
+        "interior": lambda: errors(data),
+        "projected": lambda: projected(data),
+    }
     file = Path(output) / "equivariance_pyramid.json"
     for part in parts if isinstance(parts, tuple) else parts.split(","):
         result = json.loads(file.read_text()) if file.exists() else {}
