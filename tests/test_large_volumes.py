@@ -41,7 +41,7 @@ from monai_scaleequiv import (
     nifti_datalist,
 )
 from monai_scaleequiv.cli import main
-from monai_scaleequiv.data import _stitching, _writer
+from monai_scaleequiv.data import _files, _stitching
 from monai_scaleequiv.data._errors import root_cause
 from monai_scaleequiv.data._file_grid import file_grid
 
@@ -542,7 +542,7 @@ def test_full_device_stops_at_once(capsys, folder, tmp_path, monkeypatch):
         made[-1].symlink_to("/dev/full")
         return made[-1]
 
-    monkeypatch.setattr(_writer, "_temporary", full)
+    monkeypatch.setattr(_files, "_temporary", full)
     assert main(["infer", f"--input={folder}", *options(tmp_path)]) == 1
     err = capsys.readouterr().err.splitlines()
     full = f"{tmp_path / 'out' / 'a_seg.nii.gz'}: expected a file that can be written, got No space left on device"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from monai_scaleequiv.data import check_dataset, claim_output_dir
+from monai_scaleequiv.data._files import whole_file
 
 __all__ = ["make_check"]
 
@@ -53,11 +53,8 @@ def _claim(target: Path) -> None:
 
 
 def _write(target: Path, text: str) -> None:
-    temporary = target.with_name(f".{os.getpid()}-{target.name}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        if target.exists():
-            raise FileExistsError(f"--output: {target} exists by now; choose another file.")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with whole_file(target, replace=False) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+    except FileExistsError:
+        raise FileExistsError(f"--output: {target} exists by now; choose another file.") from None

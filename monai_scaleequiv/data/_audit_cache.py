@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_scaleequiv.data._faults import Fault
+from monai_scaleequiv.data._files import whole_file
 from monai_scaleequiv.data._volume_file import VolumeFacts
 
 __all__ = ["FactsCache", "cache_folder", "state_of"]
@@ -134,9 +135,5 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _write(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{os.getpid()}-{file.name}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(file) as unfinished:
+        unfinished.write_bytes(content)

@@ -17,6 +17,7 @@ from monai.engines import SupervisedEvaluator
 from monai.utils import ImageMetaKey, ensure_tuple
 
 from monai_scaleequiv.data._errors import one_line, root_cause
+from monai_scaleequiv.data._files import whole_file
 from monai_scaleequiv.data._writer import own_error
 
 __all__ = ["TolerantDataset", "TolerantEvaluator"]
@@ -201,12 +202,8 @@ def _replace(path: Path, failures: Mapping[str, str]) -> None:
         path.unlink()
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        temporary.write_text(json.dumps(failures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(failures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _file_of(image: torch.Tensor) -> str:

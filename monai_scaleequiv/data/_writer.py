@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import errno
 import os
-import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,8 @@ import nibabel as nib
 import numpy as np
 from monai.data import NibabelWriter
 from monai.utils import ImageMetaKey
+
+from monai_scaleequiv.data._files import remove_stale, whole_file
 
 __all__ = ["InputGridWriter", "own_error"]
 
@@ -106,15 +107,16 @@ class InputGridWriter(NibabelWriter):
         if not isinstance(image, nib.Nifti1Pair):
             raise ValueError(f"{self.source}: expected a NIfTI file, got {type(image).__name__}; convert it to NIfTI.")
         volume = self._on_grid_of(image)
-        _remove_stale(target)
-        temporary = _temporary(target)
+        remove_stale(target)
         try:
-            nib.save(volume, temporary)
-            _put_in_place(temporary, target, self.overwrite)
+            with whole_file(target, self.overwrite) as unfinished:
+                nib.save(volume, unfinished)
+                if not self.overwrite and not _has_content(target):
+                    target.unlink(missing_ok=True)
+        except FileExistsError:
+            raise _exists(target) from None
         except OSError as error:
             raise _told(error, target) from None
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _on_grid_of(self, image: nib.Nifti1Pair) -> nib.Nifti1Image:
         labels = _cast(np.asarray(self.data_obj), np.dtype(self.output_dtype), self.source)
@@ -145,47 +147,6 @@ def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
 def _has_content(target: Path) -> bool:
     """Whether there is something to lose."""
     return os.path.lexists(target) and (target.is_symlink() or not target.is_file() or target.stat().st_size > 0)
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{os.getpid()}-{target.name}")
-
-
-def _remove_stale(target: Path) -> None:
-    """Removes what a process that was killed left of the same file."""
-    ours = re.compile(rf"\.(\d+)-{re.escape(target.name)}")
-    for path in target.parent.iterdir():
-        match = ours.fullmatch(path.name)
-        if match and not _runs(int(match[1])):
-            path.unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
-    if os.name != "posix":  # where asking would be ending it
-        return True
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # it does, as another user
-        pass
-    return True
-
-
-def _put_in_place(temporary: Path, target: Path, overwrite: bool) -> None:
-    if overwrite:
-        temporary.replace(target)
-        return
-    if not _has_content(target):
-        target.unlink(missing_ok=True)
-    try:
-        os.link(temporary, target)  # unlike a move, never in the place of a file that has come in the meantime
-    except FileExistsError:
-        raise _exists(target) from None
-    except OSError:  # a file system without such links
-        if os.path.lexists(target):
-            raise _exists(target) from None
-        temporary.replace(target)
 
 
 def _exists(target: Path) -> OSError:
