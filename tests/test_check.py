@@ -694,6 +694,20 @@ def test_command_in_a_process_of_its_own(task):
     assert "0 errors, 0 warnings" in run.stdout
 
 
+def test_report_that_came_in_the_meantime_stays(task, tmp_path, capsys, monkeypatch):
+    report = tmp_path / "report.json"
+
+    def meanwhile(**options):
+        report.write_text("another's")
+        return check_dataset(**options)
+
+    monkeypatch.setattr("monai_scaleequiv.cli._check.check_dataset", meanwhile)
+    assert main(["check", str(task), f"--output={report}"]) == 1
+    assert capsys.readouterr().err == f"error: --output: {report} exists by now; choose another file.\n"
+    assert report.read_text() == "another's"
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".json"] == ["report.json"]
+
+
 def test_hippocampus_is_sound_and_quick():
     folder = shared("data", "Task04_Hippocampus")
 

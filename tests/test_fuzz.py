@@ -152,20 +152,20 @@ def _placed(header):
     return all(abs(float(x)) <= 1e6 for x in used)
 
 
-def limited(parser):
-    """Names of the preprocessing's transforms, after its working grid was made that of the sound file, and not huge."""
-    parser["spacing"] = list(SPACING)
-    steps = parser["preprocessing"]["transforms"]
-    names = [step["_target_"] for step in steps]
-    steps[names.index("CheckSpacingd")]["max_voxels"] = 2**20  # for the time that the test takes
-    return names
+def inference(**overrides):
+    """The config of the bundle's inference, its working grid that of the sound file, and not huge."""
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLES / "seunet_hippocampus_segmentation" / "configs" / "inference.json"))
+    parser.update({"spacing": list(SPACING), **overrides})
+    (spacing,) = (step for step in parser["preprocessing"]["transforms"] if step["_target_"] == "CheckSpacingd")
+    spacing["max_voxels"] = 2**20  # for the time that the test takes
+    return parser
 
 
 def bundle_preprocessing():
     """The preprocessing of the bundle's inference, up to the check of the volume, and the rest."""
-    parser = ConfigParser()
-    parser.read_config(str(BUNDLES / "seunet_hippocampus_segmentation" / "configs" / "inference.json"))
-    names = limited(parser)
+    parser = inference()
+    names = [step["_target_"] for step in parser["preprocessing"]["transforms"]]
     built = parser.get_parsed_content("preprocessing").transforms
     last = names.index("CheckVolumed") + 1
     return built[:last], built[last:]
@@ -218,12 +218,9 @@ def segment(folder, output):
     """What the inference of the bundle lists as failed, with a network that tells bright voxels from dark ones."""
     weights = {"weight": torch.tensor([0.0, 9.0, 0.0]).reshape(3, 1, 1, 1, 1), "bias": torch.tensor([0.0, 0.0, -9e9])}
     torch.save(weights, folder.parent / "model.pt")
-    parser = ConfigParser()
-    parser.read_config(str(BUNDLES / "seunet_hippocampus_segmentation" / "configs" / "inference.json"))
     network = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 3, "kernel_size": 1}
     options = {"network_def": network, "ckpt_path": str(folder.parent / "model.pt"), "device": "cpu"}
-    parser.update({**options, "dataset_dir": str(folder), "output_dir": str(output)})
-    limited(parser)
+    parser = inference(**options, dataset_dir=str(folder), output_dir=str(output))
     with pytest.raises(RuntimeError, match=r"volumes failed, listed in .*failures\.json"):
         parser.get_parsed_content("evaluator").run()
     return json.loads((output / "failures.json").read_text(encoding="utf-8"))

@@ -44,11 +44,15 @@ def threads_after(way, folder):
         subprocess.Popen([*command, str(rank), str(folder / "store")], stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    said = [job.communicate(timeout=120)[0] for job in jobs]
+    try:
+        said = [job.communicate(timeout=120)[0] for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
     return said, [job.returncode for job in jobs]
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads' names are read from /proc")
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc: Python has no list of Gloo's threads")
 def test_leaving_ends_the_threads_that_destroying_leaves(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
