@@ -1,7 +1,5 @@
 """The test that every network of the package passes; a network's own file subclasses ``NetworkTests``."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any, ClassVar
@@ -97,6 +95,30 @@ class NetworkTests:
         assert isinstance(y, MetaTensor)
         torch.testing.assert_close(y.affine, affine)
         torch.testing.assert_close(y.as_tensor(), net(x))
+
+    @pytest.mark.parametrize("assign", [False, True])
+    def test_meta_device(self, assign):
+        net, x, _ = self.exported()
+        with torch.device("meta"):
+            twin = self.network(**self.export_case[0])
+        if not assign:
+            twin.to_empty(device="cpu")
+        twin.load_state_dict(net.state_dict(), assign=assign)
+        torch.testing.assert_close(twin.eval()(x), net(x), atol=0, rtol=0)
+
+    def test_channels_last_memory(self):
+        net, x, _ = self.exported()
+        layout = torch.channels_last_3d if x.dim() == 5 else torch.channels_last
+        expected = net(x)
+        y = net.to(memory_format=layout)(x.to(memory_format=layout))
+        torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_tracing(self):
+        net, x, _ = self.exported()
+        with torch.no_grad():
+            net(x)
+            torch.testing.assert_close(torch.jit.trace(net, x)(x), net(x))
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
     def test_torchscript(self):
