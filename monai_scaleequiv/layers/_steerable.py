@@ -72,8 +72,9 @@ class SteerableConv(DerivedBuffers):
 
     def assemble_kernel(self) -> torch.Tensor:
         """Learned combination of the basis, one dense kernel per scale, of shape (S, O, J, I, *kernel_size)."""
-        weight = self.weight.reshape(1, -1, self.basis.shape[1])  # (1, O * I * J, F)
-        kernel = torch.matmul(weight, self.basis)  # (S, O * I * J, K)
+        weight = self.weight.reshape(-1, self.basis.shape[1])  # (O * I * J, F)
+        # Several times quicker than a matmul that broadcasts: (S, O * I * J, K)
+        kernel = torch.bmm(weight.expand(self.num_scales, -1, -1), self.basis)
         shape = [self.num_scales, self.out_channels, self.in_channels, self.scale_size]
         return kernel.reshape(shape + self.kernel_size).transpose(2, 3)
 
