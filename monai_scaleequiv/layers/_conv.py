@@ -97,23 +97,6 @@ class ScaleGroupConv(SteerableConv):
     (arXiv 1909.11193).
     """
 
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        filters: ScaleFilters | Mapping[str, Any] | None = None,
-        scale_size: int = 1,
-        stride: Sequence[int] | int = 1,
-        padding: Sequence[int] | int | None = None,
-        bias: bool = True,
-        is_transposed: bool = False,
-        basis: torch.Tensor | None = None,
-    ) -> None:
-        super().__init__(
-            spatial_dims, in_channels, out_channels, filters, scale_size, stride, padding, bias, is_transposed, basis
-        )
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_features(x, self.spatial_dims, [self.num_scales], self.in_channels)
         if self.scale_size > 1:

@@ -1,6 +1,5 @@
 """What layers ask of their arguments and of their input, so that a mistake is named where it is made."""
 
-from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -65,12 +64,3 @@ def check_features(x: torch.Tensor, spatial_dims: int, scales: list[int], channe
             f"without an empty axis, got {list(x.shape)}."
         )
     _check_dtype(x)
-
-
-def check_output_size(size: Sequence[int], output: Sequence[int], kernel_size: Sequence[int]) -> None:
-    """Raises a ValueError if a convolution would leave nothing of the image."""
-    if min(size) < 1 or min(output) < 1:
-        raise ValueError(
-            f"expected an image that a kernel of {list(kernel_size)} with this stride and padding makes at least 1 "
-            f"voxel of along each axis, got size {list(size)}."
-        )

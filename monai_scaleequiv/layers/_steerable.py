@@ -10,7 +10,7 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from monai_scaleequiv.layers._derived import DerivedBuffers
-from monai_scaleequiv.layers._input_checks import check_channels, check_output_size, check_spatial_dims, is_count
+from monai_scaleequiv.layers._input_checks import check_channels, check_spatial_dims, is_count
 from monai_scaleequiv.maths import ScaleFilters, hermite_gaussian_basis
 
 
@@ -22,13 +22,13 @@ class SteerableConv(DerivedBuffers):
         spatial_dims: int,
         in_channels: int,
         out_channels: int,
-        filters: ScaleFilters | Mapping[str, Any] | None,
-        scale_size: int,
-        stride: Sequence[int] | int,
-        padding: Sequence[int] | int | None,
-        bias: bool,
-        is_transposed: bool,
-        basis: torch.Tensor | None,
+        filters: ScaleFilters | Mapping[str, Any] | None = None,
+        scale_size: int = 1,
+        stride: Sequence[int] | int = 1,
+        padding: Sequence[int] | int | None = None,
+        bias: bool = True,
+        is_transposed: bool = False,
+        basis: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         check_spatial_dims(spatial_dims)
@@ -88,18 +88,13 @@ class SteerableConv(DerivedBuffers):
 
     def _convolve(self, x: torch.Tensor, groups: int) -> torch.Tensor:
         # (B, groups * J * I, ...) -> (B, S, O, ...)
-        if torch.jit.is_scripting():
-            kernel = self.assemble_kernel()
-        else:
-            self._check_size(x)
-            kernel = self._assemble_exactly()
+        kernel = self.assemble_kernel() if torch.jit.is_scripting() else self._assemble_exactly()
         kernel = kernel.flatten(2, 3)  # (S, O, J * I, ...)
+        if self.is_transposed and groups > 1:
+            kernel = kernel.transpose(1, 2)
+        kernel = kernel.flatten(0, 1)
         if self.is_transposed and groups == 1:
-            kernel = kernel.flatten(0, 1).transpose(0, 1)
-        elif self.is_transposed:
-            kernel = kernel.transpose(1, 2).flatten(0, 1)
-        else:
-            kernel = kernel.flatten(0, 1)
+            kernel = kernel.transpose(0, 1)
         bias = self.bias if self.bias is None else self.bias.repeat(self.num_scales)
         # torch.convolution would take all four cases at once, but autocast does not know it on the CPU.
         if self.spatial_dims == 3:
@@ -113,22 +108,6 @@ class SteerableConv(DerivedBuffers):
             y = F.conv2d(x, kernel, bias, self.stride, self.padding, groups=groups)
         return y.unflatten(1, (self.num_scales, self.out_channels))
 
-    @torch.jit.unused
-    def _check_size(self, x: torch.Tensor) -> None:
-        # A symbolic size would turn into a condition on what is compiled.
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return
-        size = x.shape[2:]
-        axes = zip(size, self.kernel_size, self.stride, self.padding, strict=True)
-        if self.is_transposed:
-            output = [(n - 1) * s - 2 * p + k for n, k, s, p in axes]
-        else:
-            output = [(n + 2 * p - k) // s + 1 for n, k, s, p in axes]
-        check_output_size(size, output, self.kernel_size)
-
     def extra_repr(self) -> str:
-        return (
-            f"{self.in_channels}, {self.out_channels}, scales={self.num_scales}, kernel_size={self.kernel_size}, "
-            f"functions={self.basis.shape[1]}, scale_size={self.scale_size}, stride={self.stride}, "
-            f"padding={self.padding}, is_transposed={self.is_transposed}"
-        )
+        sizes = f"scales={self.num_scales}, kernel_size={self.kernel_size}, scale_size={self.scale_size}"
+        return f"{self.in_channels}, {self.out_channels}, {sizes}, stride={self.stride}, padding={self.padding}"
