@@ -1,5 +1,6 @@
 """What layers ask of their arguments and of their input, so that a mistake is named where it is made."""
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ def check_spatial_dims(spatial_dims: int) -> None:
 
 def is_count(value: Any) -> bool:
     """Whether something is a whole number of at least 1, of whatever integer type."""
-    return hasattr(value, "__index__") and not isinstance(value, bool) and value >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def check_channels(name: str, channels: int) -> None:

@@ -17,6 +17,8 @@ from monai_scaleequiv.maths import ScaleFilters, hermite_gaussian_basis
 class SteerableConv(DerivedBuffers):
     """Base of lifting and group convolution, with ``weight`` (O, I, J * F) for J interacting scales, F functions."""
 
+    basis: torch.Tensor  # (S, F, K)
+
     def __init__(
         self,
         spatial_dims: int,
@@ -48,8 +50,8 @@ class SteerableConv(DerivedBuffers):
         self.is_transposed = is_transposed
         self.filters = ScaleFilters.of(filters) if basis is None else None
         self.scales = None if self.filters is None else list(self.filters.scales)
-        self._set_basis(basis if self.filters is None else hermite_gaussian_basis(self.filters, spatial_dims))
-        self.num_scales, functions, _ = self.basis.shape
+        self._set_basis(hermite_gaussian_basis(self.filters, spatial_dims) if basis is None else basis)
+        self.num_scales, functions = self.basis.shape[0], self.basis.shape[1]
         if not 1 <= scale_size <= self.num_scales:
             raise ValueError(f"scale_size must be from 1 to the {self.num_scales} scales there are, got {scale_size}.")
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, scale_size * functions))
@@ -58,7 +60,7 @@ class SteerableConv(DerivedBuffers):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     def set_spacing(self, spacing: Sequence[float] | float) -> None:
-        """Makes the filters anew for voxels of another size; the weights stay, and so do modules that share them."""
+        """Makes the filters anew, for voxels of another size; the weights stay."""
         if self.filters is None:
             raise ValueError("a convolution with a basis of its own has no filters for another spacing.")
         self.filters = replace(self.filters, spacing=spacing)
@@ -68,7 +70,7 @@ class SteerableConv(DerivedBuffers):
         self.kernel_size = list(basis.shape[2:])
         if self._keeps_size:
             self.padding = [k // 2 for k in self.kernel_size]
-        self.derive_buffer("basis", basis.flatten(2).transpose, 0, 1)  # (S, F, K)
+        self.derive_buffer("basis", basis.flatten(2).transpose, 0, 1)
 
     def assemble_kernel(self) -> torch.Tensor:
         """Learned combination of the basis, one dense kernel per scale, of shape (S, O, J, I, *kernel_size)."""

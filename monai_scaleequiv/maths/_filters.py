@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Self
+from typing import Any
 
 import torch
 from monai.utils import ensure_tuple_rep
@@ -63,8 +63,8 @@ class ScaleFilters:
         if isinstance(self.kernel_size, Sequence):
             object.__setattr__(self, "kernel_size", tuple(edges))
 
-    @classmethod
-    def of(cls, value: Self | Mapping[str, Any] | None) -> Self:
+    @staticmethod
+    def of(value: "ScaleFilters | Mapping[str, Any] | None") -> "ScaleFilters":
         """Filters from what a configuration spells as a mapping; None stands for the defaults.
 
         Example::
@@ -72,10 +72,10 @@ class ScaleFilters:
             >>> ScaleFilters.of({"sigma": 1.0}) == ScaleFilters(sigma=1.0)
             True
         """
-        if isinstance(value, cls):
+        if isinstance(value, ScaleFilters):
             return value
         try:
-            return cls(**(value or {}))
+            return ScaleFilters(**(value or {}))
         except TypeError as error:
             raise ValueError(f"filters must be a ScaleFilters, its arguments as a mapping, or None; {error}.") from None
 
