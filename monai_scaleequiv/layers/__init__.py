@@ -3,7 +3,7 @@
 from monai_scaleequiv.layers._conv import ScaleGroupConv, ScaleLiftingConv
 from monai_scaleequiv.layers._dropout import ScaleDropout
 from monai_scaleequiv.layers._factories import register_layers
-from monai_scaleequiv.layers._large_kernel import LargeKernelConv
+from monai_scaleequiv.layers._large_kernel import LargeKernelBase, LargeKernelConv
 from monai_scaleequiv.layers._per_scale import PerScale, ScaleNorm, ScalePointwiseConv, ScalePool
 from monai_scaleequiv.layers._projection import ScaleProjection
 from monai_scaleequiv.layers._resampling import ScaleDownsample, ScaleUpsample
@@ -11,6 +11,7 @@ from monai_scaleequiv.layers._resampling import ScaleDownsample, ScaleUpsample
 register_layers()
 
 __all__ = [
+    "LargeKernelBase",
     "LargeKernelConv",
     "PerScale",
     "ScaleDownsample",
