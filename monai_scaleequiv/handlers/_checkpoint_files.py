@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from monai_scaleequiv.data import claim_output_dir
-from monai_scaleequiv.data._weights import file_fault
+from monai_scaleequiv.data import check_output_dir, file_finding
 
 __all__ = ["claim_checkpoint_dir", "epoch_files", "epoch_of", "newest_finite", "resume_file"]
 
@@ -50,13 +49,13 @@ def claim_checkpoint_dir(folder: str | os.PathLike, resume: str = "") -> None:
             "choose another output_dir, or go on with resume=auto."
         )
     later = [] if start is None else [path for path in epoch_files(folder) if epoch_of(path) > epoch_of(start)]
-    later = [path for path in later if not file_fault(path)]
+    later = [path for path in later if not file_finding(path)]
     if later:
         raise FileExistsError(
             f"{later[0]} is left from an earlier training that went on beyond resume={resume}; "
             "choose another output_dir, or go on with resume=auto."
         )
-    claim_output_dir(folder, "ckpt_dir")
+    check_output_dir(folder, "ckpt_dir")
     for path in folder.glob(UNFINISHED):
         path.unlink(missing_ok=True)
 
@@ -71,7 +70,7 @@ def resume_file(resume: str, folder: Path) -> tuple[Path | None, list[str]]:
     if not resume:
         return None, []
     if resume != AUTO and Path(resume).is_file():
-        fault = file_fault(Path(resume))
+        fault = file_finding(Path(resume))
         if fault:
             raise ValueError(f"{resume}: {fault}; go on with resume=auto, which takes the newest whole checkpoint.")
         return Path(resume), []
@@ -80,7 +79,7 @@ def resume_file(resume: str, folder: Path) -> tuple[Path | None, list[str]]:
         raise FileNotFoundError(f"resume={resume} does not exist; give a {PATTERN} of an earlier training.")
     faults: list[str] = []
     for path in epoch_files(source):
-        fault = file_fault(path)
+        fault = file_finding(path)
         if not fault:
             return path, faults
         faults.append(f"{path}: {fault}")
@@ -94,7 +93,7 @@ def resume_file(resume: str, folder: Path) -> tuple[Path | None, list[str]]:
 def newest_finite(folder: Path) -> Path | None:
     """The newest whole checkpoint whose numbers are all finite."""
     for path in epoch_files(folder):
-        if not file_fault(path) and _finite(torch.load(path, map_location="cpu", weights_only=True)):
+        if not file_finding(path) and _finite(torch.load(path, map_location="cpu", weights_only=True)):
             return path
     return None
 

@@ -21,7 +21,7 @@ class DataCheckHandler:
 
     Files that have not changed since an earlier check are not read again. Of several processes the first one checks,
     and all stop. Datasets that load everything at construction read the files before; where that takes long, call
-    ``check_dataset(...).refuse_errors()`` ahead of it instead.
+    ``check_dataset(...).raise_errors()`` ahead of it instead.
 
     Args:
         source: folder or ``dataset.json`` of a task of the Medical Segmentation Decathlon, or data dictionaries.
@@ -73,7 +73,7 @@ class DataCheckHandler:
         error = ""
         if idist.get_rank() == 0:
             try:
-                check_dataset(self.source, **self.options).refuse_errors()
+                check_dataset(self.source, **self.options).raise_errors()
             except Exception as caught:
                 if idist.get_world_size() == 1:
                     raise

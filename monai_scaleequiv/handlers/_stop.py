@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys, ImageMetaKey
 
-from monai_scaleequiv.handlers._checkpoint_files import epoch_files, file_fault, newest_finite
+from monai_scaleequiv.handlers._checkpoint_files import epoch_files, file_finding, newest_finite
 
 __all__ = ["NonFiniteLossHandler", "StopSignalHandler"]
 
@@ -87,7 +87,7 @@ class StopSignalHandler:
         if not self._stopped_in:
             return
         if self._leads:
-            last = next((path for path in epoch_files(self.save_dir) if not file_fault(path)), None)
+            last = next((path for path in epoch_files(self.save_dir) if not file_finding(path)), None)
             kept = f"{last} holds the last whole epoch; go on with resume=auto" if last else "no epoch was whole yet"
             logger.warning("stopped by SIGTERM in epoch %d: %s.", self._stopped_in, kept)
         raise SystemExit(EXIT_CODE)
