@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from monai_scaleequiv.data import check_dataset, claim_output_dir
-from monai_scaleequiv.data._files import whole_file
+from monai_scaleequiv.data import check_dataset, check_output_dir, whole_file
 
 __all__ = ["make_check"]
 
@@ -49,7 +48,7 @@ def _claim(target: Path) -> None:
     """Finds out before the work whether the report can be written after it."""
     if target.exists():
         raise FileExistsError(f"--output: {target} exists already; choose another file or remove it.")
-    claim_output_dir(target.parent, "--output")
+    check_output_dir(target.parent, "--output")
 
 
 def _write(target: Path, text: str) -> None:

@@ -21,7 +21,7 @@ from monai.apps import get_logger
 
 from monai_scaleequiv.cli._commands import COMMANDS
 from monai_scaleequiv.cli._overrides import override_value, suggestion
-from monai_scaleequiv.data._errors import one_line
+from monai_scaleequiv.data import one_line
 
 __all__ = ["main"]
 

@@ -17,8 +17,7 @@ from torch import nn
 
 from monai_scaleequiv.cli._bundles import input_paths
 from monai_scaleequiv.cli._overrides import check_overrides
-from monai_scaleequiv.data import make_phantom_dataset, nifti_datalist
-from monai_scaleequiv.data._weights import read_weights
+from monai_scaleequiv.data import make_phantom_dataset, nifti_datalist, read_weights
 from monai_scaleequiv.layers import ScaleProjection
 
 __all__ = ["Subject", "WholeImageNetwork", "bundle_subject", "network_subject", "read_images"]
