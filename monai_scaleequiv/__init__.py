@@ -33,6 +33,7 @@ from monai_scaleequiv.layers import (
     ScaleUpsample,
 )
 from monai_scaleequiv.maths import (
+    ScaleFilters,
     cosine_resampling_matrix,
     fft_depthwise_conv,
     frequency_prior,
@@ -73,6 +74,7 @@ __all__ = [
     "ScaleConvUnit",
     "ScaleDownsample",
     "ScaleDropout",
+    "ScaleFilters",
     "ScaleGroupConv",
     "ScaleLiftingConv",
     "ScaleNorm",

@@ -11,16 +11,16 @@ from monai_scaleequiv.layers._input_checks import (
     check_spatial_dims,
     is_count,
 )
-from monai_scaleequiv.layers._large_kernel import LargeKernelBase, LargeKernelConv
+from monai_scaleequiv.layers._large_kernel import LargeKernelConv
 from monai_scaleequiv.layers._per_scale import PerScale, ScaleNorm, ScalePointwiseConv, ScalePool
 from monai_scaleequiv.layers._projection import ScaleProjection
 from monai_scaleequiv.layers._resampling import ScaleDownsample, ScaleUpsample
+from monai_scaleequiv.layers._steerable import SteerableConv
 
 register_layers()
 
 __all__ = [
     "DerivedBuffers",
-    "LargeKernelBase",
     "LargeKernelConv",
     "PerScale",
     "ScaleDownsample",
@@ -32,6 +32,7 @@ __all__ = [
     "ScalePool",
     "ScaleProjection",
     "ScaleUpsample",
+    "SteerableConv",
     "check_channels",
     "check_features",
     "check_image",
