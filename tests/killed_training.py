@@ -1,12 +1,10 @@
 """Trains a bundle in child processes that kill themselves, one after the other; run by tests as a process of its own.
 
-Usage: ``python -m tests.killed_training JOBS.json``; a job tells bundle, overrides and, for each child, after how many
+Usage: ``python -m tests.killed_training JOBS.json``; a job gives bundle, overrides and, for each child, after how many
 ticks it sends itself SIGKILL, 0 for never. A tick is any step of a training: an iteration's start, forward pass,
 backward pass or end, a validated case, or half of a checkpoint written. Prints how each child of each job
 ended.
 """
-
-from __future__ import annotations
 
 import hashlib
 import io
