@@ -14,6 +14,7 @@ import pickle
 import random
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,7 @@ def train(job: dict, clock: Clock) -> None:
     for event in (IterationEvents.FORWARD_COMPLETED, IterationEvents.BACKWARD_COMPLETED):
         trainer.add_event_handler(event, clock.tick)
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, clock.tick)
+    output.mkdir(parents=True, exist_ok=True)
     log = (output / "steps.txt").open("a")
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: note(engine, log))
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: note_epoch(engine, transforms, log))
@@ -100,6 +102,8 @@ def in_a_child(job: dict, last: int) -> int:
         try:
             train(job, Clock(last))
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(status)
