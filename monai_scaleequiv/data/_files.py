@@ -1,9 +1,9 @@
 """Files that are there whole or not at all, and folders that can be written to."""
 
 import os
+import platform
 import re
 import secrets
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ def whole_file(target: Path, replace: bool = True) -> Iterator[Path]:
             if leftover.fullmatch(path.name) and time.time() - path.stat().st_mtime > STALE:
                 path.unlink()
     # Process numbers repeat on other nodes and in containers. The target's ending tells nibabel the format.
-    writer = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
+    writer = f"{platform.node()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = target.with_name(f".{writer}-{target.name}")
     try:
         yield temporary
