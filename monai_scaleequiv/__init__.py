@@ -4,7 +4,7 @@ Importing this package registers its components with MONAI: short names such as 
 and the layers are entries of MONAI's layer factories.
 """
 
-from monai_scaleequiv import published
+from monai_scaleequiv import handlers, published
 from monai_scaleequiv.data import (
     CheckedNibabelReader,
     DatasetReport,
@@ -17,21 +17,6 @@ from monai_scaleequiv.data import (
     nifti_datalist,
     read_weights,
     split_datalist,
-)
-from monai_scaleequiv.handlers import (
-    AbsentClassDiceMetric,
-    DataCheckHandler,
-    EngineProgressBar,
-    EpochSeedHandler,
-    EquivarianceHandler,
-    NonFiniteLossHandler,
-    ResumableCheckpointSaver,
-    ResumeHandler,
-    SpacingHausdorffDistanceMetric,
-    StopSignalHandler,
-    WorkflowState,
-    claim_checkpoint_dir,
-    leave_process_group,
 )
 from monai_scaleequiv.inferers import MillimetreSlidingWindowInferer
 from monai_scaleequiv.layers import (
@@ -48,6 +33,7 @@ from monai_scaleequiv.layers import (
     ScaleUpsample,
 )
 from monai_scaleequiv.maths import (
+    ScaleFilters,
     cosine_resampling_matrix,
     fft_depthwise_conv,
     frequency_prior,
@@ -72,30 +58,23 @@ __version__ = "0.1.0"
 from monai_scaleequiv.transforms import ArgmaxInvertd, CheckLabeld, CheckVolumed
 
 __all__ = [
-    "AbsentClassDiceMetric",
     "ArgmaxInvertd",
     "CheckLabeld",
     "CheckVolumed",
     "CheckedNibabelReader",
-    "DataCheckHandler",
     "DatasetReport",
-    "EngineProgressBar",
-    "EpochSeedHandler",
     "EquivarianceError",
-    "EquivarianceHandler",
     "EquivarianceReading",
     "InputGridWriter",
     "LargeKernelConv",
     "MillimetreSlidingWindowInferer",
-    "NonFiniteLossHandler",
     "PerScale",
     "RepUXNet",
-    "ResumableCheckpointSaver",
-    "ResumeHandler",
     "SEUNet",
     "ScaleConvUnit",
     "ScaleDownsample",
     "ScaleDropout",
+    "ScaleFilters",
     "ScaleGroupConv",
     "ScaleLiftingConv",
     "ScaleNorm",
@@ -105,23 +84,19 @@ __all__ = [
     "ScalePyramid",
     "ScaleResidualUnit",
     "ScaleUpsample",
-    "SpacingHausdorffDistanceMetric",
-    "StopSignalHandler",
-    "WorkflowState",
     "assert_scale_equivariant",
     "check_dataset",
     "check_output_dir",
-    "claim_checkpoint_dir",
     "consistency_dice",
     "cosine_resampling_matrix",
     "equivariance_error",
     "fft_depthwise_conv",
     "frequency_prior",
     "gaussian_downsampling_matrix",
+    "handlers",
     "held_out",
     "hermite_gaussian_basis",
     "hermite_gaussian_filters",
-    "leave_process_group",
     "linear_upsampling_matrix",
     "load_datalist",
     "make_phantom_dataset",
