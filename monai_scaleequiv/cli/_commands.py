@@ -58,7 +58,6 @@ def check(
     num_classes: int | None = None,
     channels: int | None = None,
     workers: int | None = None,
-    fresh: bool = False,
     debug: bool = False,
 ) -> None:
     """Checks a data set before a training: every file, read to its end, and how they fit together.
@@ -73,16 +72,13 @@ def check(
         num_classes: labels are 0 to num_classes - 1; by default as in dataset.json.
         channels: channels of each image; by default as in dataset.json, else what most images have.
         workers: number of processes; by default one per CPU core if there is much to read.
-        fresh: read all files again.
         debug: show all warnings and, after an error, the traceback.
     """
     if bool(input) == bool(images) or (labels and not images):
         raise ValueError("check: expected a data set, or --images=PATH with --labels=PATH; see check --help.")
-    if not isinstance(fresh, bool):
-        raise ValueError(f"--fresh={fresh}: expected true or false; give --fresh alone.")
     paths = {"source": input, "images": images, "labels": labels}
     options = {name: absolute(path) for name, path in paths.items() if path}
-    options.update(num_classes=num_classes, channels=channels, workers=workers, fresh=fresh)
+    options.update(num_classes=num_classes, channels=channels, workers=workers)
     make_check(absolute(output) if output else "", _tell, **options)
 
 

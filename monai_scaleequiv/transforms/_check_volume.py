@@ -9,7 +9,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from monai.utils import ImageMetaKey, ensure_tuple, ensure_tuple_rep
+from monai.utils import ImageMetaKey, ensure_tuple
 
 from monai_scaleequiv.data import rules
 
@@ -61,9 +61,11 @@ class CheckVolumed(MapTransform):
             raise ValueError(f'fill: expected a finite number, "min" or None, got {fill!r}; choose one of them.')
         if len(spacing_range) != 2 or not 0 <= spacing_range[0] <= spacing_range[1]:
             raise ValueError(f"spacing_range: expected two rising sizes in mm, got {list(spacing_range)}; swap them.")
-        sizes = () if pixdim is None else ensure_tuple_rep(pixdim, spatial_dims)
-        if not all(isinstance(size, Real) and 0 < size < float("inf") for size in sizes):
-            raise ValueError(f"pixdim: expected finite numbers above 0, got {pixdim}; give a voxel size in mm each.")
+        sizes = ensure_tuple(pixdim) * (spatial_dims if isinstance(pixdim, Real) else 1) if pixdim is not None else ()
+        fits = all(isinstance(size, Real) and 0 < float(size) < float("inf") for size in sizes)
+        if pixdim is not None and not (fits and len(sizes) == spatial_dims):
+            expected = f"{spatial_dims} finite numbers above 0"
+            raise ValueError(f"pixdim: expected {expected}, got {pixdim}; give a voxel size in mm each.")
         if not max_voxels >= 1:
             raise ValueError(f"max_voxels: expected at least 1, got {max_voxels}; give a larger number.")
         self.channels = channels
@@ -87,11 +89,11 @@ class CheckVolumed(MapTransform):
     def _check_grid(self, volume: torch.Tensor, name: str) -> None:
         shape = tuple(volume.shape[-self.spatial_dims :])
         for matrix in affines_of(volume):
-            rules.raise_first(name, [rules.affine(matrix, self.max_shear)])
+            rules.raise_first(name, rules.affine(matrix, self.max_shear))
             sizes = rules.spacing_of(matrix)[: self.spatial_dims]
-            rules.raise_first(name, [rules.spacing(sizes, self.spacing_range)])
+            rules.raise_first(name, rules.spacing(sizes, self.spacing_range))
             if self.pixdim:
-                rules.raise_first(name, [rules.growth(shape, matrix, self.pixdim, self.max_voxels)])
+                rules.raise_first(name, rules.growth(shape, matrix, self.pixdim, self.max_voxels))
 
     def _finite(self, volume: torch.Tensor, name: str) -> torch.Tensor:
         finite = torch.isfinite(volume)
@@ -99,7 +101,7 @@ class CheckVolumed(MapTransform):
         if not bad:
             return volume
         if self.fill is None or bad == volume.numel():
-            rules.raise_first(name, [rules.finite(bad, self.hint)])
+            rules.raise_first(name, rules.finite(bad, self.hint))
         value = float(volume[finite].min()) if self.fill == "min" else float(self.fill or 0)
         warnings.warn(f"{name}: {bad} NaN or infinite voxel(s) replaced by {value:g}.", stacklevel=2)
         filled = volume.clone()
@@ -110,7 +112,7 @@ class CheckVolumed(MapTransform):
 def check_shape(volume: torch.Tensor, channels: int, spatial_dims: int, name: str) -> None:
     """Raises unless a volume is (channels, ...) or (B, channels, ...) with so many spatial axes."""
     shape = tuple(volume.shape[1:]) if has_batch_axis(volume, spatial_dims) else tuple(volume.shape)
-    rules.raise_first(name, [rules.axes(shape[1:], spatial_dims), rules.channels(shape[0], channels)])
+    rules.raise_first(name, rules.axes(shape[1:], spatial_dims), rules.channels(shape[0], channels))
 
 
 def has_batch_axis(volume: torch.Tensor, spatial_dims: int) -> bool:
