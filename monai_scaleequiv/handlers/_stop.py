@@ -1,6 +1,4 @@
-"""Ends of a training that are not its own: being told to stop, and numbers that go wrong."""
-
-from __future__ import annotations
+"""Ends of a training that are not its own: a signal, and numbers that go wrong."""
 
 import logging
 import os
@@ -16,9 +14,8 @@ from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys, ImageMetaKey
 
-from monai_scaleequiv.handlers._checkpoint_files import epoch_files, file_fault, newest_finite
-
-__all__ = ["NonFiniteLossHandler", "StopSignalHandler"]
+from monai_scaleequiv.data import file_finding
+from monai_scaleequiv.handlers._checkpoint_files import epoch_files, newest_finite
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +25,10 @@ EXIT_CODE = 128 + signal.SIGTERM
 class StopSignalHandler:
     """Ends a training on SIGTERM, after the iteration in progress; the checkpoint of the last whole epoch counts.
 
-    Nothing of a half-finished epoch is saved: going on repeats it. An epoch that has just ended is validated and saved
-    before. If one of several processes gets the signal, all stop. A second SIGTERM ends the process at once. Signals
-    can be caught in the main thread only; in another one the handler does nothing.
+    Nothing of a half-finished epoch is saved. An epoch that has just ended is validated and saved before. If one of
+    several processes gets the signal, all stop. A second SIGTERM ends the process at once. Signals can be caught in the
+    main thread only. Stands before MONAI's ``StatsHandler``: Ignite shows an exception to the first handler alone, and
+    the signal's earlier meaning has to come back then as well.
 
     Call :py:meth:`exit_if_stopped` at the end, for the message and the process's exit status of 143.
 
@@ -62,13 +60,14 @@ class StopSignalHandler:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._within_an_epoch)
         engine.add_event_handler(Events.COMPLETED, self._restore)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._restore_and_raise)
 
     def __call__(self, engine: Engine) -> None:
         """Stops the engine if a signal has come to any process."""
-        asked = self._signalled
+        stops = self._signalled
         if idist.get_world_size() > 1:
-            asked = idist.all_reduce(int(asked), "MAX") > 0
-        if asked:
+            stops = idist.all_reduce(int(stops), "MAX") > 0
+        if stops:
             self._stopped_in = engine.state.epoch
             engine.terminate()
 
@@ -87,7 +86,7 @@ class StopSignalHandler:
         if not self._stopped_in:
             return
         if self._leads:
-            last = next((path for path in epoch_files(self.save_dir) if not file_fault(path)), None)
+            last = next((path for path in epoch_files(self.save_dir) if not file_finding(path)), None)
             kept = f"{last} holds the last whole epoch; go on with resume=auto" if last else "no epoch was whole yet"
             logger.warning("stopped by SIGTERM in epoch %d: %s.", self._stopped_in, kept)
         raise SystemExit(EXIT_CODE)
@@ -105,6 +104,10 @@ class StopSignalHandler:
     def _restore(self, engine: Engine) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)  # None if not set by Python
+
+    def _restore_and_raise(self, engine: Engine, error: BaseException) -> None:
+        self._restore(engine)
+        raise error
 
 
 class NonFiniteLossHandler:

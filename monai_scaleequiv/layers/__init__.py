@@ -1,9 +1,17 @@
 """Layers on features with a scale axis, (B, S, C, D, H, W) in 3D and (B, S, C, H, W) in 2D; large kernels."""
 
 from monai_scaleequiv.layers._conv import ScaleGroupConv, ScaleLiftingConv
+from monai_scaleequiv.layers._derived import DerivedBuffers
 from monai_scaleequiv.layers._dropout import ScaleDropout
 from monai_scaleequiv.layers._factories import register_layers
-from monai_scaleequiv.layers._large_kernel import LargeKernelConv
+from monai_scaleequiv.layers._input_checks import (
+    check_channels,
+    check_features,
+    check_image,
+    check_spatial_dims,
+    is_count,
+)
+from monai_scaleequiv.layers._large_kernel import LargeKernelBase, LargeKernelConv
 from monai_scaleequiv.layers._per_scale import PerScale, ScaleNorm, ScalePointwiseConv, ScalePool
 from monai_scaleequiv.layers._projection import ScaleProjection
 from monai_scaleequiv.layers._resampling import ScaleDownsample, ScaleUpsample
@@ -11,6 +19,8 @@ from monai_scaleequiv.layers._resampling import ScaleDownsample, ScaleUpsample
 register_layers()
 
 __all__ = [
+    "DerivedBuffers",
+    "LargeKernelBase",
     "LargeKernelConv",
     "PerScale",
     "ScaleDownsample",
@@ -22,4 +32,9 @@ __all__ = [
     "ScalePool",
     "ScaleProjection",
     "ScaleUpsample",
+    "check_channels",
+    "check_features",
+    "check_image",
+    "check_spatial_dims",
+    "is_count",
 ]

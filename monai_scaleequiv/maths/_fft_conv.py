@@ -1,13 +1,11 @@
 """Depthwise convolution and its gradients by real FFT."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
-
-__all__ = ["crop_to_reach", "fft_depthwise_conv", "fft_depthwise_gradients", "fft_kernel_spectrum", "kernel_reach"]
+from scipy.fft import next_fast_len
 
 # Real elements of one chunk of channels on a CPU: smaller ones leave threads without work, larger ones leave its cache.
 # Another device wants few, large transforms.
@@ -22,9 +20,6 @@ def kernel_reach(size: Sequence[int], kernel_size: Sequence[int]) -> list[int]:
     Args:
         size: spatial size of the image.
         kernel_size: edges of the kernel, odd.
-
-    Returns:
-        one number per axis: half the kernel, or the image's size less one.
 
     Example::
 
@@ -50,9 +45,8 @@ def crop_to_reach(weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         torch.Size([4, 1, 21, 21, 11])
     """
     first = weight.dim() - len(size)
-    for axis, reach in enumerate(kernel_reach(size, weight.shape[first:])):
-        margin = weight.shape[first + axis] // 2 - reach
-        weight = weight.narrow(first + axis, margin, 2 * reach + 1)
+    for axis, reach in enumerate(kernel_reach(size, weight.shape[first:]), first):
+        weight = weight.narrow(axis, weight.shape[axis] // 2 - reach, 2 * reach + 1)
     return weight
 
 
@@ -72,7 +66,8 @@ def fft_kernel_spectrum(weight: torch.Tensor, size: Sequence[int]) -> torch.Tens
         torch.Size([4, 60, 31])
     """
     kernel = crop_to_reach(weight, size).flatten(0, 1)
-    return _conjugate(_kernel_transform(kernel, _periods(size, kernel.shape[1:])))
+    # At once: inside a compiled graph, torch 2.13 loses the mark of a lazy conjugate.
+    return torch.conj_physical(_kernel_transform(kernel, _periods(size, kernel.shape[1:])))
 
 
 def fft_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Tensor | None = None) -> torch.Tensor:
@@ -98,12 +93,12 @@ def fft_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Te
         True
     """
     size = x.shape[2:]
-    kernel = crop_to_reach(weight, size).flatten(0, 1)
-    periods = _periods(size, kernel.shape[1:])
+    edges = crop_to_reach(weight, size).shape[2:]
+    periods = _periods(size, edges)
     y = x.new_empty(x.shape)
     for channels in _chunks(x, periods):
-        of_kernel = _conjugate(_kernel_transform(kernel[channels], periods)) if spectrum is None else spectrum[channels]
-        product = _image_transform(x[:, channels], kernel.shape[1:], periods).mul_(of_kernel)
+        of_kernel = fft_kernel_spectrum(weight[channels], size) if spectrum is None else spectrum[channels]
+        product = _image_transform(x[:, channels], edges, periods).mul_(of_kernel)
         y[:, channels] = _inverse(product, periods, [0] * len(size), size)
     return y
 
@@ -138,48 +133,26 @@ def fft_depthwise_gradients(
     periods = _periods(size, edges)
     grad_x = x.new_empty(x.shape) if of_input else None
     grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format) if of_weight else None
-    inner = crop_to_reach(grad_weight, size).flatten(0, 1) if of_weight else None
     for channels in _chunks(x, periods):
         of_grad = _transform(grad[:, channels], periods)
-        if of_weight:
-            product = _image_transform(x[:, channels], edges, periods)
-            product = product.mul_(torch.conj_physical(of_grad)).sum(0)
+        if grad_weight is not None:
+            product = _image_transform(x[:, channels], edges, periods).mul_(torch.conj_physical(of_grad)).sum(0)
+            inner = crop_to_reach(grad_weight, size).squeeze(1)
             inner[channels] = _inverse(product, periods, [0] * len(size), edges)
-        if of_input:
+        if grad_x is not None:
             product = of_grad.mul_(_kernel_transform(kernel[channels], periods))
             grad_x[:, channels] = _inverse(product, periods, [k // 2 for k in edges], size)
     return grad_x, grad_weight
 
 
-def _conjugate(spectrum: torch.Tensor) -> torch.Tensor:
-    # At once, in place: inside a compiled graph, torch 2.13 loses the mark of a lazy conjugate.
-    return torch.conj_physical_(spectrum) if not spectrum.requires_grad else torch.conj_physical(spectrum)
-
-
 def _periods(size: Sequence[int], edges: Sequence[int]) -> list[int]:
-    return [_fast_length(n + k // 2) for n, k in zip(size, edges, strict=True)]
-
-
-def _fast_length(least: int) -> int:
-    length = least
-    while True:
-        rest = length
-        for factor in (2, 3, 5):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return length
-        length += 1
+    return [next_fast_len(n + k // 2, real=True) for n, k in zip(size, edges, strict=True)]
 
 
 def _chunks(x: torch.Tensor, periods: Sequence[int]) -> Iterator[slice]:
-    elements = x.shape[0]
-    for period in periods:
-        elements *= period
-    most = _CHUNK.get(x.device.type, _CHUNK_ELSEWHERE) // max(1, elements)
+    most = _CHUNK.get(x.device.type, _CHUNK_ELSEWHERE) // max(1, x.shape[0] * prod(periods))
     step = max(1, min(most, -(-x.shape[1] // _LEAST_CHUNKS)))
-    for start in range(0, x.shape[1], step):
-        yield slice(start, start + step)
+    return (slice(start, start + step) for start in range(0, x.shape[1], step))
 
 
 def _transform(x: torch.Tensor, periods: Sequence[int]) -> torch.Tensor:
@@ -189,10 +162,9 @@ def _transform(x: torch.Tensor, periods: Sequence[int]) -> torch.Tensor:
 
 
 def _image_transform(x: torch.Tensor, edges: Sequence[int], periods: Sequence[int]) -> torch.Tensor:
-    pad: list[int] = []
-    for n, k, period in zip(reversed(x.shape[2:]), reversed(edges), reversed(periods), strict=True):
-        pad += [k // 2, period - n - k // 2]
-    return _transform(F.pad(x, pad), periods)
+    axes = zip(x.shape[2:], edges, periods, strict=True)
+    pad = [[k // 2, period - n - k // 2] for n, k, period in axes]
+    return _transform(F.pad(x, sum(reversed(pad), [])), periods)
 
 
 def _kernel_transform(kernel: torch.Tensor, periods: Sequence[int]) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Measuring scale-equivariance, of any layer or network."""
 
+from monai_scaleequiv.metrics._dice import AbsentClassDiceMetric
 from monai_scaleequiv.metrics._error import (
     EquivarianceReading,
     assert_scale_equivariant,
@@ -7,11 +8,14 @@ from monai_scaleequiv.metrics._error import (
     relative_error,
     scale_shift,
 )
+from monai_scaleequiv.metrics._hausdorff import SpacingHausdorffDistanceMetric
 from monai_scaleequiv.metrics._metric import EquivarianceError, consistency_dice
 
 __all__ = [
+    "AbsentClassDiceMetric",
     "EquivarianceError",
     "EquivarianceReading",
+    "SpacingHausdorffDistanceMetric",
     "assert_scale_equivariant",
     "consistency_dice",
     "equivariance_error",

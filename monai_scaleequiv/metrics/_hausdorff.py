@@ -1,18 +1,12 @@
 """Hausdorff distance in millimetres, whatever the voxel size of each case."""
 
-from __future__ import annotations
-
 import torch
 from monai.data import MetaTensor
 from monai.metrics import HausdorffDistanceMetric
 
-__all__ = ["SpacingHausdorffDistanceMetric"]
-
 
 class SpacingHausdorffDistanceMetric(HausdorffDistanceMetric):
-    """MONAI's Hausdorff distance with the voxel size read from each label's affine.
-
-    For MONAI's ``IgniteMetricHandler(metric_fn=...)``, whose metrics are not told the voxel size.
+    """MONAI's Hausdorff distance with the voxel size that each label's affine has.
 
     Shape:
         lists of one-hot (C, D, H, W) predictions and labels; labels are MetaTensors.
@@ -32,8 +26,6 @@ class SpacingHausdorffDistanceMetric(HausdorffDistanceMetric):
         for prediction, label in zip(y_pred, y, strict=True):
             if not isinstance(label, MetaTensor):
                 raise ValueError(f"expected labels as MetaTensor, for their voxel size, got {type(label).__name__}.")
-            spacing = [float(p) for p in label.pixdim]
-            # MONAI's metric takes plain tensors; the affine has served its purpose.
             pair = torch.as_tensor(prediction)[None], label.as_tensor()[None]
-            distances.append(super().__call__(*pair, spacing=spacing))
+            distances.append(super().__call__(*pair, spacing=[float(p) for p in label.pixdim]))
         return torch.cat(distances)

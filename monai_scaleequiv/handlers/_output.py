@@ -1,0 +1,132 @@
+"""What a run leaves beside its results, and where."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import ensure_tuple
+
+from monai_scaleequiv.data import check_output_dir, compare_records, definition_of, read_record, write_record
+
+
+class OutputDirHandler:
+    """Creates a folder for results as a run starts, and writes to it for a trial.
+
+    Args:
+        output_dir: where results will be written; what it holds stays as it is.
+        files: names or patterns of results, which may not be there already, unless this run has written them.
+        overwrite: whether they may.
+
+    Raises:
+        FileExistsError: when one of ``files`` is there already.
+        OSError: when the folder cannot be made or written to, or the disk is full.
+
+    Example::
+
+        >>> engine = Engine(lambda engine, batch: None)
+        >>> OutputDirHandler("output", files=["metrics.csv"]).attach(engine)
+        >>> engine.run([0]).epoch
+        1
+    """
+
+    def __init__(self, output_dir: str | os.PathLike, files: Sequence[str] = (), overwrite: bool = False) -> None:
+        self.output_dir = output_dir
+        self.files = files
+        self.overwrite = overwrite
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to any engine."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Checks, in the first of several processes."""
+        if idist.get_rank() == 0:
+            check_output_dir(self.output_dir, "output_dir", self.files, self.overwrite)
+            self.overwrite = True
+
+
+class TrainingRecordHandler:
+    """Writes beside the weights, as a training starts, what a later run with them has to agree with.
+
+    Args:
+        path: a JSON file, ``model.json`` for ``model.pt``.
+        network: whose definition to record.
+        values: further entries, such as spacing and num_classes.
+        cases: data dictionaries of the training, of which names and sizes of the images are recorded.
+        weights: the weights that the training starts from, whose cases have been seen as well.
+
+    Raises:
+        FileExistsError: when the record is that of another training.
+        ValueError: when a training is resumed and its record disagrees.
+
+    Example::
+
+        >>> trainer = Engine(lambda engine, batch: None)
+        >>> TrainingRecordHandler("new.json", torch.nn.Linear(1, 1), {"spacing": [1.0, 1.0, 1.0]}, []).attach(trainer)
+        >>> _ = trainer.run([0])
+        >>> read_record("new.pt")["spacing"]
+        [1.0, 1.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        network: torch.nn.Module,
+        values: Mapping[str, Any],
+        cases: Sequence[Mapping[str, Any]],
+        weights: str = "",
+    ) -> None:
+        self.path = Path(path)
+        self.network = network
+        self.values = values
+        self.cases = cases
+        self.weights = weights
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to a trainer, behind the handler that resumes."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Writes, in the first of several processes."""
+        if idist.get_rank() > 0:
+            return
+        record = {"network_def": definition_of(self.network), **self.values}
+        earlier = read_record(self.path) if self.path.is_file() else None
+        if earlier is not None and engine.state.iteration:
+            compare_records(earlier, record, self.path)
+        elif earlier is not None and self.path.with_suffix(".pt").is_file():
+            raise FileExistsError(f"{self.path} is of another training; choose another output_dir.")
+        start = read_record(self.weights) if self.weights else None
+        seen: dict[str, int] = {}
+        for source in (start, earlier if engine.state.iteration else None):
+            seen |= (source or {}).get("training_cases", {})
+        images = [Path(image) for case in self.cases for image in ensure_tuple(case["image"])]
+        seen |= {image.name: image.stat().st_size for image in images if image.is_file()}
+        write_record(self.path, {**record, "training_cases": seen})
+
+
+class LateSummaryWriter:
+    """TensorBoard's ``SummaryWriter``, made when there is something to write: a run that fails before leaves nothing.
+
+    Args:
+        log_dir: as for ``SummaryWriter``.
+
+    Example::
+
+        >>> LateSummaryWriter("tensorboard").add_scalar("loss", 0.5, 1)
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        self.log_dir = log_dir
+        self._writer: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self._writer = SummaryWriter(self.log_dir)
+        return getattr(self._writer, name)
