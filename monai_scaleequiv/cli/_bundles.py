@@ -58,11 +58,24 @@ def read_bundle(
     check_overrides(parser, overrides, " with ".join(file.name for file in files))
     _check_device(overrides.get("device"))
     if command != "train" and "ckpt_path" in parser and parser.get("load_pretrain") is not False:
-        record = read_record(parser.get_parsed_content("ckpt_path")) or {}
-        overrides = {**{id: record[id] for id in RECORDED if id in record and id in parser}, **overrides}
+        overrides = {**_recorded(parser), **overrides}
         parser.update(overrides)
         parser.parse(reset=True)
     return parser, [str(file) for file in files], overrides
+
+
+def _recorded(parser: ConfigParser) -> dict[str, Any]:
+    """What the training of the weights has recorded, for the ids that the config has."""
+    record = read_record(parser.get_parsed_content("ckpt_path")) or {}
+    found = {id: record[id] for id in RECORDED if id in record and id in parser}
+    configured, recorded = parser.get("network_def"), found.get("network_def")
+    if isinstance(configured, dict) and recorded:
+        name = str(configured.get("_target_"))
+        if name.rpartition(".")[2] == recorded["_target_"]:  # it may have more arguments than the record can hold
+            found["network_def"] = {**configured, **recorded, "_target_": name}
+    else:
+        found.pop("network_def", None)
+    return found
 
 
 def find_bundle(name: str) -> Path:

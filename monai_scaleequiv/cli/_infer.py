@@ -16,7 +16,7 @@ from monai.handlers import CheckpointLoader
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
-from monai_scaleequiv.data import one_line, whole_file
+from monai_scaleequiv.data import one_line, root_cause, whole_file
 
 HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # no later volume could be written either
 SHOWN = 3
@@ -29,7 +29,7 @@ def segment(workflow: ConfigWorkflow) -> None:
     A full or read-only disk stops the run, and so does whatever keeps the first volume from being begun.
     """
     for handler in workflow.parser.get("handlers", []):
-        if "ProgressBar" in str(handler.get("_target_")):
+        if isinstance(handler, dict) and "ProgressBar" in str(handler.get("_target_")):
             handler["_disabled_"] = True  # it would show a bar for each volume
     workflow.initialize()
     evaluator = workflow.parser.get_parsed_content("evaluator")
@@ -53,7 +53,9 @@ def segment(workflow: ConfigWorkflow) -> None:
     workflow.finalize()
     if failures:
         shown = [*list(failures.values())[:SHOWN], *([f"and {len(failures) - SHOWN} more"] if failures[SHOWN:] else [])]
-        head = f"{len(failures)} of {len(dataset)} volumes failed{where}; correct them and run again with --skip_existing"
+        head = (
+            f"{len(failures)} of {len(dataset)} volumes failed{where}; correct them and run again with --skip_existing"
+        )
         raise RuntimeError(f"{head}: {' | '.join(shown)}")
 
 
@@ -83,18 +85,13 @@ def _run(evaluator: Evaluator, batch: Mapping[str, Any], several: bool) -> str:
     try:
         evaluator.run()
     except Exception as error:
-        if not several or evaluator.state.epoch == 0 or _is_hopeless(error):  # epoch 0: no volume has been begun
+        full = getattr(root_cause(error), "errno", None) in HOPELESS
+        if not several or full or evaluator.state.epoch == 0:  # that is, no volume has been begun
             raise
         return one_line(error)
     finally:
         evaluator.data_loader, evaluator.state.batch = [], None
     return ""
-
-
-def _is_hopeless(error: BaseException | None) -> bool:
-    while error is not None and getattr(error, "errno", None) not in HOPELESS:
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def _list_failures(path: Path, failures: Mapping[str, str], done: set[str]) -> bool:

@@ -38,7 +38,9 @@ class WholeImageNetwork(nn.Module):
     def scales(self) -> list[float] | None:
         """Relative sizes along the scale axis; None for a network that does not project one."""
         has_axis = any(isinstance(module, ScaleProjection) for module in self.modules())
-        scales = getattr(self.network, "scales", None) or getattr(getattr(self.network, "filters", None), "scales", None)
+        scales = getattr(self.network, "scales", None) or getattr(
+            getattr(self.network, "filters", None), "scales", None
+        )
         return [float(s) for s in scales] if has_axis and scales else None
 
     @property
@@ -94,7 +96,9 @@ def read_images(
 ) -> dict[str, torch.Tensor]:
     """The first few images, by name; for a 2D network the middle slice. Without a source, phantoms."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = input_paths(source) if source else make_phantom_dataset(folder, cases=cases, seed=seed).parent / "imagesTr"
+        paths = (
+            input_paths(source) if source else make_phantom_dataset(folder, cases=cases, seed=seed).parent / "imagesTr"
+        )
         files = [item["image"] for item in nifti_datalist(paths)[:cases]]
         images = {Path(f).name: convert_to_tensor(load(f), track_meta=False, dtype=torch.float32) for f in files}
     flat = spatial_dims == 2
