@@ -52,11 +52,10 @@ def segment(workflow: ConfigWorkflow) -> None:
         where = f", listed in {listed}" if _list_failures(listed, failures, done) else ""
     workflow.finalize()
     if failures:
-        shown = [*list(failures.values())[:SHOWN], *([f"and {len(failures) - SHOWN} more"] if failures[SHOWN:] else [])]
-        head = (
-            f"{len(failures)} of {len(dataset)} volumes failed{where}; correct them and run again with --skip_existing"
-        )
-        raise RuntimeError(f"{head}: {' | '.join(shown)}")
+        texts, more = list(failures.values()), len(failures) - SHOWN
+        shown = " | ".join(texts[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
+        counts = f"{len(texts)} of {len(dataset)} volumes failed{where}"
+        raise RuntimeError(f"{counts}; correct them and run again with --skip_existing: {shown}")
 
 
 def _results(evaluator: Evaluator, dataset: Dataset) -> Iterator[tuple[str, str]]:
