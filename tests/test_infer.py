@@ -361,13 +361,13 @@ def test_file_of_another_kind_is_left_alone(capsys, folder, tmp_path):
         segment(flow)
         assert mine.read_bytes() == before
         data = nifti_datalist([folder / name for name in ("a.nii.gz", "b.nii.gz")])
-        with pytest.raises(RuntimeError, match="^1 of 2 volumes failed; correct them"):  # not "listed in"
+        with pytest.raises(RuntimeError, match=r"^1 of 2 volumes failed; correct them"):  # not "listed in"
             segment(workflow(tmp_path, data))
         assert mine.read_bytes() == before
     mine.unlink()
     mine.mkdir()
     capsys.readouterr()
-    with pytest.raises(RuntimeError, match="^1 of 2 volumes failed; correct them"):
+    with pytest.raises(RuntimeError, match=r"^1 of 2 volumes failed; correct them"):
         segment(workflow(tmp_path, data))
     assert "failures.json: expected a list of failed volumes that can be written to, got" in capsys.readouterr().out
 
