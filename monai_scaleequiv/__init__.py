@@ -6,26 +6,17 @@ and the layers are entries of MONAI's layer factories.
 
 from monai_scaleequiv import published
 from monai_scaleequiv.data import (
-    CheckFiled,
-    CheckGridd,
-    CheckLabeld,
-    CheckSpacingd,
-    CheckVolumed,
+    CheckedNibabelReader,
     DatasetReport,
     InputGridWriter,
-    LabelMapInferer,
-    MillimetreWindowInferer,
-    PlainWeightsLoader,
-    PrepareBatchSpacing,
-    TakeScaleMapd,
-    TolerantDataset,
-    TolerantEvaluator,
     check_dataset,
-    claim_output_dir,
+    check_output_dir,
+    held_out,
+    load_datalist,
     make_phantom_dataset,
     nifti_datalist,
     read_weights,
-    task_datalist,
+    split_datalist,
 )
 from monai_scaleequiv.handlers import (
     AbsentClassDiceMetric,
@@ -42,6 +33,7 @@ from monai_scaleequiv.handlers import (
     claim_checkpoint_dir,
     leave_process_group,
 )
+from monai_scaleequiv.inferers import MillimetreSlidingWindowInferer
 from monai_scaleequiv.layers import (
     LargeKernelConv,
     PerScale,
@@ -77,14 +69,14 @@ from monai_scaleequiv.metrics import (
 from monai_scaleequiv.nets import RepUXNet, ScaleConvUnit, ScalePyramid, ScaleResidualUnit, SEUNet
 
 __version__ = "0.1.0"
+from monai_scaleequiv.transforms import ArgmaxInvertd, CheckLabeld, CheckVolumed
 
 __all__ = [
     "AbsentClassDiceMetric",
-    "CheckFiled",
-    "CheckGridd",
+    "ArgmaxInvertd",
     "CheckLabeld",
-    "CheckSpacingd",
     "CheckVolumed",
+    "CheckedNibabelReader",
     "DataCheckHandler",
     "DatasetReport",
     "EngineProgressBar",
@@ -93,13 +85,10 @@ __all__ = [
     "EquivarianceHandler",
     "EquivarianceReading",
     "InputGridWriter",
-    "LabelMapInferer",
     "LargeKernelConv",
-    "MillimetreWindowInferer",
+    "MillimetreSlidingWindowInferer",
     "NonFiniteLossHandler",
     "PerScale",
-    "PlainWeightsLoader",
-    "PrepareBatchSpacing",
     "RepUXNet",
     "ResumableCheckpointSaver",
     "ResumeHandler",
@@ -118,24 +107,23 @@ __all__ = [
     "ScaleUpsample",
     "SpacingHausdorffDistanceMetric",
     "StopSignalHandler",
-    "TakeScaleMapd",
-    "TolerantDataset",
-    "TolerantEvaluator",
     "WorkflowState",
     "assert_scale_equivariant",
     "check_dataset",
+    "check_output_dir",
     "claim_checkpoint_dir",
-    "claim_output_dir",
     "consistency_dice",
     "cosine_resampling_matrix",
     "equivariance_error",
     "fft_depthwise_conv",
     "frequency_prior",
     "gaussian_downsampling_matrix",
+    "held_out",
     "hermite_gaussian_basis",
     "hermite_gaussian_filters",
     "leave_process_group",
     "linear_upsampling_matrix",
+    "load_datalist",
     "make_phantom_dataset",
     "nifti_datalist",
     "published",
@@ -143,5 +131,5 @@ __all__ = [
     "relative_error",
     "rescale",
     "scale_shift",
-    "task_datalist",
+    "split_datalist",
 ]

@@ -32,6 +32,7 @@ from monai.transforms import (
     Rotated,
     Spacingd,
 )
+from monai_scaleequiv.data._file_grid import file_grid
 
 from monai_scaleequiv import (
     LabelMapInferer,
@@ -43,7 +44,6 @@ from monai_scaleequiv import (
 from monai_scaleequiv.cli import main
 from monai_scaleequiv.data import _files, _stitching
 from monai_scaleequiv.data._errors import root_cause
-from monai_scaleequiv.data._file_grid import file_grid
 
 from . import memory_run
 from .conftest import BUNDLES, ROOT

@@ -1,7 +1,5 @@
 """Made-up volumes with known labels: the whole pipeline runs and can be checked with no data at hand."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os
@@ -13,8 +11,6 @@ import numpy as np
 import torch
 from monai.networks.layers import GaussianFilter
 from torch.nn.functional import interpolate
-
-__all__ = ["make_phantom_dataset"]
 
 _LABELS = {"0": "background", "1": "body", "2": "core"}
 _TISSUES = np.array([0.35, 0.65, 1.0], dtype=np.float32)  # intensities of background, body and core

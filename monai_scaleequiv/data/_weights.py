@@ -1,7 +1,5 @@
 """Weights from a file that may hold tensors and nothing else."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import re
@@ -12,61 +10,89 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
-
-__all__ = ["PlainWeightsLoader", "file_fault", "read_weights"]
+from torch import nn
 
 GLOBAL = re.compile(r"GLOBAL (\S+)")
-_WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+ENTRIES = ("state_dict", "network", "model", "net")
 
 
-class PlainWeightsLoader:
-    """Loads a network's weights as an engine starts, like MONAI's ``CheckpointLoader``, from plain tensors alone.
+def load_weights(
+    network: nn.Module,
+    path: str | os.PathLike,
+    map_location: str | torch.device | None = None,
+    new_head: bool = False,
+) -> list[str]:
+    """Loads a network's weights, as they are or as other programs wrap them.
 
-    Such files run no code, wherever they come from. What a pickle could do besides is refused, as are weights of
-    another network, in one line with the file.
+    They may lie under ``state_dict``, ``network``, ``model`` or ``net``, and their names begin with ``module.``,
+    ``net.`` or whatever else is in front of all of the network's names.
 
     Args:
-        path: a state dict, or a checkpoint that has it under ``key``.
-        network: takes the weights.
-        key: see ``path``.
+        network: takes the weights; of a wrapper for parallel training, the network in it.
+        path: a state dict, or a checkpoint that has it as an entry.
         map_location: see ``torch.load``.
+        new_head: whether parameters whose first axis alone differs, for another number of classes, keep their values.
+
+    Returns:
+        names of the parameters that kept their values.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it holds anything but weights of this network.
+        ValueError: in one line, when it holds anything but weights of this network.
 
     Example::
 
-        >>> PlainWeightsLoader("no.pt", torch.nn.Conv3d(1, 1, 1)).attach(Engine(print))
+        >>> torch.save({"state_dict": {"net.weight": torch.ones(2, 3), "net.bias": torch.ones(2)}}, "linear.pt")
+        >>> load_weights(nn.Linear(3, 4), "linear.pt", new_head=True)
+        ['weight', 'bias']
     """
+    if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        network = network.module
+    found: Mapping[str, Any] = read_weights(path, map_location)
+    while entry := next((found[key] for key in ENTRIES if isinstance(found.get(key), Mapping)), None):
+        found = entry
+    wanted = network.state_dict()
+    found = _without_prefix(found, wanted)
+    kept = []
+    for name in [name for name in wanted if new_head and name in found]:
+        old, new = (getattr(state[name], "shape", ()) for state in (found, wanted))
+        if old != new and old[1:] == new[1:] and old and new:
+            kept.append(name)
+    found = {name: value for name, value in found.items() if name not in kept}
+    _check(found, {name: value for name, value in wanted.items() if name not in kept}, path, type(network).__name__)
+    network.load_state_dict({**found, **{name: wanted[name] for name in kept}})
+    return kept
 
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        network: torch.nn.Module,
-        key: str = "network",
-        map_location: str | torch.device | None = None,
-    ) -> None:
-        self.path = path
-        self.network = network
-        self.key = key
-        self.map_location = map_location
 
-    def attach(self, engine: Engine) -> None:
-        """Attaches to the engine."""
-        engine.add_event_handler(Events.STARTED, self)
+def _without_prefix(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entries under the one prefix that has all names of the network behind it, if there is one."""
+    if not wanted or found.keys() & wanted.keys():
+        return found
+    first = next(iter(wanted))
+    prefixes = [str(key)[: -len(first)] for key in found if str(key).endswith(f".{first}")]
+    whole = [prefix for prefix in prefixes if all(prefix + name in found for name in wanted)]
+    if len(whole) != 1:
+        return found
+    return {str(key)[len(whole[0]) :]: value for key, value in found.items() if str(key).startswith(whole[0])}
 
-    def __call__(self, engine: Engine) -> None:
-        """Loads the weights."""
-        state = read_weights(self.path, self.map_location)
-        state = state[self.key] if isinstance(state.get(self.key), Mapping) else state
-        network = self.network.module if isinstance(self.network, _WRAPPERS) else self.network
-        try:
-            network.load_state_dict(state)
-        except (AttributeError, RuntimeError, TypeError) as error:
-            name, told = type(network).__name__, " ".join(str(error).split())[:200]
-            raise ValueError(f"{self.path}: expected weights of this {name}, got others; {told}") from None
+
+def _check(found: Mapping[str, Any], wanted: Mapping[str, torch.Tensor], path: str | os.PathLike, name: str) -> None:
+    other = [key for key in wanted if key in found and getattr(found[key], "shape", None) != wanted[key].shape]
+    missing, surplus = [key for key in wanted if key not in found], [str(key) for key in found if key not in wanted]
+    parts = [f"{len(missing)} missing ({_few(missing)})"] * bool(missing)
+    parts += [f"{len(surplus)} unknown ({_few(surplus)})"] * bool(surplus)
+    for key in other[:1]:
+        shapes = f"{key} of {tuple(getattr(found[key], 'shape', ()))} instead of {tuple(wanted[key].shape)}"
+        parts.append(f"{len(other)} of another shape ({shapes})")
+    if parts:
+        raise ValueError(
+            f"{path}: expected weights of this {name}, got others: {', '.join(parts)}; choose the network_def that "
+            "they were trained with."
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:2]) + " ..." * (len(names) > 2)
 
 
 def read_weights(path: str | os.PathLike, map_location: str | torch.device | None = None) -> Mapping[str, Any]:
@@ -89,9 +115,10 @@ def read_weights(path: str | os.PathLike, map_location: str | torch.device | Non
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; give another path.")
-    fault = file_fault(path) if zipfile.is_zipfile(path) else ""
-    if fault:
-        raise ValueError(f"{path}: {fault}; copy it again.")
+    is_zip = zipfile.is_zipfile(path)
+    damage = file_finding(path) if is_zip else ""
+    if damage:
+        raise ValueError(f"{path}: {damage}; copy it again.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of an unusual pickle protocol, beside the error
@@ -103,18 +130,18 @@ def read_weights(path: str | os.PathLike, map_location: str | torch.device | Non
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged pickle makes of it
-        told = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path}: expected plain weights, got a damaged file ({told}); copy it again.") from None
+        text = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path}: expected plain weights, got a damaged file ({text}); copy it again.") from None
     if not isinstance(state, Mapping):
         raise ValueError(
             f"{path}: expected a state dict, got {type(state).__name__}; save network.state_dict() instead."
         )
-    if not zipfile.is_zipfile(path):
+    if not is_zip:
         warnings.warn(f"{path} is in the format of torch before 1.6, without checksums; save it again.", stacklevel=2)
     return state
 
 
-def file_fault(path: str | os.PathLike) -> str:
+def file_finding(path: str | os.PathLike) -> str:
     """What is wrong with a file of ``torch.save``, nothing if it is whole. Nothing in it is unpickled.
 
     ``torch.load`` does not compare checksums, and takes a weight with a flipped bit for another weight.
@@ -122,7 +149,7 @@ def file_fault(path: str | os.PathLike) -> str:
     Example::
 
         >>> torch.save({}, "whole.pt")
-        >>> file_fault("whole.pt")
+        >>> file_finding("whole.pt")
         ''
     """
     try:

@@ -1,26 +1,20 @@
 """The check of a whole data set before anything is trained on it."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from monai_scaleequiv.data._audit_cache import FactsCache, cache_folder, state_of
-from monai_scaleequiv.data._audit_folders import list_folders
-from monai_scaleequiv.data._audit_listing import Listing, files_of, list_dictionaries, list_task
-from monai_scaleequiv.data._audit_report import DatasetReport
-from monai_scaleequiv.data._audit_rules import all_faults
-from monai_scaleequiv.data._faults import ERROR
-from monai_scaleequiv.data._volume_file import VolumeFacts, read_facts
-
-__all__ = ["check_dataset"]
+from monai_scaleequiv.data._listing import Listing, list_dictionaries, list_folders, list_task
+from monai_scaleequiv.data._read import VolumeFacts, read_facts
+from monai_scaleequiv.data._report import DatasetReport
+from monai_scaleequiv.data._set_rules import all_findings
 
 LITTLE = 64 << 20  # bytes that are read sooner than a pool of processes has started and passed on what it found
 
@@ -37,17 +31,15 @@ def check_dataset(
     image_key: str = "image",
     label_key: str | None = "label",
     workers: int | None = None,
-    fresh: bool = False,
     progress: bool = False,
 ) -> DatasetReport:
     """Reads every file of a data set to its end and looks for whatever would spoil a training or its figures.
 
     Checksum, header, axes, channels, data type, NaN and infinity, affine, voxel size, the grids of image and label map,
-    label values, empty labels, copies, equal names, missing and unpaired files. Files that have kept size and times of
-    change are not read again: what was found out about them is kept below ``XDG_CACHE_HOME`` or ``~/.cache``.
+    label values, empty labels, copies, equal names, missing and unpaired files.
 
     Args:
-        source: a task of the Medical Segmentation Decathlon, as its folder or its ``dataset.json``, or data
+        source: a Decathlon task or an nnU-Net v2 raw folder, as its folder or its ``dataset.json``, or data
             dictionaries with paths.
         images: instead of ``source``, a folder of images.
         labels: folder of their label maps, with the same file names.
@@ -56,9 +48,7 @@ def check_dataset(
         spatial_dims: number of spatial dimensions; by default as in ``dataset.json``, else 3.
         image_key: key of the image, or of several, in data dictionaries.
         label_key: key of the label map, None without one.
-        workers: number of processes that read; 1 for this one alone; by default one per CPU core if there is much to
-            read.
-        fresh: whether to read all files again.
+        workers: number of processes that read; by default one per CPU core if there is much to read.
         progress: whether to show a progress bar, if standard error is a terminal.
 
     Returns:
@@ -72,7 +62,7 @@ def check_dataset(
     Example::
 
         >>> import tempfile
-        >>> from monai_scaleequiv import make_phantom_dataset
+        >>> from monai_scaleequiv.data import make_phantom_dataset
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     make_phantom_dataset(folder, cases=2, size=(24, 32, 24)).name
         ...     check_dataset(folder).errors
@@ -83,30 +73,14 @@ def check_dataset(
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}; give another one.")
     listing = _list(source, images, labels, image_key, label_key)
-    listing.classes = listing.classes if num_classes is None else _named(num_classes, listing.classes)
+    if num_classes is not None:
+        listing.classes = {value: (listing.classes or {}).get(value, "") for value in range(num_classes)}
     listing.channels = listing.channels if channels is None else channels
     listing.spatial_dims = listing.spatial_dims if spatial_dims is None else spatial_dims
-
-    files, cache = files_of(listing), FactsCache(cache_folder())
-    facts: dict[File, VolumeFacts] = {}
-    for file in [] if fresh else files:
-        stored = cache.get(*file)
-        if stored is not None:
-            facts[file] = stored
-    states = {file: state_of(file[0]) for file in files if file not in facts}
-    if workers is None:
-        workers = _cores() if sum(state[0] for state in states.values() if state) > LITTLE else 1
-    try:
-        for file, found in _read_all(list(states), workers, progress):
-            facts[file] = found
-            cache.put(*file, found, states[file])
-    finally:
-        cache.save()
-    findings = sorted(all_faults(listing, facts), key=lambda finding: finding[1].severity != ERROR)
-    ordered = {file: facts[file] for file in files}
-    return DatasetReport(
-        listing.source, len(listing.cases), listing.classes, ordered, tuple(findings), read=len(states)
-    )
+    facts = dict(_read_all(listing.files, workers, progress))
+    ordered = {file: facts[file] for file in listing.files}
+    findings = tuple(all_findings(listing, ordered))
+    return DatasetReport(listing.source, len(listing.cases), listing.classes, ordered, findings)
 
 
 def _list(
@@ -116,38 +90,28 @@ def _list(
     image_key: str,
     label_key: str | None,
 ) -> Listing:
-    if (source is None) == (images is None) or (images is None and labels is not None):
-        raise ValueError("check: expected a data set or --images with or without --labels; give one of the two.")
-    if images is not None:
+    if images is not None and source is None:
         return list_folders(images, labels)
+    if source is None or images is not None or labels is not None:
+        raise ValueError("check: expected a data set or --images with or without --labels; give one of the two.")
     if isinstance(source, (str, os.PathLike)):
         return list_task(source)
     return list_dictionaries(source, image_key, label_key)
 
 
-def _named(num_classes: int, names: Mapping[int, str] | None) -> dict[int, str]:
-    return {value: (names or {}).get(value, "") for value in range(num_classes)}
-
-
-def _read_all(files: Sequence[File], workers: int, progress: bool) -> Iterator[tuple[File, VolumeFacts]]:
-    bar = tqdm(total=len(files), desc="check", unit="file", disable=None if progress and files else True, leave=False)
-    workers = min(workers, len(files))
-    with bar:
-        read = _read_in_pool(files, workers) if workers > 1 else _read_here(files)
-        for file, found in read:
-            bar.update()
-            yield file, found
-
-
-def _read_here(files: Sequence[File]) -> Iterator[tuple[File, VolumeFacts]]:
-    for file in files:
-        yield file, read_facts(*file)
+def _read_all(files: Sequence[File], workers: int | None, progress: bool) -> Iterator[tuple[File, VolumeFacts]]:
+    if workers is None:
+        size = sum(Path(path).stat().st_size for path, _ in files if Path(path).is_file())
+        workers = _cores() if size > LITTLE else 1
+    read = _read_in_pool(files, workers) if min(workers, len(files)) > 1 else ((f, read_facts(*f)) for f in files)
+    disable = None if progress and files else True
+    yield from tqdm(read, total=len(files), desc="check", unit="file", disable=disable, leave=False)
 
 
 def _read_in_pool(files: Sequence[File], workers: int) -> Iterator[tuple[File, VolumeFacts]]:
     # New interpreters would import PyTorch first, which takes longer than reading many a data set.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context)
+    pool = ProcessPoolExecutor(min(workers, len(files)), mp_context=context)
     try:
         waiting = {pool.submit(read_facts, *file): file for file in files}
         for future in as_completed(waiting):

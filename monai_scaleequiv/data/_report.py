@@ -1,7 +1,5 @@
 """What the data check has found: findings in lines, a table, and all of it as JSON."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections import Counter
@@ -9,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monai_scaleequiv.data._faults import ERROR, WARNING, Fault, affine_fault, spacing_of
-from monai_scaleequiv.data._volume_file import VolumeFacts
-
-__all__ = ["DatasetReport"]
+from monai_scaleequiv.data import rules
+from monai_scaleequiv.data._read import VolumeFacts
+from monai_scaleequiv.data.rules import ERROR, WARNING, Finding
 
 
 @dataclass(frozen=True)
@@ -24,15 +21,14 @@ class DatasetReport:
         cases: number of cases.
         classes: names by label, None where they are not known.
         facts: what is known about each file, by path and whether it is a label map.
-        findings: file and fault, errors first.
-        read: number of files read; the others had not changed since an earlier check.
+        findings: file and finding, errors first.
 
     Example::
 
-        >>> report = DatasetReport("data", 1, None, {}, (("a.nii", Fault("file", "a file", "none", "restore it")),), 0)
+        >>> report = DatasetReport("data", 1, None, {}, (("a.nii", Finding("file", "a file", "none", "restore it")),))
         >>> report.lines
         ['error a.nii: expected a file, got none; restore it.']
-        >>> report.refuse_errors()
+        >>> report.raise_errors()
         Traceback (most recent call last):
         ValueError: data: 1 error; a.nii: expected a file, got none; restore it.
     """
@@ -41,39 +37,37 @@ class DatasetReport:
     cases: int
     classes: dict[int, str] | None
     facts: dict[tuple[str, bool], VolumeFacts]
-    findings: tuple[tuple[str, Fault], ...]
-    read: int
+    findings: tuple[tuple[str, Finding], ...]
 
     @property
     def errors(self) -> list[str]:
         """One line per error."""
-        return [f"{file}: {fault}" for file, fault in self.findings if fault.severity == ERROR]
+        return [f"{file}: {finding}" for file, finding in self.findings if finding.severity == ERROR]
 
     @property
     def warnings(self) -> list[str]:
         """One line per warning."""
-        return [f"{file}: {fault}" for file, fault in self.findings if fault.severity == WARNING]
+        return [f"{file}: {finding}" for file, finding in self.findings if finding.severity == WARNING]
 
     @property
     def lines(self) -> list[str]:
         """One line per finding, with its severity."""
         return [*(f"error {line}" for line in self.errors), *(f"warning {line}" for line in self.warnings)]
 
-    def refuse_errors(self) -> None:
+    def raise_errors(self) -> None:
         """Raises a ValueError of one line, with the first error, if there is any; else warns of the first warning."""
         if self.errors:
             raise ValueError(f"{self.source}: {_count(len(self.errors), 'error')}; {self.errors[0]}")
         if self.warnings:
-            told = f"{self.source}: {_count(len(self.warnings), 'warning')}; {self.warnings[0]}"
-            warnings.warn(told, stacklevel=2)
+            text = f"{self.source}: {_count(len(self.warnings), 'warning')}; {self.warnings[0]}"
+            warnings.warn(text, stacklevel=2)
 
     def table(self) -> str:
         """What the data set is like, in a few lines."""
-        known = len(self.facts) - self.read
         head = f"{self.source}: {_count(self.cases, 'case')}, {_count(len(self.facts), 'file')}"
         rows = [("", "files", "shape", "voxel size (mm)", "stored as")]
         rows += [self._row(name, label) for name, label in (("images", False), ("labels", True))]
-        lines = [f"{head} ({self.read} read, {known} unchanged since an earlier check)", "", *_columns(rows)]
+        lines = [head, "", *_columns(rows)]
         classes = [("label", "cases", "voxels"), *self._class_rows()]
         lines += ["", *_columns(classes)] if len(classes) > 1 else []
         lines += ["", f"{_count(len(self.errors), 'error')}, {_count(len(self.warnings), 'warning')}"]
@@ -81,19 +75,19 @@ class DatasetReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready to be written as JSON: numbers that are not finite become text."""
-        findings = [{"file": file, **vars(fault)} for file, fault in self.findings]
+        findings = [{"file": file, **vars(finding)} for file, finding in self.findings]
         files = []
         for (file, label), facts in self.facts.items():
-            known = {key: value for key, value in vars(facts).items() if key != "faults"}
+            known = {key: value for key, value in vars(facts).items() if key != "findings"}
             files.append({"file": file, "role": "label" if label else "image", **known})
-        report = {"source": self.source, "cases": self.cases, "classes": self.classes, "read": self.read}
+        report = {"source": self.source, "cases": self.cases, "classes": self.classes}
         counts = {"errors": len(self.errors), "warnings": len(self.warnings)}
         return _for_json({**report, **counts, "findings": findings, "files": files})
 
     def _row(self, name: str, label: bool) -> tuple[str, ...]:
         facts = [f for (_, is_label), f in self.facts.items() if is_label is label]
         read = [f for f in facts if f.shape]
-        sound = [spacing_of(f.affine) for f in read if affine_fault(f.affine, math.inf) is None]
+        sound = [rules.spacing_of(f.affine) for f in read if rules.affine(f.affine, math.inf) is None]
         kinds = ", ".join(f"{kind} ({n})" for kind, n in Counter(f.dtype for f in read).most_common())
         return name, str(len(facts)), _ranges([f.shape for f in read]), _ranges(sound), kinds or "-"
 

@@ -1,0 +1,133 @@
+"""The lists of cases that a training and an evaluation use."""
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from monai.data import partition_dataset
+
+from monai_scaleequiv.data._listing import Case, Listing, list_task
+from monai_scaleequiv.data._record import case_sizes, read_record
+from monai_scaleequiv.data.rules import ERROR
+
+Data = list[dict[str, Any]]
+
+
+def load_datalist(source: str | os.PathLike, key: str = "training") -> Data:
+    """Data dictionaries of a Decathlon task or of an nnU-Net v2 raw folder, of files inside its folder alone.
+
+    MONAI's ``load_decathlon_datalist`` also takes ``../`` and absolute paths, that is any file of the machine.
+
+    Args:
+        source: the folder or its ``dataset.json``.
+        key: ``"training"``, ``"validation"`` or ``"test"``.
+
+    Returns:
+        ``image``, one path or several, ``label`` and ``fold`` where there is one.
+
+    Raises:
+        FileNotFoundError: when there is no ``dataset.json``.
+        ValueError: when it has no such list, a path on it leaves the folder, or a case lacks a file.
+
+    Example::
+
+        >>> import tempfile
+        >>> from monai_scaleequiv.data import make_phantom_dataset
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = make_phantom_dataset(folder, cases=2, size=(24, 32, 24))
+        ...     [sorted(item) for item in load_datalist(file)]
+        [['image', 'label'], ['image', 'label']]
+    """
+    listing = list_task(source)
+    data = _dictionaries(listing, key)
+    if not data:
+        raise ValueError(f"{listing.source}: expected cases under {key!r}, got none; name another list.")
+    return data
+
+
+def split_datalist(source: str | os.PathLike, fold: int = 0, ratio: float = 0.8, seed: int = 0) -> tuple[Data, Data]:
+    """Splits labelled cases into those to train on and those to validate on.
+
+    The list ``validation`` of ``dataset.json`` is what it says; else the cases of ``fold`` are, where they have such a
+    key; else MONAI's ``partition_dataset`` draws them.
+
+    Args:
+        source: see ``load_datalist``.
+        fold: number of the fold to validate on, in data sets that have folds.
+        ratio: share of the cases to train on, in data sets that have neither.
+        seed: of the draw.
+
+    Returns:
+        data dictionaries to train on, and to validate on.
+
+    Raises:
+        ValueError: when either part would be empty.
+    """
+    listing = list_task(source)
+    training, validation = _dictionaries(listing, "training"), _dictionaries(listing, "validation")
+    folds = {str(item["fold"]): None for item in training if "fold" in item}
+    if not validation and folds:
+        validation = [item for item in training if str(item.get("fold")) == str(fold)]
+        training = [item for item in training if str(item.get("fold")) != str(fold)]
+        if not validation:
+            raise ValueError(f"fold: expected one of {', '.join(folds)}, got {fold}; choose another.")
+    elif not validation and training:
+        training, validation = partition_dataset(training, ratios=[ratio, 1 - ratio], shuffle=True, seed=seed)
+    if not training or not validation:
+        raise ValueError(
+            f"{listing.source}: expected cases to train on and to validate on, got {len(training)} and "
+            f"{len(validation)}; add labelled cases."
+        )
+    return training, validation
+
+
+def held_out(source: str | os.PathLike, ckpt_path: str | os.PathLike, fold: int = 0) -> Data:
+    """The labelled cases that an evaluation measures: those that the training of the weights did not see.
+
+    Args:
+        source: see ``load_datalist``.
+        ckpt_path: weights; the record beside them lists the cases of their training. Without a record the validation
+            part of ``split_datalist`` is taken. A warning says how many of how many cases are taken, unless all are.
+        fold: see ``split_datalist``.
+
+    Raises:
+        ValueError: when no case is left.
+    """
+    listing = list_task(source)
+    cases = _dictionaries(listing, "training") + _dictionaries(listing, "validation")
+    seen = (read_record(ckpt_path) or {}).get("training_cases")
+    if isinstance(seen, Mapping):
+        left = [case for case in cases if not case_sizes([case]).items() <= seen.items()]
+        why = f"the training of {ckpt_path} saw the others"
+    else:
+        left = split_datalist(source, fold)[1]
+        why = f"{ckpt_path} has no record of its training, and the others are its training part by default"
+    if not left:
+        raise ValueError(f"{listing.source}: expected cases that the training did not see, got none; give others.")
+    if len(left) < len(cases):
+        warnings.warn(
+            f"{listing.source}: {len(left)} of {len(cases)} labelled cases are measured; {why}.", stacklevel=2
+        )
+    return left
+
+
+def _dictionaries(listing: Listing, part: str) -> Data:
+    cases = [case for case in listing.cases if case.part == part]
+    places = {path: case for case in cases for path in case.images}
+    for file, finding in listing.findings:
+        if finding.severity == ERROR and (file in places or part == "training"):
+            raise ValueError(f"{file}: {finding}")
+    for case in cases:
+        if len(case.images) > 1 and listing.channels not in (None, len(case.images)):
+            raise ValueError(
+                f"{case.images[0]}: expected {listing.channels} files, one per channel, got {len(case.images)}; "
+                "restore the missing ones."
+            )
+    return [_dictionary(case) for case in cases]
+
+
+def _dictionary(case: Case) -> dict[str, Any]:
+    item: dict[str, Any] = {"image": case.images[0] if len(case.images) == 1 else list(case.images)}
+    item |= {} if case.label is None else {"label": case.label}
+    return item | ({} if case.fold is None else {"fold": case.fold})
