@@ -8,9 +8,15 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from monai.utils import ensure_tuple
 
-from monai_scaleequiv.data import check_output_dir, compare_records, definition_of, read_record, write_record
+from monai_scaleequiv.data import (
+    case_sizes,
+    check_output_dir,
+    compare_records,
+    definition_of,
+    read_record,
+    write_record,
+)
 
 
 class OutputDirHandler:
@@ -104,9 +110,7 @@ class TrainingRecordHandler:
         seen: dict[str, int] = {}
         for source in (start, earlier if engine.state.iteration else None):
             seen |= (source or {}).get("training_cases", {})
-        images = [Path(image) for case in self.cases for image in ensure_tuple(case["image"])]
-        seen |= {image.name: image.stat().st_size for image in images if image.is_file()}
-        write_record(self.path, {**record, "training_cases": seen})
+        write_record(self.path, {**record, "training_cases": seen | case_sizes(self.cases)})
 
 
 class LateSummaryWriter:
