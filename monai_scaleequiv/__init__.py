@@ -48,6 +48,7 @@ from monai_scaleequiv.layers import (
     ScaleUpsample,
 )
 from monai_scaleequiv.maths import (
+    ScaleFilters,
     cosine_resampling_matrix,
     fft_depthwise_conv,
     frequency_prior,
@@ -96,6 +97,7 @@ __all__ = [
     "ScaleConvUnit",
     "ScaleDownsample",
     "ScaleDropout",
+    "ScaleFilters",
     "ScaleGroupConv",
     "ScaleLiftingConv",
     "ScaleNorm",

@@ -15,6 +15,7 @@ from monai_scaleequiv.layers._large_kernel import LargeKernelBase, LargeKernelCo
 from monai_scaleequiv.layers._per_scale import PerScale, ScaleNorm, ScalePointwiseConv, ScalePool
 from monai_scaleequiv.layers._projection import ScaleProjection
 from monai_scaleequiv.layers._resampling import ScaleDownsample, ScaleUpsample
+from monai_scaleequiv.layers._steerable import SteerableConv
 
 register_layers()
 
@@ -32,6 +33,7 @@ __all__ = [
     "ScalePool",
     "ScaleProjection",
     "ScaleUpsample",
+    "SteerableConv",
     "check_channels",
     "check_features",
     "check_image",

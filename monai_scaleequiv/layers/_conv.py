@@ -1,16 +1,13 @@
 """Lifting and group convolution of the scale-translation group with steerable Hermite-Gaussian filters."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
 
 from monai_scaleequiv.layers._input_checks import check_features, check_image
-from monai_scaleequiv.layers._steerable import DEFAULT_SCALES, DEFAULT_SIGMA, SteerableConv
-
-__all__ = ["ScaleGroupConv", "ScaleLiftingConv"]
+from monai_scaleequiv.layers._steerable import SteerableConv
+from monai_scaleequiv.maths import ScaleFilters
 
 
 class ScaleLiftingConv(SteerableConv):
@@ -24,21 +21,12 @@ class ScaleLiftingConv(SteerableConv):
         spatial_dims: number of spatial dimensions, 2 or 3.
         in_channels: number of input channels.
         out_channels: number of output channels (per scale).
-        scales: relative sizes at which each filter is evaluated, S of them.
-        kernel_size: edge of the kernel in voxels at spacing 1, odd, one for all axes or one per axis; None lets it
-            follow from the largest sigma, see :py:func:`hermite_gaussian_basis`.
-        sigma: standard deviation of the filters' Gaussian at scale 1, in units of ``spacing``: voxels, or millimetres.
-        max_order: highest total order of the Hermite polynomials; 2 gives 10 functions in 3D and 6 in 2D.
+        filters: a :py:class:`ScaleFilters`, a mapping with its arguments, or None for the defaults.
         stride: stride of the convolution. A bare stride aliases; see :py:class:`ScaleDownsample`.
         padding: zero padding; None keeps the size at stride 1.
         bias: whether to add a bias, shared by the scales.
         is_transposed: whether to use a transposed convolution.
-        basis: a basis of shape (functions, S, \*kernel_size) to use in place of the one that ``scales``,
-            ``kernel_size``, ``sigma``, ``max_order``, ``method`` and ``spacing`` describe.
-        method: how the filters are made: ``"least_squares"``, ``"sampled"``, or ``"dilated"`` for scales that are whole
-            multiples of the smallest, see :py:func:`hermite_gaussian_basis`.
-        spacing: edge of a voxel, one for all axes or one per axis. The same weights give the same function of the
-            body at every spacing.
+        basis: a basis of shape (functions, S, \*kernel_size) in place of the one that ``filters`` describes.
 
     Raises:
         ValueError: when an argument is out of range, or the input has another shape.
@@ -59,31 +47,20 @@ class ScaleLiftingConv(SteerableConv):
         spatial_dims: int,
         in_channels: int,
         out_channels: int,
-        scales: Sequence[float] = DEFAULT_SCALES,
-        kernel_size: Sequence[int] | int | None = 5,
-        sigma: float = DEFAULT_SIGMA,
-        max_order: int = 2,
+        filters: ScaleFilters | Mapping[str, Any] | None = None,
         stride: Sequence[int] | int = 1,
         padding: Sequence[int] | int | None = None,
         bias: bool = True,
         is_transposed: bool = False,
         basis: torch.Tensor | None = None,
-        method: str = "least_squares",
-        spacing: Sequence[float] | float = 1.0,
     ) -> None:
         super().__init__(
-            spatial_dims, in_channels, out_channels, scales, kernel_size, sigma, max_order, stride, padding, bias,
-            is_transposed, basis, method, spacing, scale_size=1,
-        )  # fmt: skip
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, self.basis.shape[1]))
-        self._reset_weight()
+            spatial_dims, in_channels, out_channels, filters, 1, stride, padding, bias, is_transposed, basis
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_image(x, self.spatial_dims, self.in_channels)
-        kernel = self._kernel().flatten(2, 3)  # (S, O, I, ...)
-        if self.is_transposed:
-            return self._convolve(x, kernel.flatten(0, 1).transpose(0, 1), 1)
-        return self._convolve(x, kernel.flatten(0, 1), 1)
+        return self._convolve(x, 1)
 
 
 class ScaleGroupConv(SteerableConv):
@@ -97,22 +74,13 @@ class ScaleGroupConv(SteerableConv):
         spatial_dims: number of spatial dimensions, 2 or 3.
         in_channels: number of input channels (per scale).
         out_channels: number of output channels (per scale).
-        scales: relative sizes at which each filter is evaluated, S of them.
-        kernel_size: edge of the kernel in voxels at spacing 1, odd, one for all axes or one per axis; None lets it
-            follow from the largest sigma, see :py:func:`hermite_gaussian_basis`.
-        sigma: standard deviation of the filters' Gaussian at scale 1, in units of ``spacing``: voxels, or millimetres.
-        max_order: highest total order of the Hermite polynomials; 2 gives 10 functions in 3D and 6 in 2D.
+        filters: a :py:class:`ScaleFilters`, a mapping with its arguments, or None for the defaults.
         scale_size: number of neighbouring scales that interact.
         stride: stride of the convolution. A bare stride aliases; see :py:class:`ScaleDownsample`.
         padding: zero padding; None keeps the size at stride 1.
         bias: whether to add a bias, shared by the scales.
         is_transposed: whether to use a transposed convolution.
-        basis: a basis of shape (functions, S, \*kernel_size) to use in place of the one that ``scales``,
-            ``kernel_size``, ``sigma``, ``max_order``, ``method`` and ``spacing`` describe.
-        method: how the filters are made: ``"least_squares"``, ``"sampled"``, or ``"dilated"`` for scales that are whole
-            multiples of the smallest, see :py:func:`hermite_gaussian_basis`.
-        spacing: edge of a voxel, one for all axes or one per axis. The same weights give the same function of the
-            body at every spacing.
+        basis: a basis of shape (functions, S, \*kernel_size) in place of the one that ``filters`` describes.
 
     Raises:
         ValueError: when an argument is out of range, or the input has another shape.
@@ -134,37 +102,23 @@ class ScaleGroupConv(SteerableConv):
         spatial_dims: int,
         in_channels: int,
         out_channels: int,
-        scales: Sequence[float] = DEFAULT_SCALES,
-        kernel_size: Sequence[int] | int | None = 5,
-        sigma: float = DEFAULT_SIGMA,
-        max_order: int = 2,
+        filters: ScaleFilters | Mapping[str, Any] | None = None,
         scale_size: int = 1,
         stride: Sequence[int] | int = 1,
         padding: Sequence[int] | int | None = None,
         bias: bool = True,
         is_transposed: bool = False,
         basis: torch.Tensor | None = None,
-        method: str = "least_squares",
-        spacing: Sequence[float] | float = 1.0,
     ) -> None:
         super().__init__(
-            spatial_dims, in_channels, out_channels, scales, kernel_size, sigma, max_order, stride, padding, bias,
-            is_transposed, basis, method, spacing, scale_size,
-        )  # fmt: skip
-        if not 1 <= scale_size <= self.num_scales:
-            raise ValueError(f"scale_size must be from 1 to the {self.num_scales} scales there are, got {scale_size}.")
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, scale_size, self.basis.shape[1]))
-        self._reset_weight()
+            spatial_dims, in_channels, out_channels, filters, scale_size, stride, padding, bias, is_transposed, basis
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_features(x, self.spatial_dims, [self.num_scales], self.in_channels)
         if self.scale_size > 1:
             x = self._gather_scales(x)
-        x = x.flatten(1, 2)  # (B, S * J * I, ...)
-        kernel = self._kernel().flatten(2, 3)  # (S, O, J * I, ...)
-        if self.is_transposed:
-            return self._convolve(x, kernel.transpose(1, 2).flatten(0, 1), self.num_scales)
-        return self._convolve(x, kernel.flatten(0, 1), self.num_scales)
+        return self._convolve(x.flatten(1, 2), self.num_scales)
 
     def _gather_scales(self, x: torch.Tensor) -> torch.Tensor:
         # (B, S, C, ...) -> (B, S, J * C, ...): each scale beside the J - 1 that follow it
@@ -173,3 +127,10 @@ class ScaleGroupConv(SteerableConv):
             last = x[:, -1:].expand([-1, j] + [-1] * (x.dim() - 2))
             shifted.append(torch.cat([x[:, j:], last], dim=1))
         return torch.cat(shifted, dim=2)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Weights were once stored as (O, I, J, F), a shape that `to(memory_format=...)` takes for an image's.
+        for key, value in state_dict.items():
+            if key.startswith(f"{prefix}weight") and value.dim() == 4:
+                state_dict[key] = value.flatten(2)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,12 +1,8 @@
 """Dropout of whole channels on features with a scale axis."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-__all__ = ["ScaleDropout"]
 
 
 class ScaleDropout(nn.Module):

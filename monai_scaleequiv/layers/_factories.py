@@ -1,7 +1,5 @@
 """Entries in MONAI's layer factories, so that layers can be built by name: ``Conv["SCALE_GROUP", 3](8, 16)``."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -12,8 +10,6 @@ from torch import nn
 from monai_scaleequiv.layers._conv import ScaleGroupConv, ScaleLiftingConv
 from monai_scaleequiv.layers._dropout import ScaleDropout
 from monai_scaleequiv.layers._per_scale import PerScale, ScalePointwiseConv
-
-__all__ = ["register_layers"]
 
 
 def _per_scale_builder(layer_type: type[nn.Module]) -> Callable[..., PerScale]:

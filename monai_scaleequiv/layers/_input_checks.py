@@ -1,14 +1,10 @@
 """What layers ask of their arguments and of their input, so that a mistake is named where it is made."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
 import torch
-
-__all__: list[str] = []
 
 
 def check_spatial_dims(spatial_dims: int) -> None:

@@ -1,15 +1,11 @@
 """Ordinary torch layers applied to every scale with shared weights: norm, pooling, pointwise convolution."""
 
-from __future__ import annotations
-
 import torch
 from monai.networks.layers import get_norm_layer, get_pool_layer
 from monai.networks.layers.factories import Conv
 from torch import nn
 
 from monai_scaleequiv.layers._input_checks import check_channels, check_features, check_spatial_dims
-
-__all__ = ["PerScale", "ScaleNorm", "ScalePointwiseConv", "ScalePool"]
 
 
 class PerScale(nn.Module):

@@ -1,7 +1,5 @@
 """From features with a scale axis back to an image."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -9,8 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from monai_scaleequiv.layers._input_checks import check_channels, check_features
-
-__all__ = ["ScaleProjection"]
 
 _MODES = ("attentive", "logsumexp", "max", "mean")
 _HIDDEN = 8
@@ -55,14 +51,15 @@ class ScaleProjection(nn.Module):
         if channels is not None:
             check_channels("channels", channels)
         self.mode = mode
-        self.channels = channels if mode == "attentive" else 0
+        self.channels = channels
+        self._channels_in = channels if mode == "attentive" else 0
         self.attention: nn.Module = nn.Identity()
         if mode == "attentive":
             self.attention = nn.Sequential(nn.Conv1d(channels, _HIDDEN, 1), nn.SiLU(), nn.Conv1d(_HIDDEN, 1, 1))
             nn.init.zeros_(self.attention[2].weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        check_features(x, 0, [], self.channels)
+        check_features(x, 0, [], self._channels_in)
         if self.mode == "max":
             return torch.amax(x, dim=1)
         if self.mode == "logsumexp":

@@ -1,7 +1,5 @@
 """Down- and up-sampling in space on features with a scale axis."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -9,22 +7,38 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from monai_scaleequiv.layers._input_checks import check_features, check_spatial_dims, is_count
-from monai_scaleequiv.maths import gaussian_downsampling_matrix, linear_upsampling_matrix, sampled_gaussian_width
-from monai_scaleequiv.maths._basis import check_scales, voxel_sizes
-
-__all__ = ["ScaleDownsample", "ScaleUpsample"]
-
-
-def _factors(spatial_dims: int, factor: Sequence[int] | int) -> list[int]:
-    check_spatial_dims(spatial_dims)
-    factors = list(ensure_tuple_rep(factor, spatial_dims))
-    if not all(is_count(f) for f in factors):
-        raise ValueError(f"factor must be a whole number of at least 1 along every axis, got {factor}.")
-    return factors
+from monai_scaleequiv.maths import (
+    cached_matrix,
+    check_scales,
+    gaussian_downsampling_matrix,
+    linear_upsampling_matrix,
+    sampled_gaussian_width,
+    voxel_sizes,
+)
 
 
-def _factors_at(factors: Sequence[int], spacings: Sequence[float]) -> list[int]:
-    return [f if f == 1 else max(1, round(f / r)) for f, r in zip(factors, spacings, strict=True)]
+class SpacedResample(nn.Module):
+    """Base of down- and up-sampling: factors along the axes, and Gaussians that follow from the voxels' size."""
+
+    def __init__(self, spatial_dims: int, factor: Sequence[int] | int) -> None:
+        super().__init__()
+        check_spatial_dims(spatial_dims)
+        self.full_factor = list(ensure_tuple_rep(factor, spatial_dims))  # at spacing 1
+        if not all(is_count(f) for f in self.full_factor):
+            raise ValueError(f"factor must be a whole number of at least 1 along every axis, got {factor}.")
+
+    def set_spacing(self, spacing: Sequence[float] | float) -> None:
+        """Chooses factors and Gaussians anew, for voxels of another size on the finer side."""
+        spacings = voxel_sizes(spacing, len(self.full_factor))
+        self.factor = [f if f == 1 else max(1, round(f / r)) for f, r in zip(self.full_factor, spacings, strict=True)]
+        axes = zip(self.full_factor, self.factor, spacings, strict=True)
+        self.widths = [self._widths(f, g, r) for f, g, r in axes]  # of each axis, in voxels; 0 for no Gaussian
+
+    def _widths(self, full_factor: int, factor: int, spacing: float) -> list[float]:
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}"
 
 
 def _resample_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Tensor:
@@ -42,7 +56,7 @@ def _resample_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Te
     return x.unflatten(-1, trailing).unflatten(2, leading)
 
 
-class ScaleDownsample(nn.Module):
+class ScaleDownsample(SpacedResample):
     """Antialiased down-sampling: a Gaussian proportional to the scale, then every ``factor``-th sample.
 
     A bare stride folds high frequencies back and costs a network most of its scale-equivariance. Here each scale is
@@ -81,29 +95,26 @@ class ScaleDownsample(nn.Module):
         sigma: float = 0.6,
         spacing: Sequence[float] | float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(spatial_dims, factor)
         check_scales(scales)
-        factors = _factors(spatial_dims, factor)
-        spacings = voxel_sizes(spacing, spatial_dims)
-        self.factor = _factors_at(factors, spacings)
-        self.blurs = [f > 1 for f in factors]
-        widths = [
-            [_width(sigma * s * f / r, g, r) for s in scales]
-            for f, g, r in zip(factors, self.factor, spacings, strict=True)
-        ]
-        self.register_buffer("sigma", torch.tensor(widths), persistent=False)  # (axes, S), in input voxels
+        self.scales = [float(s) for s in scales]
+        self.sigma = sigma
+        self.set_spacing(spacing)
+
+    def _widths(self, full_factor: int, factor: int, spacing: float) -> list[float]:
+        if full_factor == 1:
+            return [0.0]
+        widths = [self.sigma * s * full_factor / spacing for s in self.scales]
+        # At spacing 1 the samples define the blur; elsewhere they imitate it.
+        return widths if spacing == 1 else [sampled_gaussian_width(w, 0.5 * (1 - factor % 2)) for w in widths]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        check_features(x, len(self.factor), [1, self.sigma.shape[1]], 0)
-        x = x.expand([-1, self.sigma.shape[1]] + [-1] * (x.dim() - 2))
+        check_features(x, len(self.factor), [1, len(self.scales)], 0)
+        x = x.expand([-1, len(self.scales)] + [-1] * (x.dim() - 2))
         for axis in range(len(self.factor)):
-            if self.blurs[axis]:
-                matrix = gaussian_downsampling_matrix(x.shape[3 + axis], self.factor[axis], self.sigma[axis])
-                x = _resample_axis(x, matrix, 3 + axis)
+            if self.widths[axis][0] > 0:
+                x = _blur_axis(x, self.widths[axis], self.factor[axis], 3 + axis)
         return x
-
-    def extra_repr(self) -> str:
-        return f"factor={self.factor}"
 
 
 def _interpolation_variance(factor: int) -> float:
@@ -114,12 +125,7 @@ def _interpolation_variance(factor: int) -> float:
     return (factor**2 - 1) / 6 if factor % 2 else factor**2 / 6 + 1 / 12
 
 
-def _width(sigma: float, factor: int, spacing: float) -> float:
-    # At spacing 1 the samples define the blur; elsewhere they imitate it.
-    return sigma if spacing == 1 else sampled_gaussian_width(sigma, 0.5 * (1 - factor % 2))
-
-
-class ScaleUpsample(nn.Module):
+class ScaleUpsample(SpacedResample):
     """Linear up-sampling that undoes the grid of :py:class:`ScaleDownsample`, at every scale alike.
 
     Zero-stuffed transposed convolutions leave a checkerboard; linear interpolation followed by a scale-equivariant
@@ -147,19 +153,12 @@ class ScaleUpsample(nn.Module):
     def __init__(
         self, spatial_dims: int, factor: Sequence[int] | int = 2, spacing: Sequence[float] | float = 1.0
     ) -> None:
-        super().__init__()
-        factors = _factors(spatial_dims, factor)
-        spacings = voxel_sizes(spacing, spatial_dims)
-        self.factor = _factors_at(factors, spacings)
-        missing = [
-            _interpolation_variance(f) / r**2 - _interpolation_variance(g) if r != 1 else 0.0
-            for f, g, r in zip(factors, self.factor, spacings, strict=True)
-        ]
-        self.smooths = [v > 1e-3 for v in missing]
-        widths = [
-            [sampled_gaussian_width(v**0.5) if smooth else 0.0] for v, smooth in zip(missing, self.smooths, strict=True)
-        ]
-        self.register_buffer("sigma", torch.tensor(widths), persistent=False)  # (axes, 1), in output voxels
+        super().__init__(spatial_dims, factor)
+        self.set_spacing(spacing)
+
+    def _widths(self, full_factor: int, factor: int, spacing: float) -> list[float]:
+        missing = _interpolation_variance(full_factor) / spacing**2 - _interpolation_variance(factor)
+        return [sampled_gaussian_width(missing**0.5)] if spacing != 1 and missing > 1e-3 else [0.0]
 
     def forward(self, x: torch.Tensor, size: list[int]) -> torch.Tensor:
         """Up-samples to ``size``, the spatial size before the down-sampling."""
@@ -168,11 +167,33 @@ class ScaleUpsample(nn.Module):
             raise ValueError(f"size must have one number for each of the {len(self.factor)} axes, got {size}.")
         for axis in range(len(self.factor)):
             if self.factor[axis] > 1:
-                matrix = linear_upsampling_matrix(x.shape[3 + axis], self.factor[axis], size[axis], x)
-                x = _resample_axis(x, matrix.unsqueeze(0), 3 + axis)
-            if self.smooths[axis]:
-                x = _resample_axis(x, gaussian_downsampling_matrix(size[axis], 1, self.sigma[axis]), 3 + axis)
+                x = _interpolate_axis(x, self.factor[axis], size[axis], 3 + axis)
+            if self.widths[axis][0] > 0:
+                x = _blur_axis(x, self.widths[axis], 1, 3 + axis)
         return x
 
-    def extra_repr(self) -> str:
-        return f"factor={self.factor}"
+
+def _blur_axis(x: torch.Tensor, widths: list[float], factor: int, axis: int) -> torch.Tensor:
+    if torch.jit.is_scripting():
+        matrix = gaussian_downsampling_matrix(x.shape[axis], factor, widths, x)
+    else:
+        matrix = _cached_blur(x.shape[axis], factor, widths, x)
+    return _resample_axis(x, matrix, axis)
+
+
+def _interpolate_axis(x: torch.Tensor, factor: int, size: int, axis: int) -> torch.Tensor:
+    if torch.jit.is_scripting():
+        matrix = linear_upsampling_matrix(x.shape[axis], factor, size, x)
+    else:
+        matrix = _cached_interpolation(x.shape[axis], factor, size, x)
+    return _resample_axis(x, matrix.unsqueeze(0), axis)
+
+
+@torch.jit.unused
+def _cached_blur(size: int, factor: int, widths: list[float], like: torch.Tensor) -> torch.Tensor:
+    return cached_matrix(gaussian_downsampling_matrix, (size, factor, tuple(widths)), like)
+
+
+@torch.jit.unused
+def _cached_interpolation(size: int, factor: int, target_size: int, like: torch.Tensor) -> torch.Tensor:
+    return cached_matrix(linear_upsampling_matrix, (size, factor, target_size), like)

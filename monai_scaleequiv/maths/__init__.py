@@ -8,16 +8,22 @@ from monai_scaleequiv.maths._fft_conv import (
     fft_kernel_spectrum,
     kernel_reach,
 )
+from monai_scaleequiv.maths._filters import ScaleFilters, check_scales, voxel_sizes
 from monai_scaleequiv.maths._hermite import hermite_gaussian_filters
 from monai_scaleequiv.maths._prior import frequency_prior
 from monai_scaleequiv.maths._resampling import (
+    cached_matrix,
     gaussian_downsampling_matrix,
     linear_upsampling_matrix,
     sampled_gaussian_width,
 )
-from monai_scaleequiv.maths._rescaling import cosine_resampling_matrix, rescale
+from monai_scaleequiv.maths._rescaling import as_ratio, cosine_resampling_matrix, resample_axis, rescale
 
 __all__ = [
+    "ScaleFilters",
+    "as_ratio",
+    "cached_matrix",
+    "check_scales",
     "cosine_resampling_matrix",
     "crop_to_reach",
     "fft_depthwise_conv",
@@ -29,6 +35,8 @@ __all__ = [
     "hermite_gaussian_filters",
     "kernel_reach",
     "linear_upsampling_matrix",
+    "resample_axis",
     "rescale",
     "sampled_gaussian_width",
+    "voxel_sizes",
 ]

@@ -1,13 +1,9 @@
 """Hermite-Gaussian filters in one dimension, fitted to a few taps."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np
 import torch
-
-__all__ = ["hermite_gaussian_filters"]
 
 # The fit trusts low frequencies most, because the spectrum of medical images falls steeply with frequency.
 _FREQUENCIES = 2049
@@ -34,7 +30,7 @@ def _least_squares_filters(offsets: np.ndarray, sigma: float, max_order: int) ->
     return np.stack(filters)
 
 
-_METHODS = {"least_squares": _least_squares_filters, "sampled": _sampled_filters}
+METHODS = ("least_squares", "sampled")
 
 
 def hermite_gaussian_filters(
@@ -68,12 +64,13 @@ def hermite_gaussian_filters(
             "kernel_size must be at least 1, sigma above 0 and max_order at least 0, "
             f"got kernel_size={kernel_size}, sigma={sigma}, max_order={max_order}."
         )
-    if method not in _METHODS:
-        raise ValueError(f"method must be one of {sorted(_METHODS)}, got {method!r}.")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}.")
     return _filters(int(kernel_size), float(sigma), int(max_order), method).clone()
 
 
 @lru_cache(maxsize=512)  # the layers of a network ask for the same few over and over
 def _filters(kernel_size: int, sigma: float, max_order: int, method: str) -> torch.Tensor:
     offsets = np.arange(kernel_size) - (kernel_size - 1) / 2
-    return torch.from_numpy(_METHODS[method](offsets, sigma, max_order))
+    make = _sampled_filters if method == "sampled" else _least_squares_filters
+    return torch.from_numpy(make(offsets, sigma, max_order))

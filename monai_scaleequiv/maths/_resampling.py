@@ -1,15 +1,47 @@
-"""Resampling along one axis as a matrix product."""
-
-from __future__ import annotations
+"""Resampling along one axis as a matrix product, and where such matrices are kept."""
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 
-__all__ = ["gaussian_downsampling_matrix", "linear_upsampling_matrix", "sampled_gaussian_width"]
+_MOST_KEPT = 512
+_kept: dict[tuple[Any, ...], torch.Tensor] = {}
 
 
-def gaussian_downsampling_matrix(size: int, factor: int, sigma: torch.Tensor) -> torch.Tensor:
+def cached_matrix(make: Callable[..., torch.Tensor], args: tuple[Any, ...], like: torch.Tensor) -> torch.Tensor:
+    """The matrix ``make(*args, like)``, made once for the device and dtype of ``like``; do not change it in place.
+
+    Only what serves every later call is kept: made outside of inference mode, and a plain tensor rather than what
+    stands for one while a graph is captured.
+
+    Example::
+
+        >>> cached_matrix(linear_upsampling_matrix, (2, 2, 3), like=torch.zeros(1))
+        tensor([[1.0000, 0.0000],
+                [0.7500, 0.2500],
+                [0.2500, 0.7500]])
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return make(*args, like)
+    key = (make, args, like.device, like.dtype)
+    with torch.inference_mode(False), torch.no_grad():
+        blank = torch.empty(0, dtype=like.dtype, device=like.device)
+        if type(blank) is not torch.Tensor:  # under a mode that replaces tensors
+            return make(*args, blank)
+        matrix = _kept.get(key)
+        if matrix is None:
+            matrix = make(*args, blank)
+            if len(_kept) >= _MOST_KEPT:
+                _kept.clear()
+            _kept[key] = matrix
+    return matrix
+
+
+def gaussian_downsampling_matrix(size: int, factor: int, sigma: list[float], like: torch.Tensor) -> torch.Tensor:
     r"""Matrices that blur an axis with a Gaussian and keep every ``factor``-th sample.
 
     Row ``i`` is centred on the middle of its ``factor`` input voxels, at :math:`f i + (f - 1)/2`, which is where
@@ -19,23 +51,26 @@ def gaussian_downsampling_matrix(size: int, factor: int, sigma: torch.Tensor) ->
     Args:
         size: length of the axis, in voxels.
         factor: distance of two output samples, in voxels.
-        sigma: standard deviations of the Gaussians in voxels, shape (S,).
+        sigma: standard deviations of the Gaussians in voxels, S of them.
+        like: tensor whose dtype and device the matrices take.
 
     Returns:
-        tensor of shape (S, ceil(size / factor), size), with the dtype and device of ``sigma``.
+        tensor of shape (S, ceil(size / factor), size).
 
     Example::
 
-        >>> gaussian_downsampling_matrix(5, 2, torch.tensor([1.0])).shape
+        >>> gaussian_downsampling_matrix(5, 2, [1.0], like=torch.zeros(1)).shape
         torch.Size([1, 3, 5])
     """
     rows = (size + factor - 1) // factor
-    centres = _positions(rows, sigma) * factor + (factor - 1) / 2.0
-    distance = (_positions(size, sigma)[None, :] - centres[:, None])[None] / sigma[:, None, None]  # (S, rows, size)
+    centres = _positions(rows, like) * factor + (factor - 1) / 2.0
+    widths = torch.tensor(sigma, dtype=centres.dtype, device=like.device)
+    distance = (_positions(size, like)[None, :] - centres[:, None])[None] / widths[:, None, None]  # (S, rows, size)
     # Softmax is the Gaussian divided by its sum, and stays finite when the last centre lies beyond the last voxel.
-    return torch.softmax(-0.5 * distance**2, dim=-1).to(sigma.dtype)
+    return torch.softmax(-0.5 * distance**2, dim=-1).to(like.dtype)
 
 
+@lru_cache(maxsize=512)
 def sampled_gaussian_width(sigma: float, offset: float = 0.0) -> float:
     """Parameter of the Gaussian whose samples, divided by their sum, have the variance ``sigma ** 2``.
 
@@ -54,20 +89,20 @@ def sampled_gaussian_width(sigma: float, offset: float = 0.0) -> float:
         (0.4607, 1.0)
     """
     reach = math.ceil(8 * sigma) + 2
-    positions = torch.arange(-reach, reach + 1, dtype=torch.float64) + offset
+    squares = (np.arange(-reach, reach + 1) + offset) ** 2
     low, high = 0.05, sigma + 1.0
     for _ in range(60):  # bisection: the variance grows with the parameter
         middle = (low + high) / 2
-        taps = torch.softmax(-0.5 * (positions / middle) ** 2, dim=0)
-        low, high = (middle, high) if float((taps * positions**2).sum()) < sigma**2 else (low, middle)
+        taps = np.exp(-0.5 * (squares - squares.min()) / middle**2)
+        low, high = (middle, high) if (taps * squares).sum() / taps.sum() < sigma**2 else (low, middle)
     return (low + high) / 2
 
 
 def linear_upsampling_matrix(size: int, factor: int, target_size: int, like: torch.Tensor) -> torch.Tensor:
     r"""Matrix that interpolates an axis linearly, on the grid that :py:func:`gaussian_downsampling_matrix` left.
 
-    Voxel ``i`` of the fine grid lies at :math:`(i - (f - 1)/2)/f` on the coarse one; beyond the outermost coarse voxels
-    the value is kept. The same numbers as ``torch.nn.functional.interpolate(..., align_corners=False)``, cut to size.
+    The same numbers as ``torch.nn.functional.interpolate(..., align_corners=False)``, cut to size. That function has
+    no deterministic gradient on CUDA devices; a matrix product has, and torch compiles and exports it at any size.
 
     Args:
         size: length of the coarse axis, in voxels.

@@ -1,14 +1,11 @@
 """Ideal and antialiased rescaling of an image, one axis at a time, as matrix products."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 
-__all__ = ["cosine_resampling_matrix", "rescale"]
+from monai_scaleequiv.maths._resampling import cached_matrix
 
 
 def cosine_resampling_matrix(
@@ -33,7 +30,7 @@ def cosine_resampling_matrix(
         smoothing: standard deviation, in new voxels, of a Gaussian h that replaces the sharp end of the band.
 
     Returns:
-        float64 tensor of shape (target_size, size), cached: do not change it in place.
+        float64 tensor of shape (target_size, size).
 
     Raises:
         ValueError: when a size is below 1, ``step`` not above 0 or ``smoothing`` below 0.
@@ -49,7 +46,8 @@ def cosine_resampling_matrix(
             "size and target_size must be at least 1, step above 0 and smoothing at least 0, "
             f"got size={size}, target_size={target_size}, step={step}, smoothing={smoothing}."
         )
-    return cached_series_matrix(size, target_size, numerator, denominator, smoothing)
+    like = torch.empty(0, dtype=torch.float64, device="cpu")
+    return series_matrix(size, target_size, numerator, denominator, smoothing, like)
 
 
 def as_ratio(value: float, denominator: int = 5_040_000) -> tuple[int, int]:
@@ -61,26 +59,60 @@ def as_ratio(value: float, denominator: int = 5_040_000) -> tuple[int, int]:
 
 
 def series_matrix(
-    size: int, target_size: int, numerator: int, denominator: int, smoothing: float = 0.0
+    size: int, target_size: int, numerator: int, denominator: int, smoothing: float, like: torch.Tensor
 ) -> torch.Tensor:
-    """The same without check and cache, for graphs in which sizes are symbols; the step is a quotient."""
-    orders = torch.arange(size)
+    """The same without checks and with the step as a quotient, in the dtype and on the device of ``like``.
+
+    Sizes may be symbols of a graph. The values are computed in float64 on the CPU: not every device knows it.
+    """
+    cpu = torch.device("cpu")
+    orders = torch.arange(size, device=cpu)
     kept = (orders * numerator < size * denominator).to(torch.float64)
     damping = torch.exp(-0.5 * (orders.to(torch.float64) * (smoothing * math.pi * numerator / denominator) / size) ** 2)
     gain = kept * damping * (2 - (orders == 0).to(torch.float64)) / size
-    positions = size * denominator + numerator * (2 * torch.arange(target_size) - (target_size - 1))
+    positions = size * denominator + numerator * (2 * torch.arange(target_size, device=cpu) - (target_size - 1))
     analysis = _cosine(orders[:, None] * (2 * orders + 1)[None, :], 2 * size)  # (K, N)
     synthesis = _cosine(positions[:, None] * orders[None, :], 2 * size * denominator)  # (M, K)
-    return torch.matmul(synthesis * gain, analysis)
+    return torch.matmul(synthesis * gain, analysis).to(like.device, like.dtype)
 
 
 def _cosine(numerator: torch.Tensor, denominator: int) -> torch.Tensor:
     # cos(pi numerator / denominator); whole turns are taken off as integers, for large angles are inexact.
-    turn = torch.ones(1, dtype=torch.int64) * (2 * denominator)
+    turn = torch.ones(1, dtype=torch.int64, device=numerator.device) * (2 * denominator)
     return torch.cos(torch.remainder(numerator, turn).to(torch.float64) * math.pi / denominator)
 
 
-cached_series_matrix = lru_cache(maxsize=512)(series_matrix)
+def resample_axis(
+    x: torch.Tensor, axis: int, target_size: int, numerator: int, denominator: int, smoothing: float = 0.0
+) -> torch.Tensor:
+    """Applies :py:func:`cosine_resampling_matrix` to one axis, at a step of numerator / denominator voxels.
+
+    Example::
+
+        >>> resample_axis(torch.ones(1, 4, 2), axis=1, target_size=6, numerator=2, denominator=3).shape
+        torch.Size([1, 6, 2])
+    """
+    size = x.shape[axis]
+    if torch.jit.is_scripting():
+        matrix = series_matrix(size, target_size, numerator, denominator, smoothing, x)
+    else:
+        if not torch.compiler.is_compiling() and size == target_size and numerator == denominator and smoothing == 0:
+            return x
+        matrix = _cached(size, target_size, numerator, denominator, smoothing, x)
+    # Each form is one matrix product without copies of x.
+    if axis == x.dim() - 1:
+        return torch.matmul(x, matrix.t())
+    if axis == x.dim() - 2:
+        return torch.matmul(matrix, x)
+    after = list(x.shape[axis + 1 :])
+    return torch.matmul(matrix, x.flatten(axis + 1)).unflatten(axis + 1, after)
+
+
+@torch.jit.unused
+def _cached(
+    size: int, target_size: int, numerator: int, denominator: int, smoothing: float, like: torch.Tensor
+) -> torch.Tensor:
+    return cached_matrix(series_matrix, (size, target_size, numerator, denominator, smoothing), like)
 
 
 def rescale(x: torch.Tensor, size: Sequence[int], smoothing: float = 0.0) -> torch.Tensor:
@@ -106,6 +138,10 @@ def rescale(x: torch.Tensor, size: Sequence[int], smoothing: float = 0.0) -> tor
     if x.dim() < len(size):
         raise ValueError(f"x must have at least {len(size)} axes, as many as size has numbers, got {list(x.shape)}.")
     for axis, target in enumerate(size, start=x.dim() - len(size)):
-        matrix = cosine_resampling_matrix(x.shape[axis], int(target), smoothing=smoothing)
-        x = torch.movedim(torch.movedim(x, axis, -1) @ matrix.T.to(x), -1, axis)
+        if min(x.shape[axis], int(target)) < 1 or smoothing < 0:
+            raise ValueError(
+                "sizes must be at least 1 and smoothing at least 0, "
+                f"got {list(x.shape)}, size={tuple(size)}, smoothing={smoothing}."
+            )
+        x = resample_axis(x, axis, int(target), x.shape[axis], int(target), smoothing)
     return x

@@ -1,6 +1,4 @@
-"""The levels of a scale-equivariant U-Net: what they are made of, and the voxels that each of them sees."""
-
-from __future__ import annotations
+"""The levels of a scale-equivariant U-Net, and the same levels for voxels of another size."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,10 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from monai_scaleequiv.layers import ScaleDownsample, ScalePointwiseConv, ScaleUpsample
+from monai_scaleequiv.layers import ScaleDownsample, ScalePointwiseConv, ScaleUpsample, SteerableConv
 from monai_scaleequiv.nets._blocks import ScaleConvUnit, ScaleResidualUnit
-
-__all__: list[str] = []
 
 
 class UpLevel(nn.Module):
@@ -30,64 +26,75 @@ class UpLevel(nn.Module):
 
 
 class LevelBuilder:
-    """Builds the parts of a network whose levels differ in channels and voxels only.
+    """Builds the parts of a network whose levels differ in channels and factors only."""
 
-    Spacings are those of the grid that a part gets, relative to the grid it would get at spacing 1.
-    """
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        kernel_size: Sequence[int] | int | None,
-        up_kernel_size: Sequence[int] | int | None,
-        num_res_units: int,
-        unit_args: dict[str, Any],
-    ) -> None:
+    def __init__(self, spatial_dims: int, num_res_units: int, unit_args: dict[str, Any]) -> None:
         self.spatial_dims = spatial_dims
-        self.kernel_size = kernel_size
-        self.up_kernel_size = up_kernel_size
         self.num_res_units = num_res_units
         self.unit_args = unit_args
 
-    def unit(self, inc: int, outc: int, spacing: Sequence[float], lifting: bool = False) -> nn.Module:
-        args = {"lifting": lifting, "kernel_size": self.kernel_size, "spacing": spacing, **self.unit_args}
+    def unit(self, inc: int, outc: int, lifting: bool = False) -> nn.Module:
         if self.num_res_units > 0:
-            return ScaleResidualUnit(self.spatial_dims, inc, outc, subunits=self.num_res_units, **args)
-        return ScaleConvUnit(self.spatial_dims, inc, outc, **args)
+            return ScaleResidualUnit(
+                self.spatial_dims, inc, outc, lifting, subunits=self.num_res_units, **self.unit_args
+            )
+        return ScaleConvUnit(self.spatial_dims, inc, outc, lifting, **self.unit_args)
 
-    def downsample(self, factor: Sequence[int], spacing: Sequence[float]) -> ScaleDownsample:
-        return ScaleDownsample(self.spatial_dims, self.unit_args["scales"], factor, spacing=spacing)
-
-    def upsample(self, factor: Sequence[int], spacing: Sequence[float]) -> ScaleUpsample:
-        return ScaleUpsample(self.spatial_dims, factor, spacing)
-
-    def down(
-        self, inc: int, outc: int, downsample: ScaleDownsample | None, spacing: Sequence[float], is_top: bool
-    ) -> nn.Module:
-        if downsample is None:
-            return nn.Sequential(self.unit(inc, outc, spacing, lifting=is_top))
+    def down(self, inc: int, outc: int, factor: Sequence[int], is_top: bool) -> nn.Module:
+        if max(factor) == 1:
+            return nn.Sequential(self.unit(inc, outc, lifting=is_top))
         layers: list[nn.Module] = [nn.Unflatten(1, (1, inc))] if is_top else []
-        return nn.Sequential(*layers, downsample, self.unit(inc, outc, spacing))
+        downsample = ScaleDownsample(self.spatial_dims, self.unit_args["filters"].scales, factor)
+        return nn.Sequential(*layers, downsample, self.unit(inc, outc))
 
-    def up(
-        self, inc: int, outc: int, upsample: ScaleUpsample, spacing: Sequence[float], head_channels: int | None
-    ) -> nn.Module:
-        args = {"kernel_size": self.up_kernel_size, "spacing": spacing, **self.unit_args}
-        layers: list[nn.Module] = [ScaleConvUnit(self.spatial_dims, inc, outc, **args)]
+    def up(self, inc: int, outc: int, factor: Sequence[int], head_channels: int | None) -> nn.Module:
+        layers: list[nn.Module] = [ScaleConvUnit(self.spatial_dims, inc, outc, **self.unit_args)]
         if self.num_res_units > 0:
-            args = {**args, "kernel_size": self.kernel_size}
-            layers.append(ScaleResidualUnit(self.spatial_dims, outc, outc, subunits=1, **args))
+            layers.append(ScaleResidualUnit(self.spatial_dims, outc, outc, subunits=1, **self.unit_args))
         if head_channels is not None:
             layers.append(ScalePointwiseConv(self.spatial_dims, outc, head_channels, self.unit_args["bias"]))
-        return UpLevel(nn.Sequential(*layers), upsample)
+        return UpLevel(nn.Sequential(*layers), ScaleUpsample(self.spatial_dims, factor))
 
 
-def next_spacing(spacing: Sequence[float], factor: Sequence[int], taken: Sequence[int]) -> list[float]:
-    """Spacing below a down-sampling by ``taken`` where spacing 1 has one by ``factor``.
+def shallow_copy(module: nn.Module, copies: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
+    """A tree of modules of its own that shares parameters, buffers, hooks and all else with the first."""
+    copies = {} if copies is None else copies  # a module that stands at two places does so in the copy
+    if module not in copies:
+        copy = copies[module] = type(module).__new__(type(module))
+        copy.__dict__.update(module.__dict__)
+        copy.__dict__.pop("_compiled_call_impl", None)  # left by `module.compile()`, it runs the first module
+        children = {k: None if m is None else shallow_copy(m, copies) for k, m in module._modules.items()}
+        copy.__dict__["_modules"] = children
+    return copies[module]
 
-    Example::
 
-        >>> next_spacing([1.0, 1.0, 3.0], factor=[2, 2, 2], taken=[2, 2, 1])
-        [1.0, 1.0, 1.5]
+def set_spacings(
+    downs: nn.ModuleList, bottom: nn.Module, ups: nn.ModuleList, factors: Sequence[list[int]], spacing: list[float]
+) -> list[list[int]]:
+    """Chooses every level's filters and factors for a voxel size.
+
+    A level's spacing is that of its grid, relative to the grid that it has at spacing 1.
+
+    Returns:
+        the factors that the levels take in place of ``factors``.
     """
-    return [r * g / f for r, f, g in zip(spacing, factor, taken, strict=True)]
+    above, taken = spacing, []
+    for down, up, factor in zip(downs, reversed(ups), factors, strict=True):
+        _set_spacing(down, (ScaleDownsample,), above)
+        _set_spacing(up, (ScaleUpsample,), above)
+        taken.append(_factor_at(up, factor))
+        above = [r * g / f for r, f, g in zip(above, factor, taken[-1], strict=True)]
+        _set_spacing(down, (SteerableConv,), above)
+        _set_spacing(up, (SteerableConv,), above)
+    _set_spacing(bottom, (SteerableConv,), above)
+    return taken
+
+
+def _set_spacing(tree: nn.Module, kinds: tuple[type[nn.Module], ...], spacing: list[float]) -> None:
+    for module in tree.modules():
+        if isinstance(module, kinds):
+            module.set_spacing(spacing)
+
+
+def _factor_at(up: nn.Module, factor: list[int]) -> list[int]:
+    return next((list(m.factor) for m in up.modules() if isinstance(m, ScaleUpsample)), factor)

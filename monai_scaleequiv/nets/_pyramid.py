@@ -1,9 +1,8 @@
 """Scale-equivariance for any segmentation network: each scale on its own grid."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from monai.data import MetaTensor
@@ -11,15 +10,10 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from monai_scaleequiv.layers import ScaleProjection
-from monai_scaleequiv.layers._input_checks import check_image, check_spatial_dims, is_count
-from monai_scaleequiv.maths._basis import check_scales
-from monai_scaleequiv.maths._rescaling import as_ratio, cached_series_matrix, series_matrix
-
-__all__ = ["ScalePyramid"]
+from monai_scaleequiv.layers import ScaleProjection, check_image, check_spatial_dims, is_count
+from monai_scaleequiv.maths import as_ratio, check_scales, resample_axis, voxel_sizes
 
 _MOST_TIMES = 64  # coarser or finer than the image
-DEFAULT_PYRAMID = (1.0, 2 ** (1 / 3), 2 ** (2 / 3), 2.0)
 
 
 class ScalePyramid(nn.Module):
@@ -41,8 +35,9 @@ class ScalePyramid(nn.Module):
         projection: how the answers are joined, a mode of :py:class:`ScaleProjection` or a module of its kind.
         spatial_dims: number of spatial dimensions, 2 or 3.
         voxel_size: mm, one or per axis; None for scales in voxels.
-        size_divisor: number that the copies' sizes must be multiples of, such as 16 for a UNet with four strides of 2
-            or 32 for SwinUNETR. What a copy reaches beyond the image is mirrored.
+        size_divisor: number that the copies' sizes must be multiples of, one or per axis, such as 32 for SwinUNETR;
+            None for the product of ``network.strides`` (of MONAI's UNet, of SEUNet), or 1 without such an attribute.
+            What a copy reaches beyond the image is mirrored.
         use_checkpoint: whether training keeps only the copies' answers and computes the rest twice, to save memory.
         with_scale_map: whether a last channel is added: for each voxel the scale that contributed most to the
             predicted class, in mm with ``voxel_size`` (the geometric mean over axes), else relative.
@@ -59,7 +54,7 @@ class ScalePyramid(nn.Module):
 
         >>> from monai.networks.nets import UNet
         >>> unet = UNet(spatial_dims=3, in_channels=1, out_channels=2, channels=(4, 8), strides=(2,))
-        >>> ScalePyramid(unet, size_divisor=2)(torch.rand(1, 1, 35, 51, 36)).shape
+        >>> ScalePyramid(unet)(torch.rand(1, 1, 35, 51, 36)).shape
         torch.Size([1, 2, 35, 51, 36])
 
     Source: shared networks on rescaled copies, Jansson and Lindeberg 2020 (arXiv 2004.01536), there for whole images.
@@ -68,11 +63,11 @@ class ScalePyramid(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        scales: Sequence[float] = DEFAULT_PYRAMID,
+        scales: Sequence[float] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3), 2.0),
         projection: str | nn.Module = "logsumexp",
         spatial_dims: int = 3,
         voxel_size: Sequence[float] | float | None = None,
-        size_divisor: Sequence[int] | int = 1,
+        size_divisor: Sequence[int] | int | None = None,
         use_checkpoint: bool = False,
         with_scale_map: bool = False,
         smoothing: float = 0.0,
@@ -86,14 +81,14 @@ class ScalePyramid(nn.Module):
         self.scales = [float(s) for s in scales]
         self.projection = ScaleProjection(projection) if isinstance(projection, str) else projection
         self.spatial_dims = spatial_dims
-        self.in_millimetres = voxel_size is not None
-        self.voxel_size = [float(v) for v in ensure_tuple_rep(1.0 if voxel_size is None else voxel_size, spatial_dims)]
-        self.size_divisor = list(ensure_tuple_rep(size_divisor, spatial_dims))
-        sound = all(0 < v < math.inf for v in self.voxel_size) and all(is_count(n) for n in self.size_divisor)
-        if not sound or not 0 <= smoothing < math.inf:
+        self.voxel_size = None if voxel_size is None else voxel_sizes(voxel_size, spatial_dims)
+        self._voxel = self.voxel_size or [1.0] * spatial_dims
+        divisor = _strides_product(network, spatial_dims) if size_divisor is None else size_divisor
+        self.size_divisor = list(ensure_tuple_rep(divisor, spatial_dims))
+        if not all(is_count(n) for n in self.size_divisor) or not 0 <= smoothing < math.inf:
             raise ValueError(
-                "voxel_size must be above 0, size_divisor a whole number of at least 1 and smoothing at least 0, "
-                f"got voxel_size={voxel_size}, size_divisor={size_divisor}, smoothing={smoothing}."
+                "size_divisor must be a whole number of at least 1 and smoothing at least 0, "
+                f"got size_divisor={size_divisor}, smoothing={smoothing}."
             )
         self.use_checkpoint = use_checkpoint
         self.smoothing = smoothing
@@ -107,7 +102,7 @@ class ScalePyramid(nn.Module):
             spacing: voxel size in mm per axis; None reads it from ``x``, a MetaTensor. Needed with ``voxel_size``.
         """
         check_image(x, self.spatial_dims, 0)
-        if not torch.jit.is_scripting() and self.in_millimetres and spacing is None:
+        if not torch.jit.is_scripting() and self.voxel_size is not None and spacing is None:
             spacings = self._read_spacings(x)
             if len(spacings) > 1:
                 return torch.cat([self.forward(x[i : i + 1], spacings[i]) for i in range(len(spacings))])
@@ -128,14 +123,14 @@ class ScalePyramid(nn.Module):
         copy = x
         for axis in range(self.spatial_dims):
             numerator, denominator = step[axis]
-            copy = _resample(copy, axis + 2, targets[axis], numerator, denominator, self.smoothing)
+            copy = resample_axis(copy, axis + 2, targets[axis], numerator, denominator, self.smoothing)
         if self.use_checkpoint and self.training and not torch.jit.is_scripting():
             y = self._checkpointed(copy)
         else:
             y = self.network(copy)
         for axis in range(self.spatial_dims):
             numerator, denominator = step[axis]
-            y = _resample(y, axis + 2, size[axis], denominator, numerator, 0.0)
+            y = resample_axis(y, axis + 2, size[axis], denominator, numerator)
         return y
 
     def _copy_size(self, size: list[int], step: list[tuple[int, int]]) -> list[int]:
@@ -151,19 +146,19 @@ class ScalePyramid(nn.Module):
 
     @torch.jit.unused
     def _checkpointed(self, x: torch.Tensor) -> torch.Tensor:
-        return checkpoint(self.network, x, use_reentrant=False)
+        return checkpoint(
+            self.network, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _spare_buffers(self.network))
+        )
 
     def _steps(self, spacing: list[float] | None) -> list[list[tuple[int, int]]]:
         # For each scale and axis: the copy's voxel in voxels of the image, as a quotient
         voxel = [1.0 for _ in range(self.spatial_dims)]
-        if self.in_millimetres:
+        if self.voxel_size is not None:
             if spacing is None or len(spacing) != self.spatial_dims or not all([s > 0 for s in spacing]):  # noqa: C419
                 raise ValueError(f"spacing must hold a voxel size above 0, in mm, for each axis, got {spacing}.")
-            voxel = [self.voxel_size[axis] / spacing[axis] for axis in range(self.spatial_dims)]
+            voxel = [self._voxel[axis] / spacing[axis] for axis in range(self.spatial_dims)]
             if min(voxel) < 1e-3 or max(voxel) > 1e3:
-                raise ValueError(
-                    f"spacing must be within a factor of 1000 of voxel_size {self.voxel_size}, got {spacing}."
-                )
+                raise ValueError(f"spacing must be within a factor of 1000 of voxel_size {self._voxel}, got {spacing}.")
         return [[as_ratio(scale * v) for v in voxel] for scale in self.scales]
 
     @torch.jit.unused
@@ -188,36 +183,28 @@ class ScalePyramid(nn.Module):
             support = torch.log_softmax(features, dim=2).gather(2, predicted)
         else:
             support = features * torch.sign(y).unsqueeze(1)
-        unit = float(torch.tensor(self.voxel_size, dtype=torch.float64).log().mean().exp())
+        unit = float(torch.tensor(self._voxel, dtype=torch.float64).log().mean().exp())
         sizes = torch.tensor(self.scales, dtype=y.dtype, device=y.device) * unit
         return sizes[support.argmax(dim=1)]  # (B, 1, D, H, W)
 
     def extra_repr(self) -> str:
-        unit = f", voxel_size={self.voxel_size} mm" if self.in_millimetres else ""
+        unit = f", voxel_size={self.voxel_size} mm" if self.voxel_size else ""
         return f"scales={[round(s, 4) for s in self.scales]}{unit}, size_divisor={self.size_divisor}"
 
 
-def _resample(
-    x: torch.Tensor, axis: int, target: int, numerator: int, denominator: int, smoothing: float
-) -> torch.Tensor:
-    """Resamples one axis at a step of numerator / denominator voxels."""
-    size = x.shape[axis]
-    if torch.jit.is_scripting() or torch.compiler.is_compiling():
-        matrix = series_matrix(size, target, numerator, denominator, smoothing)
-    else:
-        if target == size and numerator == denominator and smoothing == 0:
-            return x
-        matrix = _cached(size, target, numerator, denominator, smoothing)
-    matrix = matrix.to(x.device, x.dtype)
-    # Each form is one matrix product without copies of x.
-    if axis == x.dim() - 1:
-        return torch.matmul(x, matrix.t())
-    if axis == x.dim() - 2:
-        return torch.matmul(matrix, x)
-    after = list(x.shape[axis + 1 :])
-    return torch.matmul(matrix, x.flatten(axis + 1)).unflatten(axis + 1, after)
+def _strides_product(network: nn.Module, spatial_dims: int) -> list[int]:
+    strides = [ensure_tuple_rep(s, spatial_dims) for s in getattr(network, "strides", ())]
+    return [math.prod(s[axis] for s in strides) for axis in range(spatial_dims)]
 
 
-@torch.jit.unused
-def _cached(size: int, target: int, numerator: int, denominator: int, smoothing: float) -> torch.Tensor:
-    return cached_series_matrix(size, target, numerator, denominator, smoothing)
+@contextmanager
+def _spare_buffers(network: nn.Module) -> Iterator[None]:
+    """Clones in place of the buffers: what is computed a second time leaves running statistics as they are."""
+    kept = [(module._buffers, dict(module._buffers)) for module in network.modules()]
+    try:
+        for buffers, originals in kept:
+            buffers.update({k: v if v is None else v.clone() for k, v in originals.items()})
+        yield
+    finally:
+        for buffers, originals in kept:
+            buffers.update(originals)

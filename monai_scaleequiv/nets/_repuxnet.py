@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from torch import nn
 
-from monai_scaleequiv.layers._input_checks import check_image, check_spatial_dims, is_count
+from monai_scaleequiv.layers import check_image, check_spatial_dims, is_count
 from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, RepUXStage
 from monai_scaleequiv.nets._repux_kernels import PriorKernelConv, large_kernel_conv
 

@@ -1,67 +1,30 @@
 """Scale-equivariant U-Net."""
 
-from __future__ import annotations
-
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import UNet
 from monai.utils import ensure_tuple, ensure_tuple_rep
 from torch import nn
 
-from monai_scaleequiv.layers import ScaleProjection
-from monai_scaleequiv.layers._input_checks import check_image, check_spatial_dims, is_count
-from monai_scaleequiv.layers._steerable import DEFAULT_SCALES, DEFAULT_SIGMA
-from monai_scaleequiv.nets._levels import LevelBuilder, next_spacing
-from monai_scaleequiv.nets._pyramid import DEFAULT_PYRAMID, ScalePyramid
-from monai_scaleequiv.nets._spacing import SpacingNetwork
-
-__all__ = ["SEUNet"]
-
-# What None stands for.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "own": {
-        "kernel_size": 3,
-        "up_kernel_size": 3,
-        "act": "PRELU",
-        "norm": "INSTANCE",
-        "scales": DEFAULT_PYRAMID,
-        "projection": "logsumexp",
-    },
-    "fixed": {
-        "kernel_size": 5,
-        "up_kernel_size": 5,
-        "act": "SILU",
-        "norm": "BATCH",
-        "scales": DEFAULT_SCALES,
-        "projection": "mean",
-    },
-}
+from monai_scaleequiv.layers import ScaleProjection, check_image, check_spatial_dims, is_count
+from monai_scaleequiv.maths import ScaleFilters, voxel_sizes
+from monai_scaleequiv.nets._levels import LevelBuilder, set_spacings, shallow_copy
 
 
-class SEUNet(SpacingNetwork):
-    """Scale-equivariant U-Net, a drop-in for :py:class:`monai.networks.nets.UNet`.
+class SEUNet(nn.Module):
+    """Scale-equivariant U-Net: steerable filters at several scales, with the same weights, on the image's grid.
 
-    Rescaled images have rescaled answers, because each feature is computed at several sizes with the same weights.
-    Where these sizes live is ``grid``:
-
-    - ``"own"``: each scale on its own grid. An ordinary ``UNet`` sees copies of the image at several sizes, and its
-      answers are joined on the image's grid (:py:class:`ScalePyramid`). Exact under ideal rescaling, and best on real
-      volumes of another size than those trained on.
-    - ``"fixed"``: all scales on the image's grid, as published. The image is lifted to S scales and all levels act on
-      them with steerable filters. Against the published network, down-sampling is antialiased in proportion to each
-      scale, up-sampling is linear, filters are fitted to the kernel's extent and complete in degree, and evaluation
-      uses running statistics. For the network exactly as published see
-      :py:func:`monai_scaleequiv.published.build_seunet`.
-
-    Either way any input size is allowed, and a prediction does not depend on its batch. Arguments up to
-    ``adn_ordering`` mean what they mean in ``UNet``; on the fixed grid ``dropout`` drops whole channels. None stands
-    for the grid's own default: on own grids ``UNet``'s; on the fixed grid ``kernel_size`` 5 (a Gaussian derivative does
-    not fit into 3), ``act`` SiLU (a kink creates frequencies that the grid cannot hold) and ``norm`` batch.
+    The image is lifted to S scales, all levels act on them, and they are joined in the end, so that rescaled images
+    have rescaled answers. Against the published network, down-sampling is antialiased in proportion to each scale,
+    up-sampling is linear, filters are fitted to the kernel's extent and complete in degree, and evaluation uses
+    running statistics: any input size is allowed, and a prediction does not depend on its batch. For the network
+    exactly as published see :py:func:`monai_scaleequiv.published.build_seunet`; for scale-equivariance of any other
+    network, or of this one over octaves, :py:class:`ScalePyramid`.
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
@@ -69,26 +32,18 @@ class SEUNet(SpacingNetwork):
         out_channels: number of output channels.
         channels: channels (per scale) of the levels, top first; at least two levels.
         strides: down-sampling of the levels but the last, one number or one per axis; ``len(channels) - 1`` of them.
-        kernel_size: edge of the kernels in voxels (at spacing 1), odd, one for all axes or one per axis; None for 3 on
-            own grids and 5 on the fixed grid.
-        up_kernel_size: the same for the first convolution of each level on the way up.
         num_res_units: number of convolutions in each residual unit; 0 for plain convolutions.
-        act: activation type and arguments; None for ``"PRELU"`` on own grids and ``"SILU"`` on the fixed grid.
-        norm: normalisation type and arguments; None for ``"INSTANCE"`` on own grids and ``"BATCH"`` on the fixed grid.
-        dropout: dropout ratio, on the fixed grid of whole channels at all scales at once.
+        act: activation type and arguments, None for none. A kink as in ReLU creates frequencies that the grid cannot
+            hold.
+        norm: normalisation type and arguments, None for none.
+        dropout: probability of a channel to be dropped, at all scales at once.
         bias: whether the convolutions have a bias.
         adn_ordering: order of activation (A), normalisation (N) and dropout (D).
-        grid: ``"own"`` or ``"fixed"``.
-        scales: relative sizes, S of them; None for 1, 1.26, 1.59, 2 on own grids and 1, 0.9, 0.81, 0.729 on the fixed
-            grid. The own grid of a scale below 1 is finer than the image's, and costs accordingly.
-        projection: how scales are joined, a mode of :py:class:`ScaleProjection`; None for ``"logsumexp"`` on own grids
-            and ``"mean"`` on the fixed grid.
-        spacing: edge of a voxel, one for all axes or one per axis. With it scales are physical sizes, and the same
-            weights give the same network in millimetres; see :py:meth:`at_spacing`. On the fixed grid filters, blurs
-            and down-sampling factors follow: each level has the grid nearest to the one it has at spacing 1.
-        sigma: fixed grid: standard deviation of the filters' Gaussian at scale 1, in units of ``spacing``.
-        max_order: fixed grid: highest total order of the Hermite polynomials; 2 gives 10 functions in 3D and 6 in 2D.
-        scale_size: fixed grid: number of neighbouring scales that interact in a convolution.
+        filters: a :py:class:`ScaleFilters`, a mapping with its arguments, or None for the defaults. With its
+            ``spacing``, scales are physical sizes: filters, blurs and down-sampling factors follow, so that each level
+            has the grid nearest to the one it has at spacing 1.
+        scale_size: number of neighbouring scales that interact in a convolution.
+        projection: how scales are joined, a mode of :py:class:`ScaleProjection` or a module of its kind.
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or channels.
@@ -101,7 +56,7 @@ class SEUNet(SpacingNetwork):
         >>> net = SEUNet(spatial_dims=3, in_channels=1, out_channels=2, channels=(8, 16, 32), strides=(2, 2))
         >>> net(torch.rand(1, 1, 35, 51, 36)).shape
         torch.Size([1, 2, 35, 51, 36])
-        >>> net.at_spacing((1.0, 1.0, 3.0))(torch.rand(1, 1, 35, 51, 12)).shape
+        >>> net(torch.rand(1, 1, 35, 51, 12), spacing=[1.0, 1.0, 3.0]).shape
         torch.Size([1, 2, 35, 51, 12])
 
     Source: Wimmer et al. 2023 (arXiv 2304.05864).
@@ -114,100 +69,96 @@ class SEUNet(SpacingNetwork):
         out_channels: int,
         channels: Sequence[int],
         strides: Sequence[Sequence[int] | int],
-        kernel_size: Sequence[int] | int | None = None,
-        up_kernel_size: Sequence[int] | int | None = None,
         num_res_units: int = 0,
-        act: tuple | str | None = None,
-        norm: tuple | str | None = None,
+        act: tuple | str | None = "SILU",
+        norm: tuple | str | None = "BATCH",
         dropout: float = 0.0,
         bias: bool = True,
         adn_ordering: str = "NDA",
-        grid: str = "own",
-        scales: Sequence[float] | None = None,
-        projection: str | None = None,
-        spacing: Sequence[float] | float = 1.0,
-        sigma: float = DEFAULT_SIGMA,
-        max_order: int = 2,
+        filters: ScaleFilters | Mapping[str, Any] | None = None,
         scale_size: int = 1,
+        projection: str | nn.Module = "mean",
     ) -> None:
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        super().__init__()
         _check_arguments(spatial_dims, in_channels, out_channels, channels, strides, num_res_units)
-        if grid not in _DEFAULTS:
-            raise ValueError(f"grid must be one of {tuple(_DEFAULTS)}, got {grid!r}.")
-        strides = strides[: len(channels) - 1]
-        super().__init__({**arguments, "strides": strides})
-        self.in_channels = in_channels
         self.spatial_dims = spatial_dims
-        chosen = {k: _DEFAULTS[grid][k] if arguments[k] is None else arguments[k] for k in _DEFAULTS[grid]}
-        self.scales = [float(s) for s in chosen["scales"]]
-        units = {"dropout": dropout, "bias": bias, "adn_ordering": adn_ordering}
-        # One of the two halves is empty: attributes that TorchScript can see through
-        self.pyramid: nn.Module | None = None
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.channels = tuple(channels)
+        self.strides = tuple(strides[: len(channels) - 1])
+        self.num_res_units = num_res_units
+        self.act = act
+        self.norm = norm
+        self.dropout = dropout
+        self.bias = bias
+        self.adn_ordering = adn_ordering
+        self.filters = ScaleFilters.of(filters)
+        self.scale_size = scale_size
+        self.scales = list(self.filters.scales)
+        is_mode = isinstance(projection, str)
+        self.projection = ScaleProjection(projection, channels=out_channels) if is_mode else projection
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
-        self.bottom: nn.Module = nn.Identity()
-        self.projection: nn.Module = nn.Identity()
-        self.total_stride = [1] * spatial_dims
-        self.voxel = list(self.spacing)
-        if grid == "fixed":
-            units |= {"sigma": sigma, "max_order": max_order, "scale_size": scale_size}
-            self._build_fixed_grid(out_channels, channels, strides, num_res_units, {**units, **chosen})
-        else:
-            if (sigma, max_order, scale_size) != (DEFAULT_SIGMA, 2, 1):
-                raise ValueError("sigma, max_order and scale_size belong to grid='fixed', got them with grid='own'.")
-            self._build_own_grids(out_channels, channels, strides, num_res_units, {**units, **chosen})
+        self._factors = [list(ensure_tuple_rep(s, spatial_dims)) for s in self.strides]  # at spacing 1
+        self._build_levels()
+        self._set_spacing(self.filters.spacing)
 
-    def _build_own_grids(
-        self,
-        out_channels: int,
-        channels: Sequence[int],
-        strides: Sequence[Sequence[int] | int],
-        num_res_units: int,
-        options: dict[str, Any],
-    ) -> None:
-        scales, projection = options.pop("scales"), options.pop("projection")
-        unet = UNet(
-            self.spatial_dims, self.in_channels, out_channels, channels, strides, num_res_units=num_res_units, **options
-        )
-        factors = [ensure_tuple_rep(s, self.spatial_dims) for s in strides]
-        divisor = [math.prod(axis) for axis in zip(*factors, strict=True)]
-        joined = ScaleProjection(projection, channels=out_channels)
-        self.pyramid = ScalePyramid(unet, scales, joined, self.spatial_dims, voxel_size=1.0, size_divisor=divisor)
-
-    def _build_fixed_grid(
-        self,
-        out_channels: int,
-        channels: Sequence[int],
-        strides: Sequence[Sequence[int] | int],
-        num_res_units: int,
-        options: dict[str, Any],
-    ) -> None:
-        self.projection = ScaleProjection(options.pop("projection"), channels=out_channels)
-        kernel_size, up_kernel_size = options.pop("kernel_size"), options.pop("up_kernel_size")
-        build = LevelBuilder(self.spatial_dims, kernel_size, up_kernel_size, num_res_units, options)
-        factors = [list(ensure_tuple_rep(s, self.spatial_dims)) for s in strides]
+    def _build_levels(self) -> None:
+        unit_args = {name: getattr(self, name) for name in ("scale_size", "act", "norm", "dropout", "bias")}
+        unit_args |= {"adn_ordering": self.adn_ordering, "filters": replace(self.filters, spacing=1.0)}
+        build = LevelBuilder(self.spatial_dims, self.num_res_units, unit_args)
+        channels = self.channels
         ins = [self.in_channels, *channels[:-2]]  # channels that enter each level from above
-        spacings = [list(self.spacing)]  # below each down-sampling
-        taken: list[list[int]] = []  # down-sampling at this spacing
-        downs: list[nn.Module] = []
-        for i, factor in enumerate(factors):
-            downsample = build.downsample(factor, spacings[-1]) if max(factor) > 1 else None
-            taken.append(factor if downsample is None else downsample.factor)
-            spacings.append(next_spacing(spacings[-1], factor, taken[-1]))
-            downs.append(build.down(ins[i], channels[i], downsample, spacings[-1], is_top=i == 0))
-        self.downs.extend(downs)
-        self.bottom = build.unit(channels[-2], channels[-1], spacings[-1])
+        for i, factor in enumerate(self._factors):
+            self.downs.append(build.down(ins[i], channels[i], factor, is_top=i == 0))
+        self.bottom = build.unit(channels[-2], channels[-1])
         below = [*channels[:-2], channels[-1]]  # channels that come back to each level from below
         outs = [channels[0], *channels[:-2]]
-        for i in reversed(range(len(factors))):
-            upsample = build.upsample(factors[i], spacings[i])
-            head_channels = out_channels if i == 0 else None
-            self.ups.append(build.up(channels[i] + below[i], outs[i], upsample, spacings[i + 1], head_channels))
+        for i in reversed(range(len(channels) - 1)):
+            head_channels = self.out_channels if i == 0 else None
+            self.ups.append(build.up(channels[i] + below[i], outs[i], self._factors[i], head_channels))
+
+    def _set_spacing(self, spacing: Sequence[float] | float) -> None:
+        self.filters = replace(self.filters, spacing=spacing)
+        spacings = voxel_sizes(spacing, self.spatial_dims)
+        taken = set_spacings(self.downs, self.bottom, self.ups, self._factors, spacings)
         self.total_stride = [math.prod(axis) for axis in zip(*taken, strict=True)]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def at_spacing(self, spacing: Sequence[float] | float) -> "SEUNet":
+        """The same network for images of another voxel size, as it is at this moment.
+
+        Its modules are copies that hold this network's parameters, running statistics and hooks, the very same:
+        training either trains both. Only filters and down-sampling factors are its own. Ask anew after the network was
+        changed, or moved to another device or dtype.
+
+        Args:
+            spacing: edge of a voxel in the units of ``sigma``, one for all axes or one per axis.
+
+        Returns:
+            a network in the same mode as this one; this one itself where it has that spacing.
+
+        Raises:
+            ValueError: when a spacing is not above 0 or their number is not that of the spatial axes.
+        """
+        rounded = _rounded(spacing, self.spatial_dims)
+        if rounded == _rounded(self.filters.spacing, self.spatial_dims):
+            return self
+        network = shallow_copy(self)
+        network._set_spacing(rounded)
+        return network
+
+    def forward(self, x: torch.Tensor, spacing: list[float] | None = None) -> torch.Tensor:
+        """Segments images.
+
+        Args:
+            x: images of shape (B, C, D, H, W).
+            spacing: voxel size per axis, as in :py:meth:`at_spacing`; None for that of ``filters``.
+        """
+        if spacing is not None:
+            if torch.jit.is_scripting():
+                raise ValueError("spacing is not known to a scripted network; script network.at_spacing(spacing).")
+            else:
+                return self.at_spacing(spacing)(x)
         check_image(x, self.spatial_dims, self.in_channels)
-        if self.pyramid is not None:
-            return self.pyramid(x, self.voxel)
         width = x.shape[-1]
         x = self._pad_lone_voxel(x)
         skips: list[torch.Tensor] = []
@@ -230,6 +181,11 @@ class SEUNet(SpacingNetwork):
                 return x
         pad = [0, self.total_stride[-1] + 1 - x.shape[-1]] + [0] * (2 * self.spatial_dims - 2)
         return F.pad(x, pad, mode="replicate")
+
+
+def _rounded(spacing: Sequence[float] | float, spatial_dims: int) -> list[float]:
+    # What an affine matrix gives for 1 mm is 0.9999999 or 1.0000002.
+    return [float(f"{r:.5g}") for r in voxel_sizes(spacing, spatial_dims)]
 
 
 def _check_arguments(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from monai_scaleequiv.layers._input_checks import check_image
+from monai_scaleequiv.layers import check_image
 from monai_scaleequiv.published._basis import published_basis
 from monai_scaleequiv.published._blocks import PublishedConfig, unet_level
 
