@@ -11,7 +11,7 @@ from monai_scaleequiv.layers._input_checks import (
     check_spatial_dims,
     is_count,
 )
-from monai_scaleequiv.layers._large_kernel import LargeKernelBase, LargeKernelConv
+from monai_scaleequiv.layers._large_kernel import LargeKernelConv
 from monai_scaleequiv.layers._per_scale import PerScale, ScaleNorm, ScalePointwiseConv, ScalePool
 from monai_scaleequiv.layers._projection import ScaleProjection
 from monai_scaleequiv.layers._resampling import ScaleDownsample, ScaleUpsample
@@ -21,7 +21,6 @@ register_layers()
 
 __all__ = [
     "DerivedBuffers",
-    "LargeKernelBase",
     "LargeKernelConv",
     "PerScale",
     "ScaleDownsample",

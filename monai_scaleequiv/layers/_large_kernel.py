@@ -1,5 +1,6 @@
 """Depthwise convolution with a large kernel."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,15 @@ from monai_scaleequiv.layers._input_checks import check_channels, check_image, c
 from monai_scaleequiv.maths import crop_to_reach, fft_kernel_spectrum
 
 
-class LargeKernelBase(nn.Module):
-    """Base of depthwise convolutions with a large kernel; a subclass owns the parameters and says what they mean.
+class LargeKernelConv(nn.Module):
+    r"""Depthwise convolution with a large kernel and zero padding that keeps the size.
+
+    :math:`y_c(i) = b_c + \sum_t w_c(t)\, x_c(i + t - p)`, p half the kernel. The image's size decides how it is
+    computed: taps that can only meet padding are left out, then the convolution runs directly or by FFT, whichever is
+    the faster. The gradient with respect to the weight is computed by FFT from an edge of 5 on, and in evaluation the
+    kernel's spectrum is kept until the kernel changes. Under autocast it computes in single precision. Scripted, traced
+    and exported it is torch's own convolution; under ``torch.compile`` it is one operator. The second derivative is
+    not available. Subclasses give another kernel by :py:meth:`effective_kernel`.
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
@@ -24,20 +32,20 @@ class LargeKernelBase(nn.Module):
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or channels.
 
+    Shape:
+        input (B, C, D, H, W) or (B, C, H, W), output the same.
+
     Example::
 
-        >>> class MirroredConv(LargeKernelBase):
-        ...     def __init__(self, *args):
-        ...         super().__init__(*args)
-        ...         self.half = torch.nn.Parameter(self.initial_weight())
-        ...
-        ...     def effective_kernel(self):
-        ...         return self.half + self.half.flip(-1)
-        >>> MirroredConv(2, 4, 13, False)(torch.rand(1, 4, 24, 24)).shape
-        torch.Size([1, 4, 24, 24])
+        >>> LargeKernelConv(3, channels=4, kernel_size=21)(torch.rand(1, 4, 24, 24, 6)).shape
+        torch.Size([1, 4, 24, 24, 6])
+
+    Source: 21^3 depthwise kernels in segmentation: Lee et al. 2023 (RepUX-Net, arXiv 2303.05785).
     """
 
-    def __init__(self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, bias: bool) -> None:
+    def __init__(
+        self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int = 21, bias: bool = False
+    ) -> None:
         super().__init__()
         check_spatial_dims(spatial_dims)
         check_channels("channels", channels)
@@ -47,20 +55,15 @@ class LargeKernelBase(nn.Module):
         self.kernel_size = [int(k) for k in edges]
         self.spatial_dims = spatial_dims
         self.channels = channels
-        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+        # The same law as in torch's convolutions.
+        bound = math.prod(self.kernel_size) ** -0.5
+        self.bias = nn.Parameter(nn.init.uniform_(torch.empty(channels), -bound, bound)) if bias else None
+        self.weight = nn.Parameter(nn.init.uniform_(torch.empty([channels, 1, *self.kernel_size]), -bound, bound))
         self._cache: tuple[tuple[int, ...], torch.Tensor, torch.Tensor] | None = None
 
-    def initial_weight(self) -> torch.Tensor:
-        """Values by the same law as in torch's convolutions, of shape (channels, 1, *kernel_size)."""
-        weight = torch.empty([self.channels, 1, *self.kernel_size])
-        bound = weight[0].numel() ** -0.5
-        if self.bias is not None:
-            nn.init.uniform_(self.bias, -bound, bound)
-        return nn.init.uniform_(weight, -bound, bound)
-
     def effective_kernel(self) -> torch.Tensor:
-        """The kernel that the image is convolved with, of shape (channels, 1, *kernel_size)."""
-        raise NotImplementedError
+        """The kernel that the image is convolved with, of shape (channels, 1, *kernel_size): the weight."""
+        return self.weight
 
     def kernel_for(self, size: Sequence[int]) -> torch.Tensor:
         """:py:meth:`effective_kernel`, or its taps that an image of this size can meet where they come cheaper.
@@ -108,7 +111,7 @@ class LargeKernelBase(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": None}
 
-    def train(self, mode: bool = True) -> "LargeKernelBase":
+    def train(self, mode: bool = True) -> "LargeKernelConv":
         self._cache = None
         return super().train(mode)
 
@@ -130,44 +133,3 @@ class LargeKernelBase(nn.Module):
 
 def _are_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
-
-
-class LargeKernelConv(LargeKernelBase):
-    r"""Depthwise convolution with a large kernel and zero padding that keeps the size.
-
-    :math:`y_c(i) = b_c + \sum_t w_c(t)\, x_c(i + t - p)`, p half the kernel. The image's size decides how it is
-    computed: taps that can only meet padding are left out, then the convolution runs directly or by FFT, whichever is
-    the faster. The gradient with respect to the weight is computed by FFT from an edge of 5 on, and in evaluation the
-    kernel's spectrum is kept until the kernel changes. Under autocast it computes in single precision. Scripted, traced
-    and exported it is torch's own convolution; under ``torch.compile`` it is one operator. The second derivative is
-    not available.
-
-    Args:
-        spatial_dims: number of spatial dimensions, 2 or 3.
-        channels: number of channels.
-        kernel_size: edge of the kernel in voxels, odd, one for all axes or one per axis.
-        bias: whether to add a bias.
-
-    Raises:
-        ValueError: when an argument is out of range, or the input has another number of axes or channels.
-
-    Shape:
-        input (B, C, D, H, W) or (B, C, H, W), output the same.
-
-    Example::
-
-        >>> LargeKernelConv(3, channels=4, kernel_size=21)(torch.rand(1, 4, 24, 24, 6)).shape
-        torch.Size([1, 4, 24, 24, 6])
-
-    Source: 21^3 depthwise kernels in segmentation: Lee et al. 2023 (RepUX-Net, arXiv 2303.05785).
-    """
-
-    def __init__(
-        self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int = 21, bias: bool = False
-    ) -> None:
-        super().__init__(spatial_dims, channels, kernel_size, bias)
-        self.weight = nn.Parameter(self.initial_weight())
-
-    def effective_kernel(self) -> torch.Tensor:
-        """The weight, of shape (channels, 1, *kernel_size)."""
-        return self.weight

@@ -162,9 +162,10 @@ def _transform(x: torch.Tensor, periods: Sequence[int]) -> torch.Tensor:
 
 
 def _image_transform(x: torch.Tensor, edges: Sequence[int], periods: Sequence[int]) -> torch.Tensor:
-    axes = zip(x.shape[2:], edges, periods, strict=True)
-    pad = [[k // 2, period - n - k // 2] for n, k, period in axes]
-    return _transform(F.pad(x, sum(reversed(pad), [])), periods)
+    pad: list[int] = []
+    for n, k, period in zip(x.shape[2:], edges, periods, strict=True):
+        pad = [k // 2, period - n - k // 2, *pad]
+    return _transform(F.pad(x, pad), periods)
 
 
 def _kernel_transform(kernel: torch.Tensor, periods: Sequence[int]) -> torch.Tensor:
