@@ -308,7 +308,7 @@ def test_training_starts_with_a_check_of_the_data(capsys, handed_over, tmp_path)
     assert "expected whole numbers from 0 to 0" in _error(capsys, *arguments, "--num_classes=1")
     cut(task / "imagesTr" / "case_1.nii.gz")
     error = _error(capsys, *arguments)
-    assert error.startswith(f"error: {task}: ")
+    assert error.startswith(f"error: {task / 'dataset.json'}: 1 error; ")
     assert str(task / "imagesTr" / "case_1.nii.gz") in error
     assert not handed_over
 
@@ -323,7 +323,7 @@ def test_check_writes_its_report(capsys, tmp_path):
     assert main(["check", str(task)]) == 1
     out, err = capsys.readouterr()
     assert f"error {task / 'imagesTr' / 'case_1.nii.gz'}: " in out
-    assert err == f"error: {task}: expected no errors, got 1; see the lines above.\n"
+    assert err == f"error: {task / 'dataset.json'}: expected no errors, got 1; see the lines above.\n"
 
 
 def test_evaluation_of_a_held_out_set(capsys, phantoms, tmp_path):
@@ -504,7 +504,7 @@ def test_equivariance_keeps_an_earlier_report(capsys, tmp_path):
         (['--network={"_target_": "UNett"}'], "UNett"),
         (['--network={"_target_": "DiceLoss"}', "--ckpt_path=no.pt"], "no.pt does not exist"),
         (['--network={"_target_": "NormalizeIntensity"}'], "expected a torch.nn.Module"),
-        (['--network={"_target_": "torch.nn.Identity"}', "--epochs=3"], "--epochs: overrides belong to a bundle"),
+        (['--network={"_target_": "torch.nn.Identity"}', "--epochs=3"], "--epochs: a bundle has overrides"),
         (['--network={"_target_": "torch.nn.Identity"}', f"--bundle={BUNDLE}"], "got both"),
         (['--network={"_target_": "torch.nn.Identity"}', "--ratios=1"], "--ratios must be numbers above 0"),
         (['--network={"_target_": "torch.nn.Identity"}', "--ratios=half"], "--ratios must be numbers above 0"),

@@ -13,14 +13,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from monai_scaleequiv.cli import main
+from monai_scaleequiv.cli._bundles import merged_record
 from monai_scaleequiv.cli._infer import segment
-from monai_scaleequiv.data import nifti_datalist
+from monai_scaleequiv.data import definition_of, nifti_datalist, write_record
 
 from . import memory_run
 from .conftest import BUNDLES, ROOT
@@ -462,22 +463,31 @@ def test_result_of_another_volume_of_the_same_name_is_not_taken_for_its_own(tmp_
 def test_what_the_training_recorded_is_used_and_compared(capsys, whole, tmp_path):
     arguments = ["infer", f"--input={whole / 'a.nii.gz'}", *options(tmp_path)[:1]]
     weights = memory_run.write_weights(tmp_path / "model.pt", 5)
-    definition = {**DEFINITION, "_target_": "Conv3d", "out_channels": 5}
-    record = {"network_def": definition, "num_classes": 5, "spacing": [2, 2, 2]}
-    (tmp_path / "model.json").write_text(json.dumps(record))
+    record = {"network_def": definition_of(torch.nn.Conv3d(1, 5, 1)), "num_classes": 5, "spacing": [2, 2, 2]}
+    write_record(tmp_path / "model.json", record)
     arguments += [f"--ckpt_path={weights}", f"--network_def={json.dumps(DEFINITION)}"]
-    for option, text in (
-        ("--num_classes=3", "expected num_classes=5 as in its training, got 3"),
-        ("--spacing=[1,1,1]", "expected spacing=[2, 2, 2] as in its training, got [1, 1, 1]"),
-        ("--spacing=[2,2,2]", "expected network_def#out_channels=5 as in its training, got 3"),
+    right = "--network_def#out_channels=5"
+    for more, text in (
+        (["--num_classes=3", right], "expected num_classes=5 as in its training, got 3"),
+        (["--spacing=[1,1,1]", right], "expected spacing=[2, 2, 2] as in its training, got [1, 1, 1]"),
+        ([], "expected network_def#out_channels=5 as in its training, got 3"),
     ):
-        assert main([*arguments, option]) == 1
+        assert main([*arguments, *more]) == 1
         err = capsys.readouterr().err
         assert f"{weights}: {text}" in err
         assert err.count("\n") == 1
     assert not label_maps(tmp_path)
-    assert main([*arguments, "--network_def#out_channels=5"]) == 0
+    assert main([*arguments, right]) == 0
     assert np.asarray(nib.load(tmp_path / "out" / "a_seg.nii.gz").dataobj).max() == 4
+
+
+def test_recorded_network_keeps_what_its_record_cannot_hold():
+    parser = ConfigParser({"ckpt_path": "", "network_def": {"_target_": "a.Net", "size": 1, "hidden": "@x"}, "x": 2})
+    for recorded, expected in (
+        ({"_target_": "Net", "size": 3}, {"_target_": "a.Net", "size": 3, "hidden": "@x"}),
+        ({"_target_": "Other", "size": 3}, {"_target_": "Other", "size": 3}),
+    ):
+        assert merged_record(parser, {"network_def": recorded, "spacing": [1]}) == {"network_def": expected}
 
 
 def test_links_are_followed_and_a_dangling_one_is_a_failure(capsys, whole, tmp_path):

@@ -58,23 +58,21 @@ def read_bundle(
     check_overrides(parser, overrides, " with ".join(file.name for file in files))
     _check_device(overrides.get("device"))
     if command != "train" and "ckpt_path" in parser and parser.get("load_pretrain") is not False:
-        overrides = {**_recorded(parser), **overrides}
+        record = read_record(parser.get_parsed_content("ckpt_path")) or {}
+        overrides = {**merged_record(parser, record), **overrides}
         parser.update(overrides)
         parser.parse(reset=True)
     return parser, [str(file) for file in files], overrides
 
 
-def _recorded(parser: ConfigParser) -> dict[str, Any]:
-    """What the training of the weights has recorded, for the ids that the config has."""
-    record = read_record(parser.get_parsed_content("ckpt_path")) or {}
+def merged_record(parser: ConfigParser, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training has recorded, for the ids that the config has; of its network a record may lack arguments."""
     found = {id: record[id] for id in RECORDED if id in record and id in parser}
-    configured, recorded = parser.get("network_def"), found.get("network_def")
+    configured, recorded = parser.get("network_def"), found.pop("network_def", None)
     if isinstance(configured, dict) and recorded:
         name = str(configured.get("_target_"))
-        if name.rpartition(".")[2] == recorded["_target_"]:  # it may have more arguments than the record can hold
-            found["network_def"] = {**configured, **recorded, "_target_": name}
-    else:
-        found.pop("network_def", None)
+        same = name.rpartition(".")[2] == recorded["_target_"]
+        found["network_def"] = {**configured, **recorded, "_target_": name} if same else recorded
     return found
 
 

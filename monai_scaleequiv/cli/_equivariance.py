@@ -37,6 +37,8 @@ def make_report(
 
     ``source`` is a bundle's root or a network's definition, ``arguments`` are the command's other ones.
     """
+    if folder.exists():
+        check_output_dir(folder, "--output", files=FILES)
     for name in ("divisor", "cases"):
         if (value := arguments[name]) is not None and (type(value) is not int or value < 1):
             raise ValueError(f"--{name}: expected a whole number of at least 1, got {value!r}; give another one.")
@@ -46,7 +48,6 @@ def make_report(
     network.divisor = arguments["divisor"] or (DIVISOR if network.scales is None else 1)
     ratios = ratios_to_measure(arguments["ratios"], network.scales)
     images = read_images(load, network.spatial_dims, *(arguments[name] for name in ("input", "cases", "seed")))
-    check_output_dir(folder, "--output", files=FILES)
     rows = _rows(network, images, ratios)
     versions = {module.__name__: str(module.__version__) for module in (monai_scaleequiv, monai, torch)}
     report = {
@@ -58,6 +59,7 @@ def make_report(
         "ratios": rows,
     }
     title = f"{description['class']}, images: {len(images)} {'given' if arguments['input'] else 'made up'}"
+    folder.mkdir(parents=True, exist_ok=True)
     save_curves(rows, title, folder / FILES[1])
     (folder / FILES[0]).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     paths = "".join(f"{folder / name}\n" for name in FILES)

@@ -12,7 +12,6 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.data import DataLoader, Dataset
 from monai.engines import Evaluator
-from monai.handlers import CheckpointLoader
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
@@ -33,21 +32,21 @@ def segment(workflow: ConfigWorkflow) -> None:
             handler["_disabled_"] = True  # it would show a bar for each volume
     workflow.initialize()
     evaluator = workflow.parser.get_parsed_content("evaluator")
-    loaders = [h for h in workflow.parser.get_parsed_content("handlers", default=[]) if isinstance(h, CheckpointLoader)]
+    handlers = workflow.parser.get_parsed_content("handlers", default=[])
     dataset, failures, done = evaluator.data_loader.dataset, {}, set()
     if not len(dataset):
         tqdm.write("nothing to do: there is no volume without a result")
     listed = Path(workflow.parser.get_parsed_content("output_dir")) / "failures.json"
     try:
         for file, error in _results(evaluator, dataset):
-            for loader in loaders:  # once is enough
-                if evaluator.has_event_handler(loader, Events.STARTED) and not error:
-                    evaluator.remove_event_handler(loader, Events.STARTED)
-            if not error:
-                done.add(file)
+            if error:
+                failures[file] = error if file in error else f"{file}: {error}"
+                tqdm.write(failures[file])
                 continue
-            failures[file] = error if file in error else f"{file}: {error}"
-            tqdm.write(failures[file])
+            done.add(file)
+            for handler in handlers:  # once is enough for what is done at the start, such as reading the weights
+                if evaluator.has_event_handler(handler, Events.STARTED):
+                    evaluator.remove_event_handler(handler, Events.STARTED)
     finally:
         where = f", listed in {listed}" if _list_failures(listed, failures, done) else ""
     workflow.finalize()
