@@ -232,19 +232,16 @@ def test_expressions_are_few_and_plain(bundle, name):
     ],
     ids=["train", "evaluate", "infer", "native"],
 )
-def test_initialize_touches_neither_data_nor_disk(bundle, tmp_path, monkeypatch, configs, kind):
+def test_what_initialize_touches(bundle, phantoms, tmp_path, monkeypatch, configs, kind):
+    """Neither data nor disk; and nothing is written before the run, whatever MONAI builds to find its properties."""
     monkeypatch.chdir(tmp_path)
     before = files(bundle)
-    given = {
-        "bundle_root": str(bundle),
-        "dataset_dir": "/no/such/folder",
-        "output_dir": str(tmp_path / "out"),
-        "device": CPU,
-    }
-    workflow = ConfigWorkflow(config_files(bundle, *configs), workflow_type=kind, logging_file=False, **given)
-    workflow.initialize()
+    for data in ("/no/such/folder", str(phantoms if kind == "train" else phantoms / "imagesTr")):
+        given = {"bundle_root": str(bundle), "dataset_dir": data, "output_dir": str(tmp_path / "out"), "device": CPU}
+        workflow = ConfigWorkflow(config_files(bundle, *configs), workflow_type=kind, logging_file=False, **given)
+        workflow.initialize()
+        assert workflow.network_def is not None
     assert workflow.check_properties() == []
-    assert workflow.network_def is not None
     assert not list(tmp_path.iterdir())
     assert files(bundle) == before
 
@@ -815,6 +812,8 @@ def test_native_inference_adds_a_scale_map_and_keeps_an_edited_mask(bundle, grid
 
 # --- two processes ---
 
+ONE = pytest.mark.parametrize("bundle", ["seunet_hippocampus_segmentation"], indirect=True)
+
 # Noted by each process before its interpreter shuts down.
 AT_EXIT = """
 import atexit, os
@@ -842,9 +841,10 @@ def run_on_two(bundle, phantoms, output, *configs, **overrides):
         assert not any("gloo" in (seen / rank).read_text() for rank in "01")
 
 
-def test_evaluation_in_two_processes_equals_one(seunet, evaluated, tmp_path):
+@ONE
+def test_evaluation_in_two_processes_equals_one(bundle, evaluated, tmp_path):
     output, folder, options = evaluated
-    run_on_two(seunet, folder, tmp_path / "out", "train", "evaluate", "multi_gpu_evaluate", **options)
+    run_on_two(bundle, folder, tmp_path / "out", "train", "evaluate", "multi_gpu_evaluate", **options)
     one, two = metrics(output), metrics(tmp_path / "out")
     assert two == pytest.approx(one, abs=1e-6)
     for metric in one:
@@ -854,12 +854,13 @@ def test_evaluation_in_two_processes_equals_one(seunet, evaluated, tmp_path):
             assert values == pytest.approx(in_one[name], abs=1e-6, nan_ok=True)
 
 
-def test_training_in_two_processes(seunet, phantoms, tmp_path):
-    options = {**tiny(seunet), **QUICK, "epochs": 1, "split#ratio": 0.6}
-    run_on_two(seunet, phantoms, tmp_path / "out", "train", "multi_gpu_train", **options)
+@ONE
+def test_training_in_two_processes(bundle, phantoms, tmp_path):
+    options = {**tiny(bundle), **QUICK, "epochs": 1, "split#ratio": 0.6}
+    run_on_two(bundle, phantoms, tmp_path / "out", "train", "multi_gpu_train", **options)
     folder = tmp_path / "out" / "models"
     assert {path.name for path in folder.iterdir()} == {"model.pt", "model.json", "checkpoint_epoch=1.pt"}
-    made = network(seunet, **tiny(seunet))
+    made = network(bundle, **tiny(bundle))
     made.load_state_dict(load(folder / "model.pt"), strict=True)
     assert read_record(folder / "model.pt")["network_def"] == definition_of(made)
     assert load(folder / "checkpoint_epoch=1.pt")["trainer"]["epoch_length"] == 1  # two batches of two, one a process

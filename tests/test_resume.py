@@ -220,7 +220,8 @@ def test_sigterm_in_the_last_iteration_of_an_epoch_keeps_the_epoch(tmp_path, len
     with pytest.raises(SystemExit) as stopped:
         stop.exit_if_stopped()
     assert stopped.value.code == 143
-    engine._process_function = lambda engine, batch: None
+    engine = Engine(lambda engine, batch: None)
+    stop.attach(engine)
     engine.run([0], max_epochs=1)
     stop.exit_if_stopped()  # a training that ends by itself goes on to the next line
 
@@ -317,7 +318,7 @@ def test_scaler_and_best_metric_go_on(tmp_path):
         scaler.step(optimizer)
         scaler.update()
     trainer, evaluator, state = workflows(scaler)
-    trainer.state.iteration = 7
+    trainer.state.iteration, trainer.state.max_epochs = 7, 9
     evaluator.state.best_metric, evaluator.state.best_metric_epoch = torch.tensor(0.75), 4
     torch.save(state.state_dict(), tmp_path / "state.pt")
     fresh = torch.amp.GradScaler("cpu")

@@ -1,6 +1,7 @@
 """Lists, checks, reading and writing of volumes; weights and the record of a training."""
 
 from monai_scaleequiv.data import rules
+from monai_scaleequiv.data._cache_dataset import JoinedCacheDataset
 from monai_scaleequiv.data._check_dataset import check_dataset
 from monai_scaleequiv.data._datalist import nifti_datalist
 from monai_scaleequiv.data._errors import one_line, root_cause
@@ -19,6 +20,7 @@ __all__ = [
     "DatasetReport",
     "Finding",
     "InputGridWriter",
+    "JoinedCacheDataset",
     "VolumeFacts",
     "case_sizes",
     "check_dataset",

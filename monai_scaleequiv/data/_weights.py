@@ -77,7 +77,9 @@ def _without_prefix(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapp
 
 
 def _check(found: Mapping[str, Any], wanted: Mapping[str, torch.Tensor], path: str | os.PathLike, name: str) -> None:
-    other = [key for key in wanted if key in found and getattr(found[key], "shape", None) != wanted[key].shape]
+    # Layers may take an older shape of as many numbers.
+    sizes = {key: found[key].numel() if isinstance(found[key], torch.Tensor) else -1 for key in found}
+    other = [key for key in wanted if key in found and sizes[key] != wanted[key].numel()]
     missing, surplus = [key for key in wanted if key not in found], [str(key) for key in found if key not in wanted]
     parts = [f"{len(missing)} missing ({_few(missing)})"] * bool(missing)
     parts += [f"{len(surplus)} unknown ({_few(surplus)})"] * bool(surplus)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import torch
 from ignite.engine import Engine
 from ignite.handlers import Checkpoint
 from monai.engines import Workflow

@@ -52,8 +52,6 @@ def large_depthwise_conv(
     then does as well: alone it takes up to 1.4 times as long (one thread), and less than half of the memory.
     """
     x = x.contiguous()  # as the result is expected to be
-    if x.numel() == 0:
-        return torch.empty_like(x)
     inner = crop_to_reach(weight, x.shape[2:])
     is_shared = is_training and inner[0].numel() > _MANY_TAPS
     with torch.autocast(x.device.type, enabled=False):
@@ -67,24 +65,15 @@ def large_depthwise_gradients(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, of_input: bool, of_weight: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both gradients; an empty tensor stands for one that is not wanted."""
-    size, edges = x.shape[2:], weight.shape[2:]
-    grad, x = grad.contiguous(), x.contiguous()
-    is_empty = x.numel() == 0
-    grad_x = torch.empty_like(x) if of_input and is_empty else None
-    grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format) if of_weight and is_empty else None
-    # Torch's own gradient of the weight becomes the bottleneck from an edge of 5 on, and its own gradient of the input
-    # is slower than a convolution with the mirrored kernel.
-    weight_by_fft = not is_empty and of_weight and (max(edges) > 3 or is_fft_faster(size, edges))
-    input_by_fft = not is_empty and of_input and is_fft_faster(size, edges, is_shared=weight_by_fft)
+    grad, x, size = grad.contiguous(), x.contiguous(), x.shape[2:]
+    input_by_fft = of_input and is_fft_faster(size, weight.shape[2:], is_shared=of_weight)
     with torch.autocast(x.device.type, enabled=False):
-        if weight_by_fft or input_by_fft:
-            grad_x, grad_weight = fft_depthwise_gradients(grad, x, weight, input_by_fft, weight_by_fft)
-        if of_input and grad_x is None:
+        # Torch's own gradient of the weight is the bottleneck of a training from an edge of 5 on, and its own gradient
+        # of the input is slower than a convolution with the mirrored kernel.
+        grad_x, grad_weight = fft_depthwise_gradients(grad, x, weight, input_by_fft, of_weight)
+        if of_input and not input_by_fft:
             grad_x = depthwise_conv(grad, crop_to_reach(weight, size), flip=True)
-        if of_weight and grad_weight is None:
-            grad_weight = _framework_weight_gradient(grad, x, weight)
-    nothing = grad.new_empty(0)
-    return nothing if grad_x is None else grad_x, nothing.clone() if grad_weight is None else grad_weight
+    return grad.new_empty(0) if grad_x is None else grad_x, grad.new_empty(0) if grad_weight is None else grad_weight
 
 
 @large_depthwise_conv.register_fake
@@ -97,13 +86,6 @@ def _(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, of_input: bool, of_weight: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return x.new_empty(x.shape if of_input else 0), weight.new_empty(weight.shape if of_weight else 0)
-
-
-def _framework_weight_gradient(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    axes, padding = weight.dim() - 2, [k // 2 for k in weight.shape[2:]]
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, [1] * axes, padding, [1] * axes, False, [0] * axes, weight.shape[0], [False, True, False]
-    )[1]
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from monai.utils import ensure_tuple_rep
@@ -10,7 +10,7 @@ from torch import nn
 
 from monai_scaleequiv.layers._depthwise_op import depthwise_conv, is_fft_faster, large_depthwise_conv
 from monai_scaleequiv.layers._input_checks import check_channels, check_image, check_spatial_dims
-from monai_scaleequiv.maths import crop_to_reach, fft_kernel_spectrum
+from monai_scaleequiv.maths import fft_kernel_spectrum
 
 
 class LargeKernelConv(nn.Module):
@@ -65,13 +65,6 @@ class LargeKernelConv(nn.Module):
         """The kernel that the image is convolved with, of shape (channels, 1, *kernel_size): the weight."""
         return self.weight
 
-    def kernel_for(self, size: Sequence[int]) -> torch.Tensor:
-        """:py:meth:`effective_kernel`, or its taps that an image of this size can meet where they come cheaper.
-
-        The operator crops as well, and its gradient needs no steps back to the whole kernel.
-        """
-        return self.effective_kernel()
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_image(x, self.spatial_dims, self.channels)
         if torch.jit.is_scripting():
@@ -87,33 +80,22 @@ class LargeKernelConv(nn.Module):
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             return self._plain(x)
         with torch.autocast(x.device.type, enabled=False):
-            is_compiling = torch.compiler.is_compiling()  # sizes may be symbols
-            kernel = self.effective_kernel() if is_compiling else self.kernel_for(x.shape[2:])
+            kernel = self.effective_kernel()
             dtype = torch.promote_types(x.dtype, kernel.dtype)
-            # Half precision is kept for what is stored, never for the transforms.
-            exact = torch.promote_types(dtype, torch.float32)
-            return self._convolve(x.to(exact), kernel.to(exact), is_compiling).to(dtype)
-
-    @torch.jit.unused
-    def _convolve(self, x: torch.Tensor, kernel: torch.Tensor, is_compiling: bool) -> torch.Tensor:
-        bias, size = None if self.bias is None else self.bias.to(x.dtype), x.shape[2:]
-        if is_compiling or self.training or torch.is_grad_enabled():
-            y = large_depthwise_conv(x, kernel, None, self.training)
-        elif is_fft_faster(size, kernel.shape[2:]):
-            y = large_depthwise_conv(x, kernel, self._cached_spectrum(kernel.detach(), tuple(size)))
-        else:  # where the time that an operator takes to be called would show
-            return depthwise_conv(x, crop_to_reach(kernel, size), bias)
-        return y if bias is None else y + bias.reshape([-1] + [1] * self.spatial_dims)
+            exact = torch.promote_types(
+                dtype, torch.float32
+            )  # half precision is for what is stored, not for transforms
+            kernel, spectrum = kernel.to(exact), None
+            has_gradients = self.training or torch.is_grad_enabled()
+            if not (has_gradients or torch.compiler.is_compiling()) and is_fft_faster(x.shape[2:], self.kernel_size):
+                spectrum = self._cached_spectrum(kernel.detach(), tuple(x.shape[2:]))
+            y = large_depthwise_conv(x.to(exact), kernel, spectrum, self.training)
+            if self.bias is not None:
+                y = y + self.bias.to(exact).reshape([-1] + [1] * self.spatial_dims)
+            return y.to(dtype)
 
     # The cache: in evaluation, the kernel's spectrum for the last size. It is found by the kernel's values (comparing
     # them takes a hundredth of the transform), so that it cannot go stale, however the kernel came to be.
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None}
-
-    def train(self, mode: bool = True) -> "LargeKernelConv":
-        self._cache = None
-        return super().train(mode)
 
     @torch.jit.unused
     def _cached_spectrum(self, kernel: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
@@ -126,6 +108,13 @@ class LargeKernelConv(nn.Module):
             cache = (size, kernel.clone(), fft_kernel_spectrum(kernel, size))
             self._cache = cache
         return cache[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}
+
+    def train(self, mode: bool = True) -> Self:
+        self._cache = None
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, kernel_size={self.kernel_size}, bias={self.bias is not None}"

@@ -1,6 +1,6 @@
 """Depthwise convolution and its gradients by real FFT."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -15,33 +15,22 @@ _CHUNK_ELSEWHERE = 2**27
 
 
 def kernel_reach(size: Sequence[int], kernel_size: Sequence[int]) -> list[int]:
-    """Distance from the centre, per axis, of the farthest tap that can meet a voxel of the image.
-
-    Args:
-        size: spatial size of the image.
-        kernel_size: edges of the kernel, odd.
+    """Distance from the centre, per axis, of the farthest tap of an odd kernel that can meet a voxel of the image.
 
     Example::
 
-        >>> kernel_reach((48, 6), (21, 21))  # 6 voxels are met by the inner 11 taps alone
+        >>> kernel_reach(size=(48, 6), kernel_size=(21, 21))  # 6 voxels are met by the inner 11 taps alone
         [10, 5]
     """
     return [min(k // 2, n - 1) for n, k in zip(size, kernel_size, strict=True)]
 
 
 def crop_to_reach(weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """The inner taps of a kernel, those that can meet a voxel of the image; the others only ever see padding.
-
-    Args:
-        weight: kernels of shape (..., *kernel), edges odd, as many axes at the end as ``size`` has entries.
-        size: spatial size of the image.
-
-    Returns:
-        a view of ``weight``, at most ``2 * n - 1`` taps along an axis of n voxels.
+    """The inner taps of kernels (..., *kernel), those that can meet a voxel of an image; the others only see padding.
 
     Example::
 
-        >>> crop_to_reach(torch.rand(4, 1, 21, 21, 21), (48, 12, 6)).shape
+        >>> crop_to_reach(torch.rand(4, 1, 21, 21, 21), size=(48, 12, 6)).shape
         torch.Size([4, 1, 21, 21, 11])
     """
     first = weight.dim() - len(size)
@@ -51,14 +40,11 @@ def crop_to_reach(weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def fft_kernel_spectrum(weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Spectrum of depthwise kernels on the circle that :py:func:`fft_depthwise_conv` uses for images of this size.
+    """Conjugate spectrum (C, *half) of kernels on the circle of :py:func:`fft_depthwise_conv` for images of this size.
 
     Args:
         weight: kernels of shape (C, 1, *kernel), edges odd, single or double precision.
         size: spatial size of the image.
-
-    Returns:
-        complex tensor of shape (C, *half spectrum), conjugated as the product needs it.
 
     Example::
 
@@ -82,9 +68,6 @@ def fft_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Te
         weight: kernels of shape (C, 1, *kernel), edges odd, of the image's dtype.
         spectrum: what :py:func:`fft_kernel_spectrum` gives for this weight and size, to spare its computation.
 
-    Returns:
-        tensor of the image's shape.
-
     Example::
 
         >>> x, weight = torch.rand(1, 2, 9, 10), torch.rand(2, 1, 7, 7)
@@ -106,7 +89,7 @@ def fft_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Te
 def fft_depthwise_gradients(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, of_input: bool = True, of_weight: bool = True
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    r"""Gradients of :py:func:`fft_depthwise_conv`, on the same circle.
+    r"""Gradients of :py:func:`fft_depthwise_conv`, on the same circle; None for one that is not wanted.
 
     :math:`\partial x_c(j) = \sum_t w_c(t)\, g_c(j - t + p)` and
     :math:`\partial w_c(t) = \sum_i g_c(i)\, x_c(i + t - p)`.
@@ -117,9 +100,6 @@ def fft_depthwise_gradients(
         weight: the kernels.
         of_input: whether the gradient with respect to the image is wanted.
         of_weight: whether the gradient with respect to the kernels is wanted.
-
-    Returns:
-        both gradients, None for one that is not wanted.
 
     Example::
 
@@ -149,10 +129,11 @@ def _periods(size: Sequence[int], edges: Sequence[int]) -> list[int]:
     return [next_fast_len(n + k // 2, real=True) for n, k in zip(size, edges, strict=True)]
 
 
-def _chunks(x: torch.Tensor, periods: Sequence[int]) -> Iterator[slice]:
+def _chunks(x: torch.Tensor, periods: Sequence[int]) -> list[slice]:
+    channels = x.shape[1] if x.numel() > 0 else 0  # an empty batch is none that MKL transforms
     most = _CHUNK.get(x.device.type, _CHUNK_ELSEWHERE) // max(1, x.shape[0] * prod(periods))
-    step = max(1, min(most, -(-x.shape[1] // _LEAST_CHUNKS)))
-    return (slice(start, start + step) for start in range(0, x.shape[1], step))
+    step = max(1, min(most, -(-channels // _LEAST_CHUNKS)))
+    return [slice(start, start + step) for start in range(0, channels, step)]
 
 
 def _transform(x: torch.Tensor, periods: Sequence[int]) -> torch.Tensor:
@@ -177,9 +158,7 @@ def _kernel_transform(kernel: torch.Tensor, periods: Sequence[int]) -> torch.Ten
     return torch.fft.fft(spectrum, n=periods[0], dim=-len(periods))
 
 
-def _inverse(
-    spectrum: torch.Tensor, periods: Sequence[int], start: Sequence[int], length: Sequence[int]
-) -> torch.Tensor:
+def _inverse(spectrum: torch.Tensor, periods: Sequence[int], start: list[int], length: Sequence[int]) -> torch.Tensor:
     # Axis by axis, so that no transform runs over rows that are thrown away.
     for axis in range(len(periods) - 1):
         dim = axis - len(periods)

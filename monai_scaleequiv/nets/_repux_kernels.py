@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from monai_scaleequiv.layers import DerivedBuffers, LargeKernelConv
-from monai_scaleequiv.maths import crop_to_reach, frequency_prior
+from monai_scaleequiv.maths import frequency_prior
 
 PRIOR_MODES = ("fixed", "gradient", "learned")
 
@@ -78,10 +78,6 @@ class ScaledKernelConv(PriorKernelConv):
     def effective_kernel(self) -> torch.Tensor:
         return self.unscaled_weight * self.scaling()
 
-    def kernel_for(self, size: Sequence[int]) -> torch.Tensor:
-        # The same as cropping the product, without multiplying what is cut off.
-        return crop_to_reach(self.unscaled_weight, size) * crop_to_reach(self.scaling(), size)
-
 
 class ScaledGradientConv(PriorKernelConv):
     r"""Convolution whose weight is the kernel itself, and whose gradient is scaled by the square of the prior.
@@ -96,17 +92,10 @@ class ScaledGradientConv(PriorKernelConv):
         self.weight.data.mul_(self.prior)
 
     def effective_kernel(self) -> torch.Tensor:
-        return _scale_gradient(self.weight, self.prior.square())
-
-    def kernel_for(self, size: Sequence[int]) -> torch.Tensor:
-        return _scale_gradient(crop_to_reach(self.weight, size), crop_to_reach(self.prior, size).square())
-
-
-def _scale_gradient(weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    # Exactly the weight, for the difference is zero. Part of the graph rather than a hook on the parameter, which
-    # copies of the module would lose.
-    value = weight.detach()
-    return value + factor * (weight - value)
+        # Exactly the weight, for the difference is zero. Part of the graph rather than a hook on the parameter, which
+        # copies of the module would lose.
+        value = self.weight.detach()
+        return value + self.prior.square() * (self.weight - value)
 
 
 class ReceptiveBias(nn.Module):
