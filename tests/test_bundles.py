@@ -454,7 +454,7 @@ def test_federated_learning_measures_the_weights_it_is_given(bundle, phantoms, t
         bundle_root=str(bundle),
         config_train_filename="configs/train.json",
         train_kwargs={**given, **QUICK, "epochs": 1, "output_dir": str(tmp_path / "train")},
-        eval_kwargs={**given, "output_dir": str(tmp_path / "eval")},
+        eval_kwargs={**given, "output_dir": str(tmp_path / "eval"), "ckpt_path": str(trained / "models" / "model.pt")},
     )
     algo.initialize({})
     best = load(trained / "models" / "model.pt")
@@ -770,8 +770,10 @@ def test_native_label_map_is_the_known_one(bundle, grids, probe, tmp_path):
 def test_native_inference_writes_the_scale_map_in_mm(bundle, grids, trained, tmp_path):
     options = {"dataset_dir": grids, "ckpt_path": trained / "models" / "model.pt", **tiny(bundle)}
     scales = {"scales": [0.8, 1.0, 1.25], "spacing": [2.0, 1.0, 1.0]}
+    shutil.copy(options.pop("ckpt_path"), tmp_path / "weights.pt")  # without the record, which says otherwise
+    options["ckpt_path"] = tmp_path / "weights.pt"
     run(bundle, "inference", "inference_native", output_dir=tmp_path, save_scale_map=True, **scales, **options)
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.glob("*.nii.gz"))) == 6
     mean = 2 ** (1 / 3)
     for name, scale_map in on_their_grids(tmp_path, grids, "scale").items():
         assert scale_map.get_data_dtype() == np.float32

@@ -1,11 +1,12 @@
 """Weights from a file that may hold tensors and nothing else."""
 
+import math
 import os
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def load_weights(
     kept = []
     for name in [name for name in wanted if new_head and name in found]:
         old, new = (getattr(state[name], "shape", ()) for state in (found, wanted))
-        if old != new and old[1:] == new[1:] and old and new:
+        if old and new and old[0] != new[0] and _flat(old)[1:] == _flat(new)[1:]:
             kept.append(name)
     found = {name: value for name, value in found.items() if name not in kept}
     _check(found, {name: value for name, value in wanted.items() if name not in kept}, path, type(network).__name__)
@@ -77,20 +78,24 @@ def _without_prefix(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapp
 
 
 def _check(found: Mapping[str, Any], wanted: Mapping[str, torch.Tensor], path: str | os.PathLike, name: str) -> None:
-    # Layers may take an older shape of as many numbers.
-    sizes = {key: found[key].numel() if isinstance(found[key], torch.Tensor) else -1 for key in found}
-    other = [key for key in wanted if key in found and sizes[key] != wanted[key].numel()]
+    shapes = {key: (getattr(found[key], "shape", ()), wanted[key].shape) for key in wanted if key in found}
+    other = [key for key, (old, new) in shapes.items() if _flat(old) != _flat(new)]
     missing, surplus = [key for key in wanted if key not in found], [str(key) for key in found if key not in wanted]
     parts = [f"{len(missing)} missing ({_few(missing)})"] * bool(missing)
     parts += [f"{len(surplus)} unknown ({_few(surplus)})"] * bool(surplus)
     for key in other[:1]:
-        shapes = f"{key} of {tuple(getattr(found[key], 'shape', ()))} instead of {tuple(wanted[key].shape)}"
-        parts.append(f"{len(other)} of another shape ({shapes})")
+        old, new = map(tuple, shapes[key])
+        parts.append(f"{len(other)} of another shape ({key} of {old} instead of {new})")
     if parts:
         raise ValueError(
             f"{path}: expected weights of this {name}, got others: {', '.join(parts)}; choose the network_def that "
             "they were trained with."
         )
+
+
+def _flat(shape: Sequence[int]) -> list[int]:
+    """A shape as far as every version of a layer has it: what lies behind the channels may be joined to one axis."""
+    return [*shape[:2], math.prod(shape[2:])]
 
 
 def _few(names: list[str]) -> str:
