@@ -25,17 +25,21 @@ def segment(workflow: ConfigWorkflow) -> None:
     """Runs an inference workflow volume by volume and keeps the failures in ``failures.json``.
 
     A single volume raises its own error; of several, RuntimeError names the first that failed after all have been run.
-    A full or read-only disk stops the run, and so does whatever keeps the first volume from being begun.
+    A full or read-only disk stops the run, and so does an error before the first volume.
     """
     for handler in workflow.parser.get("handlers", []):
         if isinstance(handler, dict) and "ProgressBar" in str(handler.get("_target_")):
             handler["_disabled_"] = True  # it would show a bar for each volume
     workflow.initialize()
     evaluator = workflow.parser.get_parsed_content("evaluator")
-    handlers = workflow.parser.get_parsed_content("handlers", default=[])
     dataset, failures, done = evaluator.data_loader.dataset, {}, set()
     if not len(dataset):
         tqdm.write("nothing to do: there is no volume without a result")
+        return
+    for handler in workflow.parser.get_parsed_content("handlers", default=[]):
+        if evaluator.has_event_handler(handler, Events.STARTED):  # such as reading the weights: once is enough
+            evaluator.remove_event_handler(handler, Events.STARTED)
+            handler(evaluator)
     listed = Path(workflow.parser.get_parsed_content("output_dir")) / "failures.json"
     try:
         for file, error in _results(evaluator, dataset):
@@ -44,9 +48,6 @@ def segment(workflow: ConfigWorkflow) -> None:
                 tqdm.write(failures[file])
                 continue
             done.add(file)
-            for handler in handlers:  # once is enough for what is done at the start, such as reading the weights
-                if evaluator.has_event_handler(handler, Events.STARTED):
-                    evaluator.remove_event_handler(handler, Events.STARTED)
     finally:
         where = f", listed in {listed}" if _list_failures(listed, failures, done) else ""
     workflow.finalize()
@@ -83,8 +84,7 @@ def _run(evaluator: Evaluator, batch: Mapping[str, Any], several: bool) -> str:
     try:
         evaluator.run()
     except Exception as error:
-        full = getattr(root_cause(error), "errno", None) in HOPELESS
-        if not several or full or evaluator.state.epoch == 0:  # that is, no volume has been begun
+        if not several or getattr(root_cause(error), "errno", None) in HOPELESS:
             raise
         return one_line(error)
     finally:

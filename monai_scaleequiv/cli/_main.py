@@ -99,7 +99,7 @@ def _noting(command: Callable, calls: list[tuple[Call, bool]]) -> Callable:
 def _quiet() -> Iterator[None]:
     """Leaves to be seen the epochs' metrics, and in one line each the warnings that concern the user."""
     warnings.showwarning = lambda message, *_: sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
-    for category in (DeprecationWarning, FutureWarning):
+    for category in (DeprecationWarning, FutureWarning, RuntimeWarning):
         warnings.simplefilter("ignore", category)
     # Engines and handlers log an error, with its traceback, before it arrives here.
     engines, nowhere = logging.getLogger("ignite"), logging.NullHandler()
