@@ -28,7 +28,7 @@ RECORDED = ("network_def", "spacing", "num_classes", "in_channels", "normalizati
 
 
 def run_bundle(command: str, folder: Path, overrides: Mapping[str, Any]) -> None:
-    """Runs a bundle's configs for ``train``, after a check of the data, ``evaluate``, ``infer`` or ``infer --native``."""
+    """Runs a bundle's configs for ``train``, after a check of the data, ``evaluate``, ``infer``, ``infer --native``."""
     parser, files, overrides = read_bundle(command, folder, overrides)
     if command == "train":
         checked = {"num_classes": "num_classes", "channels": "in_channels"}

@@ -9,9 +9,10 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from monai.config import PathLike
 from tqdm import tqdm
 
-from monai_scaleequiv.data._listing import Listing, list_dictionaries, list_folders, list_task
+from monai_scaleequiv.data._listing import list_dictionaries, list_folders, list_task
 from monai_scaleequiv.data._read import VolumeFacts, read_facts
 from monai_scaleequiv.data._report import DatasetReport
 from monai_scaleequiv.data._set_rules import all_findings
@@ -22,9 +23,9 @@ File = tuple[str, bool]
 
 
 def check_dataset(
-    source: Sequence[Mapping[str, Any]] | str | os.PathLike | None = None,
-    images: str | os.PathLike | None = None,
-    labels: str | os.PathLike | None = None,
+    source: Sequence[Mapping[str, Any]] | PathLike | None = None,
+    images: PathLike | None = None,
+    labels: PathLike | None = None,
     num_classes: int | None = None,
     channels: int | None = None,
     spatial_dims: int | None = None,
@@ -72,37 +73,27 @@ def check_dataset(
     for name, value in {"num_classes": num_classes, "channels": channels, "workers": workers}.items():
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}; give another one.")
-    listing = _list(source, images, labels, image_key, label_key)
+    if (source is None) == (images is None) or (images is None and labels is not None):
+        raise ValueError("check: expected a data set or --images with or without --labels; give one of the two.")
+    if images is not None:
+        listing = list_folders(images, labels)
+    elif isinstance(source, (str, os.PathLike)):
+        listing = list_task(source)
+    else:
+        listing = list_dictionaries(source or (), image_key, label_key)
     if num_classes is not None:
         listing.classes = {value: (listing.classes or {}).get(value, "") for value in range(num_classes)}
-    listing.channels = listing.channels if channels is None else channels
-    listing.spatial_dims = listing.spatial_dims if spatial_dims is None else spatial_dims
-    facts = dict(_read_all(listing.files, workers, progress))
-    ordered = {file: facts[file] for file in listing.files}
-    findings = tuple(all_findings(listing, ordered))
-    return DatasetReport(listing.source, len(listing.cases), listing.classes, ordered, findings)
-
-
-def _list(
-    source: Sequence[Mapping[str, Any]] | str | os.PathLike | None,
-    images: str | os.PathLike | None,
-    labels: str | os.PathLike | None,
-    image_key: str,
-    label_key: str | None,
-) -> Listing:
-    if images is not None and source is None:
-        return list_folders(images, labels)
-    if source is None or images is not None or labels is not None:
-        raise ValueError("check: expected a data set or --images with or without --labels; give one of the two.")
-    if isinstance(source, (str, os.PathLike)):
-        return list_task(source)
-    return list_dictionaries(source, image_key, label_key)
+    listing.channels, listing.spatial_dims = channels or listing.channels, spatial_dims or listing.spatial_dims
+    found = dict(_read_all(listing.files, workers, progress))
+    facts = {file: found[file] for file in listing.files}
+    findings = tuple(all_findings(listing, facts))
+    return DatasetReport(listing.source, len(listing.cases), listing.classes, facts, findings)
 
 
 def _read_all(files: Sequence[File], workers: int | None, progress: bool) -> Iterator[tuple[File, VolumeFacts]]:
     if workers is None:
         size = sum(Path(path).stat().st_size for path, _ in files if Path(path).is_file())
-        workers = _cores() if size > LITTLE else 1
+        workers = len(os.sched_getaffinity(0)) if size > LITTLE and sys.platform == "linux" else 1
     read = _read_in_pool(files, workers) if min(workers, len(files)) > 1 else ((f, read_facts(*f)) for f in files)
     disable = None if progress and files else True
     yield from tqdm(read, total=len(files), desc="check", unit="file", disable=disable, leave=False)
@@ -120,7 +111,3 @@ def _read_in_pool(files: Sequence[File], workers: int) -> Iterator[tuple[File, V
         raise RuntimeError("a reading process was ended from outside, perhaps for memory; set workers to 1.") from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+from monai.config import PathLike
 from monai.data import create_file_basename
 from monai.utils import ensure_tuple
 from nibabel.filebasedimages import ImageFileError
@@ -24,9 +25,9 @@ Case = tuple[Path, ...]
 
 
 def nifti_datalist(
-    source: Sequence[str | os.PathLike] | str | os.PathLike,
+    source: Sequence[PathLike] | PathLike,
     key: str = "image",
-    results: str | os.PathLike | None = None,
+    results: PathLike | None = None,
     postfix: Sequence[str] | str = "seg",
     overwrite: bool = False,
     skip_existing: bool = False,
@@ -67,15 +68,14 @@ def nifti_datalist(
     if overwrite and skip_existing:
         raise ValueError("skip_existing: expected overwrite=false with it, got true; choose one of the two.")
     folder = None if results is None else Path(results)
-    files = list(dict.fromkeys(file for path in ensure_tuple(source) for file in _expand(Path(path), folder)))
-    cases = _grouped(files, channels)
+    cases = _grouped([file for path in ensure_tuple(source) for file in _expand(Path(path), folder)], channels)
     by_name = defaultdict(set)
     for case in cases:
         by_name[_result_name(case[0])].add(case[0].resolve())
-    for same in by_name.values():
-        if len(same) > 1:
-            first, second = sorted(same)[:2]
-            raise ValueError(f"{first} and {second} have the same name: their results would collide; rename one.")
+    for first, *others in map(sorted, by_name.values()):
+        if others:
+            hint = "their results would collide; rename one"
+            raise ValueError(f"{first} and {others[0]} have the same name: {hint}.")
     if folder is not None:
         endings = ensure_tuple(postfix)
         targets = {c: [folder / f"{_result_name(c[0], ending)}.nii.gz" for ending in endings] for c in cases}
@@ -102,26 +102,26 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def stem_of(file: str | os.PathLike) -> str:
+def stem_of(file: PathLike) -> str:
     """A file's path without ``.nii`` or ``.nii.gz``, in small or capital letters."""
     return re.sub(r"(\.nii)?(\.gz)?$", "", os.fspath(file), flags=re.IGNORECASE)
 
 
 def _grouped(files: Sequence[Path], channels: int) -> list[Case]:
     """The cases that files make: with several channels, ``NAME_0000`` and so on are one."""
+    stems = {file: stem_of(file) for file in files}
+    names = {stem[:-5] for stem in stems.values() if channels > 1 and stem.endswith("_0000")}
     groups: dict[str, list[Path]] = {}
-    numbers = {stem_of(file) for file in files} if channels > 1 else set()
-    for file in files:
-        stem = stem_of(file)
-        name = re.sub(r"_\d{4}$", "", stem)
-        groups.setdefault(name if f"{name}_0000" in numbers else stem, []).append(file)
-    for name, group in groups.items():
+    for file, stem in stems.items():
+        groups.setdefault(stem[:-5] if re.search(r"_\d{4}$", stem) and stem[:-5] in names else str(file), []).append(
+            file
+        )
+    for name in names:
         expected = [f"{name}_{index:04d}" for index in range(channels)]
-        if f"{name}_0000" in numbers and sorted(map(stem_of, group)) != expected:
-            raise ValueError(
-                f"{group[0]}: expected {channels} files, one per channel, {Path(expected[0]).name} to "
-                f"{Path(expected[-1]).name}, got {len(group)}; add the missing ones or set in_channels."
-            )
+        if sorted(map(stem_of, groups[name])) != expected:
+            text = f"{channels} files, one per channel, {Path(expected[0]).name} to {Path(expected[-1]).name}"
+            hint = "add the missing ones or set in_channels"
+            raise ValueError(f"{groups[name][0]}: expected {text}, got {len(groups[name])}; {hint}.")
     return [tuple(sorted(group)) for group in groups.values()]
 
 
@@ -138,62 +138,49 @@ def _place(file: Path) -> Path:
 def _without_earlier_results(targets: Mapping[Case, list[Path]], skip_existing: bool) -> dict[Case, list[Path]]:
     """Leaves out inputs that are results of others, or raises: they would be replaced, or segmented again."""
     owners = {_place(path): case[0] for case, paths in targets.items() for path in paths}
-    earlier = {}
-    for case in targets:
-        owner = next((owners[p] for f in case for p in (_place(f), f.resolve()) if p in owners), None)
-        if owner is not None and not skip_existing:
-            raise FileExistsError(
-                f"{case[0]}: expected room for the result of {owner}, got another input; choose another output_dir, or "
-                "set skip_existing=true if it is that result."
-            )
-        earlier |= {} if owner is None else {case: owner}
+    own = {case: [owners[p] for f in case for p in (_place(f), f.resolve()) if p in owners] for case in targets}
+    earlier = [(case[0], owner[0]) for case, owner in own.items() if owner]
+    if earlier and not skip_existing:
+        hint = "choose another output_dir, or set skip_existing=true if it is that result"
+        raise FileExistsError(
+            f"{earlier[0][0]}: expected room for the result of {earlier[0][1]}, got an input; {hint}."
+        )
     if earlier:
-        case, owner = next(iter(earlier.items()))
-        text = f"{len(earlier)} input(s) left out as results of other inputs, such as {case[0]} of {owner}"
+        text = (
+            f"{len(earlier)} input(s) left out as results of other inputs, such as {earlier[0][0]} of {earlier[0][1]}"
+        )
         warnings.warn(f"{text}; choose another output_dir if they are images.", stacklevel=3)
-    return {case: paths for case, paths in targets.items() if case not in earlier}
+    return {case: paths for case, paths in targets.items() if not own[case]}
 
 
 def _is_left(file: Path, targets: Sequence[Path], skip_existing: bool) -> bool:
     """Whether a file is still to be run; raises where a result would be replaced, or belongs to another image."""
-    if not skip_existing:
-        for target in targets:
-            if os.path.lexists(target):
-                raise FileExistsError(
-                    f"{target} exists already; choose another output_dir, or set overwrite=true or skip_existing=true."
-                )
-        return True
-    finished = [target for target in targets if target.is_file() and target.stat().st_size]
+    for target in targets if not skip_existing else ():
+        if os.path.lexists(target):
+            hint = "choose another output_dir, or set overwrite=true or skip_existing=true"
+            raise FileExistsError(f"{target} exists already; {hint}.")
+    finished = [target for target in targets if skip_existing and target.is_file() and target.stat().st_size]
     for target in finished:
-        _check_same_grid(file, target)
+        try:
+            image, result = nib.load(file), nib.load(target)
+            finding = rules.grid(image.shape[:3], image.affine, result.shape[:3], result.affine, "the input")
+        except UNREADABLE:  # there is no grid to compare; the run will report the image
+            continue
+        if finding is not None:
+            hint = "choose another output_dir"
+            raise ValueError(f"{target}: expected the result of {file}, got one on another grid; {hint}.")
     return len(finished) < len(targets)
-
-
-def _check_same_grid(file: Path, target: Path) -> None:
-    try:
-        image, result = nib.load(file), nib.load(target)
-        finding = rules.grid(image.shape[:3], image.affine, result.shape[:3], result.affine, "the input")
-    except UNREADABLE:  # there is no grid to compare; the run will report the image
-        return
-    if finding is not None:
-        raise ValueError(
-            f"{target}: expected the result of {file}, got one on another grid; choose another output_dir."
-        )
 
 
 def _expand(path: Path, results: Path | None) -> list[Path]:
     if path.is_dir():
-        found = nifti_files(path)
-        if results is not None and path.resolve() in results.resolve().parents:
-            own = results.resolve()
-            found = [file for file in found if own not in _place(file).parents]
+        own = results.resolve() if results is not None and path.resolve() in results.resolve().parents else None
+        found = [file for file in nifti_files(path) if own not in _place(file).parents]
         if not found:
             raise FileNotFoundError(f"{path} holds no .nii or .nii.gz file; give another folder or the files.")
         return found
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a folder or .nii / .nii.gz files.")
-    if not path.is_file():
-        raise ValueError(f"{path} is neither a file nor a folder; copy it to a .nii or .nii.gz file.")
-    if not is_nifti(path):
-        raise ValueError(f"{path} is not a .nii or .nii.gz file; convert it to NIfTI.")
+    if not path.is_file() or not is_nifti(path):
+        raise ValueError(f"{path} is not a .nii or .nii.gz file; convert or copy it to one.")
     return [path]

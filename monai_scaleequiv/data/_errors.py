@@ -7,15 +7,14 @@ import re
 
 LONGEST = 400
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no later volume can be written either
-TRACEBACK = "Traceback (most recent call last)"
-SHARED_MEMORY = re.compile(r"shared memory|/torch_\d+|No space left on device \(28\)|/dev/shm")
+SHARED_MEMORY = re.compile(r"shared memory|/torch_\d+|/dev/shm")
 
 
 def root_cause(error: BaseException) -> BaseException:
     """What went wrong at the root: MONAI wraps an error in a RuntimeError for each transform or item on the way.
 
-    Of the errors of readers, writers and worker processes the text alone is kept; they are made anew from it, on a full
-    or read-only disk with ``errno``.
+    Of the errors of writers and worker processes the text alone is kept; they are made anew from it, those of a full or
+    read-only disk with their ``errno``.
 
     Example::
 
@@ -30,25 +29,20 @@ def root_cause(error: BaseException) -> BaseException:
         if inner is None:
             break
         error = inner
-    text = str(error)
-    if TRACEBACK not in text:
+    if "Traceback (most recent call last)" not in str(error):
         return error
     # Of chained tracebacks the first one is the root's, and its last line the error.
-    first = re.split(r"\n\s*\n(?:The above exception|During handling)", text)[0]
+    first = re.split(r"\n\s*\n(?:The above exception|During handling)", str(error))[0]
     name, _, message = first.strip().splitlines()[-1].strip().partition(": ")
     kind = getattr(builtins, name.rpartition(".")[2], ValueError)
-    found = (kind if issubclass(kind, (OSError, RuntimeError)) else ValueError)(message)
+    found = kind(message) if issubclass(kind, (OSError, RuntimeError)) else ValueError(message)
     if isinstance(found, OSError):
         found.errno = next((code for code in DISK if os.strerror(code) in message), None)
     return found
 
 
 def one_line(error: BaseException, more: str = "") -> str:
-    """The text of an error's root cause.
-
-    Args:
-        error: as it was caught.
-        more: follows a text that was cut.
+    """The text of an error's root cause; ``more`` follows a text that was cut.
 
     Example::
 
@@ -58,12 +52,10 @@ def one_line(error: BaseException, more: str = "") -> str:
     error = root_cause(error)
     text = " ".join(str(error).split())
     if isinstance(error, (OSError, RuntimeError)) and SHARED_MEMORY.search(text):
-        return (
-            "num_workers: expected shared memory (/dev/shm) for the worker processes of the data loader, got too "
-            f"little; set num_workers to 0, or enlarge it. ({text[:120]})"
-        )
-    if len(text) > LONGEST:
-        text = f"{text[:LONGEST]} ...{more}"
+        expected = "num_workers: expected room in the shared memory (/dev/shm) for the data loader's worker processes"
+        return f"{expected}, got too little ({text[:120]}); set num_workers to 0, or enlarge it."
+    text = f"{text[:LONGEST]} ...{more}" if len(text) > LONGEST else text
     # The bare text of other types, such as KeyError's, says too little.
-    known = isinstance(error, (OSError, RuntimeError, ValueError)) and text
-    return text if known else f"{type(error).__name__}: {text}"
+    return (
+        text if isinstance(error, (OSError, RuntimeError, ValueError)) and text else f"{type(error).__name__}: {text}"
+    )

@@ -1,14 +1,16 @@
 """Files that are there whole or not at all, and folders that can be written to."""
 
 import os
+import platform
 import re
 import secrets
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from monai.config import PathLike
 
 STALE = 3600.0  # seconds without a change, after which no writer is at work any more
 
@@ -28,16 +30,18 @@ def whole_file(target: Path, replace: bool = True) -> Iterator[Path]:
 
     Example::
 
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "report.json"
-        >>> with whole_file(file) as unfinished:
+        >>> with whole_file(Path("report.json")) as unfinished:
         ...     _ = unfinished.write_text("{}")
-        >>> [path.name for path in file.parent.iterdir()]
-        ['report.json']
+        >>> Path("report.json").read_text()
+        '{}'
     """
-    _remove_leftovers(target)
+    leftover = re.compile(rf"\.[^/]*-\d+-[0-9a-f]{{8}}-{re.escape(target.name)}")
+    for path in target.parent.iterdir() if target.parent.is_dir() else ():
+        with suppress(OSError):  # another writer may have removed it
+            if leftover.fullmatch(path.name) and time.time() - path.stat().st_mtime > STALE:
+                path.unlink()
     # Process numbers repeat on other nodes and in containers. The target's ending tells nibabel the format.
-    writer = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
+    writer = f"{platform.node()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = target.with_name(f".{writer}-{target.name}")
     try:
         yield temporary
@@ -49,8 +53,13 @@ def whole_file(target: Path, replace: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def has_content(path: Path) -> bool:
+    """Whether there is something to lose."""
+    return os.path.lexists(path) and (path.is_symlink() or not path.is_file() or path.stat().st_size > 0)
+
+
 def _move_to_a_free_name(temporary: Path, target: Path) -> None:
-    if target.is_file() and not target.is_symlink() and not target.stat().st_size:
+    if not has_content(target):
         target.unlink(missing_ok=True)
     try:
         os.link(temporary, target)  # unlike a move, never in the place of a file that has come in the meantime
@@ -62,17 +71,8 @@ def _move_to_a_free_name(temporary: Path, target: Path) -> None:
         temporary.replace(target)
 
 
-def _remove_leftovers(target: Path) -> None:
-    pattern = re.compile(rf"\.[^/]*-\d+-[0-9a-f]{{8}}-{re.escape(target.name)}")
-    for path in target.parent.iterdir() if target.parent.is_dir() else ():
-        if pattern.fullmatch(path.name):
-            with suppress(OSError):  # another writer may have removed it
-                if time.time() - path.stat().st_mtime > STALE:
-                    path.unlink()
-
-
 def check_output_dir(
-    folder: str | os.PathLike, name: str = "output_dir", files: Sequence[str] = (), overwrite: bool = False
+    folder: PathLike, name: str = "output_dir", files: Sequence[str] = (), overwrite: bool = False
 ) -> None:
     """Creates a folder for results and writes to it for a trial, before any work is done.
 
@@ -98,7 +98,5 @@ def check_output_dir(
             trial.write(bytes(4096))
             trial.flush()
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise OSError(
-            f"{name}: expected a folder that can be written to, got {folder} ({reason}); choose another."
-        ) from None
+        got = f"{folder} ({error.strerror or type(error).__name__})"
+        raise OSError(f"{name}: expected a folder that can be written to, got {got}; choose another.") from None

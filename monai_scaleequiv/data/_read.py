@@ -1,12 +1,12 @@
 """Reading a NIfTI file once, from its first byte to its last, with its checksum, header and length verified."""
 
-import contextlib
+import copy
 import gzip
 import math
 import os
 import stat
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
+from monai.config import PathLike
 from monai.data import NibabelReader
 from monai.data.utils import correct_nifti_header_if_necessary
 from monai.utils import ensure_tuple
@@ -26,42 +27,31 @@ MAX_VOXELS = 2**31  # 8 GiB as float32; a CT of 1200 x 1200 x 900 voxels has 60 
 MOST_LABELS = 1000  # that are counted
 PIECE = 1 << 22  # bytes
 KINDS = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by the length of the header
-FIRST_VOXEL = {348: 352, 540: 544}  # after the header and the four bytes that announce extensions
 MAGIC = {348: (b"n+1\0",), 540: (b"n+2\0\r\n\x1a\n", b"n+2\0\0\0\0\0")}  # some leave the line ends out
 COPY = "copy or download it again"
 
 
 class VolumeError(ValueError):
-    """A file that cannot be read; ``finding`` says why."""
+    """A file that cannot be read, and why."""
 
-    finding: Finding
+    def __init__(self, finding: Finding | str, path: PathLike = "") -> None:
+        super().__init__(f"{os.fspath(path)}: {finding}" if path else str(finding))
+        self.finding = finding
 
 
 @dataclass
 class VolumeFacts:
-    """What one reading of a file finds out; everything can be stored as JSON.
-
-    Args:
-        shape: as in the header.
-        dtype: how voxels are stored.
-        affine: from voxels to mm.
-        findings: what is wrong with the file itself.
-        nonfinite: number of NaN and infinite voxels.
-        minimum: of the finite voxels, None without any.
-        maximum: likewise.
-        labels: value and number of voxels, for label maps.
-        digest: of header fields and voxels, the same for files with the same content.
-    """
+    """What one reading of a file finds out: its header, its findings, and with its voxels their values and digest."""
 
     shape: list[int] = field(default_factory=list)
     dtype: str = ""
     affine: list[list[float]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     nonfinite: int = 0
-    minimum: float | None = None
+    minimum: float | None = None  # of the finite voxels
     maximum: float | None = None
-    labels: list[list[float]] = field(default_factory=list)
-    digest: str = ""
+    labels: list[list[float]] = field(default_factory=list)  # value and number of voxels
+    digest: str = ""  # the same for files with the same content
 
 
 class CheckedNibabelReader(NibabelReader):
@@ -75,8 +65,7 @@ class CheckedNibabelReader(NibabelReader):
         options: see ``NibabelReader``.
 
     Raises:
-        ValueError: by ``get_data``, in one line with the file. ``read`` takes note of the names alone, for ``LoadImage``
-            turns to readers that verify nothing where it raises.
+        ValueError: in one line with the file.
 
     Example::
 
@@ -92,30 +81,27 @@ class CheckedNibabelReader(NibabelReader):
             raise ValueError(f"max_voxels: expected at least 1, got {max_voxels}; give a larger number.")
         self.max_voxels = max_voxels
 
-    def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> Any:
-        """Takes note of a path, or of several whose volumes become the channels of one."""
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
+        """Takes note of the paths alone: where this raises, ``LoadImage`` turns to readers that verify nothing."""
         self.filenames = ensure_tuple(data)
         return self.filenames
 
-    def get_data(self, img: Sequence[str | os.PathLike]) -> tuple[np.ndarray, dict]:
-        """Reads what ``read`` has taken note of.
-
-        Args:
-            img: the paths.
-        """
+    def get_data(self, img: Sequence[PathLike]) -> tuple[np.ndarray, dict]:
+        """Reads a file, or several whose volumes become the channels of one."""
         images: list[nib.Nifti1Image] = []
         for path in img:
             image, facts = read_volume(path, self.max_voxels)
-            found = list(facts.findings)
-            if images:
-                grids = image.shape[:3], image.affine, images[0].shape[:3], images[0].affine
-                found += [rules.grid(*grids, os.fspath(img[0]))]
-            rules.raise_first(os.fspath(path), found)
+            first = images[0] if images else image
+            apart = rules.grid(image.shape[:3], image.affine, first.shape[:3], first.affine, os.fspath(img[0]))
+            rules.raise_first(os.fspath(path), *facts.findings, apart)
             images.append(correct_nifti_header_if_necessary(image))
-        return super().get_data(images)
+        # Threads share a reader, and MONAI's own looks at the names that were read last.
+        reader = copy.copy(self)
+        reader.filenames = tuple(img)
+        return NibabelReader.get_data(reader, images)
 
 
-def read_volume(path: str | os.PathLike, max_voxels: int = MAX_VOXELS) -> tuple[nib.Nifti1Image, VolumeFacts]:
+def read_volume(path: PathLike, max_voxels: int = MAX_VOXELS) -> tuple[nib.Nifti1Image, VolumeFacts]:
     """Reads a NIfTI file to its end.
 
     Args:
@@ -134,103 +120,120 @@ def read_volume(path: str | os.PathLike, max_voxels: int = MAX_VOXELS) -> tuple[
         Traceback (most recent call last):
         monai_scaleequiv.data._read.VolumeError: no.nii.gz: expected a file, got none; restore it.
     """
-    with _named(path), _open(path) as file:
-        kind, content = _read_header(path, file)
-        header = kind.header_class(content, check=False)
-        if header["pixdim"][0] == 0:  # the norm has 1 or -1 there, and readers take this for 1
-            header["pixdim"][0] = 1
-        facts = _facts_of(path, header)
-        _raise(path, _storage(header) or rules.voxels(facts.shape, max_voxels))
-        offset, size = header.get_data_offset(), math.prod(facts.shape) * header.get_data_dtype().itemsize
-        content += file.read(offset - len(content) + size)
-        if len(content) < offset + size:
-            _raise(path, Finding("file", f"{size} bytes of voxels", str(max(len(content) - offset, 0)), COPY))
-        while rest := file.read(PIECE):
-            if rest.count(0) < len(rest):  # zeros are padding; anything else is what the header leaves out
-                _raise(path, Finding("file", f"{size} bytes of voxels", "more of them", COPY))
-        image = kind.from_bytes(content)
-    image.set_filename(os.fspath(path))
-    return image, facts
+    try:
+        with _open(path) as file:
+            return _read(file, max_voxels)
+    except VolumeError as error:
+        finding = error.finding
+    except EOFError:
+        finding = Finding("file", "a whole gzip stream", "one that is cut off", COPY)
+    except (gzip.BadGzipFile, zlib.error) as error:
+        finding = Finding("file", "a sound gzip stream", f"a damaged one ({error})", COPY)
+    except FileNotFoundError:
+        got = f"a link to {Path(path).readlink()}, which is none" if os.path.islink(path) else "none"  # noqa: PTH114
+        finding = Finding("missing", "a file", got, "restore it")
+    except OSError as error:
+        finding = Finding("unreadable", "a file that can be read", error.strerror or str(error), "allow or repair it")
+    raise VolumeError(finding, path)
 
 
-def read_facts(path: str | os.PathLike, label: bool = False) -> VolumeFacts:
-    """Everything about a file, be it damaged or not.
-
-    Args:
-        path: a NIfTI file.
-        label: whether to count the values.
-
-    Example::
-
-        >>> str(read_facts("no.nii.gz").findings[0])
-        'expected a file, got none; restore it.'
-    """
+def read_facts(path: PathLike, label: bool = False) -> VolumeFacts:
+    """Everything about a file, be it damaged or not; the values are counted for label maps."""
     try:
         image, facts = read_volume(path)
     except VolumeError as error:
-        return VolumeFacts(findings=[error.finding])
+        return VolumeFacts(findings=[error.finding])  # type: ignore[list-item]  # a text comes from workers alone
     if rules.dtype(image.get_data_dtype()) is None:
         _add_voxels(facts, image, label)
     return facts
 
 
-def _read_header(path: str | os.PathLike, file: IO[bytes]) -> tuple[type[nib.Nifti1Image], bytes]:
+def is_nifti(path: PathLike) -> bool:
+    """Whether a name is that of a NIfTI file; like readers do, it takes capitals for small letters."""
+    return os.fspath(path).lower().endswith((".nii", ".nii.gz"))
+
+
+def _open(path: PathLike) -> IO[bytes]:
+    """Opens a file, unpacking ``.gz``; a named pipe, which may never have anything to read, is not opened."""
+    try:
+        mode = Path(path).stat().st_mode
+    except ValueError:  # a name that no file can have
+        raise FileNotFoundError from None
+    if not stat.S_ISREG(mode):
+        got = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise VolumeError(Finding("unreadable", "a file", got, "give the file itself"))
+    return gzip.open(path) if os.fspath(path).lower().endswith(".gz") else open(path, "rb")  # noqa: PTH123
+
+
+def _read(file: IO[bytes], max_voxels: int) -> tuple[nib.Nifti1Image, VolumeFacts]:
     start = file.read(4)
     size = next((s for s in KINDS for order in ("little", "big") if s == int.from_bytes(start, order)), 0)
     content = start + file.read(size - 4) if size else b""
-    hint = "copy it again or convert it to NIfTI"
-    if not size or len(content) < size:
-        _raise(path, Finding("file", "a NIfTI header", f"a file that begins with {start!r}", hint))
     magic = content[344:348] if size == 348 else content[4:12]
-    if magic not in MAGIC[size]:  # nibabel and ITK take such a file for Analyze, and drop its affine
-        _raise(path, Finding("file", f"the NIfTI mark {MAGIC[size][0]!r}", repr(magic), hint))
-    return KINDS[size], content
+    if not size or len(content) < size or magic not in MAGIC[size]:
+        # nibabel and ITK take a file without the mark for Analyze, and drop its affine.
+        got = f"a file that begins with {start!r}, with the mark {magic!r}"
+        raise VolumeError(Finding("file", "a NIfTI header", got, "copy it again or convert it to NIfTI"))
+    header = KINDS[size].header_class(content, check=False)
+    facts = _facts_of(header)
+    wrong = _storage(header, size) or rules.voxels(facts.shape, max_voxels)
+    if wrong:
+        raise VolumeError(wrong)
+    offset, length = header.get_data_offset(), math.prod(facts.shape) * header.get_data_dtype().itemsize
+    content += file.read(offset - size + length)
+    if len(content) < offset + length:
+        got = str(max(len(content) - offset, 0))
+        raise VolumeError(Finding("file", f"{length} bytes of voxels", got, COPY))
+    while rest := file.read(PIECE):
+        if rest.count(0) < len(rest):  # zeros are padding; anything else is what the header leaves out
+            raise VolumeError(Finding("file", f"{length} bytes of voxels", "more of them", COPY))
+    return KINDS[size].from_bytes(content), facts
 
 
-def _facts_of(path: str | os.PathLike, header: nib.Nifti1Header) -> VolumeFacts:
+def _facts_of(header: nib.Nifti1Header) -> VolumeFacts:
+    if header["pixdim"][0] == 0:  # the norm has 1 or -1 there, and readers take this for 1
+        header["pixdim"][0] = 1
     try:
-        shape = [int(n) for n in header.get_data_shape()]
         header.get_slope_inter()
-        matrix = np.asarray(header.get_best_affine(), dtype=np.float64).tolist()
-        facts = VolumeFacts(shape, str(header.get_data_dtype()), matrix, rules.header(header))
+        shape, matrix = [int(n) for n in header.get_data_shape()], np.asarray(header.get_best_affine(), np.float64)
+        facts = VolumeFacts(shape, str(header.get_data_dtype()), matrix.tolist(), rules.header(header))
+        got = "" if min(shape, default=0) > 0 else f"shape {tuple(shape)}"
     except (HeaderDataError, ValueError, KeyError, OverflowError) as error:
         got = f"one where {' '.join(str(error).split())}"
-        _raise(path, Finding("file", "a sound NIfTI header", got, "correct its header"))
-    if min(shape, default=0) < 1:
-        _raise(path, Finding("file", "a sound NIfTI header", f"shape {tuple(shape)}", "correct its header"))
+    if got:
+        raise VolumeError(Finding("file", "a sound NIfTI header", got, rules.HEADER_HINT))
     return facts
 
 
-def _storage(header: nib.Nifti1Header) -> Finding | None:
+def _storage(header: nib.Nifti1Header, size: int) -> Finding | None:
     """Fields that contradict the data type and the header's own length, or have no meaning at all."""
     # nibabel's own check passes an offset of 0, and reports every offset that is no multiple of 16.
-    dtype, bits, offset = header.get_data_dtype(), int(header["bitpix"]), int(header.get_data_offset())
-    first, hint = FIRST_VOXEL[int(header["sizeof_hdr"])], "copy it again or correct its header"
-    if bits != 8 * dtype.itemsize:
-        return Finding("file", f"bitpix {8 * dtype.itemsize} for {dtype}", str(bits), hint)
-    if offset < first:
-        return Finding("file", f"voxels from byte {first} on", f"an offset of {offset}", hint)
+    bits, first = 8 * header.get_data_dtype().itemsize, size + 4  # bytes that announce extensions
+    wrong = {} if int(header["bitpix"]) == bits else {f"bitpix {bits}": header["bitpix"]}
+    if header.get_data_offset() < first:
+        wrong[f"voxels from byte {first} on"] = header.get_data_offset()
     for name in ("sform_code", "qform_code"):
-        if not 0 <= int(header[name]) <= 5:
-            return Finding("file", f"{name} from 0 to 5", str(int(header[name])), hint)
-    return None
+        wrong |= {} if 0 <= int(header[name]) <= 5 else {f"{name} from 0 to 5": header[name]}
+    expected, got = next(iter(wrong.items()), ("", None))
+    return Finding("file", expected, str(int(got)), "copy it again or correct its header") if wrong else None
 
 
 def _add_voxels(facts: VolumeFacts, image: nib.Nifti1Image, label: bool) -> None:
     voxels = np.ravel(image.dataobj.get_unscaled(), order="F")
-    slope, inter = (float(number) for number in (image.dataobj.slope, image.dataobj.inter))
+    slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
     digest = blake2b(f"{facts.shape}{facts.dtype}{slope}{inter}".encode(), digest_size=16)
     digest.update(voxels)
     facts.digest = digest.hexdigest()
-    if voxels.dtype.kind == "f":
-        finite = np.isfinite(voxels)
-        facts.nonfinite = voxels.size - int(np.count_nonzero(finite))
-        voxels = voxels[finite] if facts.nonfinite else voxels
+    finite = np.isfinite(voxels) if voxels.dtype.kind == "f" else np.ones(1, bool)
+    facts.nonfinite = int(np.count_nonzero(~finite))
+    voxels = voxels[finite] if facts.nonfinite else voxels
     if not voxels.size:
         return
-    facts.minimum, facts.maximum = sorted(float(v) * slope + inter for v in (voxels.min(), voxels.max()))
-    too_large = rules.float_range(facts.minimum, facts.maximum)
-    facts.findings += [too_large] if too_large else []
+    low, high = sorted(float(value) * slope + inter for value in (voxels.min(), voxels.max()))
+    facts.minimum, facts.maximum = low, high
+    if max(abs(low), abs(high)) > float(np.finfo(np.float32).max):  # loading makes infinity of it
+        hint = "correct scl_slope and scl_inter in its header, or scale it"
+        facts.findings.append(Finding("range", "values within float32", f"{low:.4g} to {high:.4g}", hint))
     if label:
         facts.labels = _count(voxels, slope, inter)
 
@@ -239,56 +242,9 @@ def _count(voxels: np.ndarray, slope: float, inter: float) -> list[list[float]]:
     """Values, as loading has them, and counts: 10 times a slope of 0.1, itself rounded, is 1 as float32."""
     # Label maps have long runs of one value: sorting the runs takes far less time than sorting the voxels.
     starts = np.flatnonzero(np.concatenate([[True], voxels[1:] != voxels[:-1]]))
-    lengths = np.diff(starts, append=voxels.size)
     values, run = np.unique(voxels[starts], return_inverse=True)
-    counts: dict[float, int] = {}
+    numbers = np.bincount(run, weights=np.diff(starts, append=voxels.size))[:MOST_LABELS]
     with np.errstate(over="ignore"):  # which is a finding of its own
-        for value, count in zip(values[:MOST_LABELS].tolist(), np.bincount(run, lengths).tolist(), strict=False):
-            loaded = float(np.float32(value * slope + inter))
-            counts[loaded] = counts.get(loaded, 0) + int(count)
-    return [[value, counts[value]] for value in sorted(counts)]
-
-
-def is_nifti(path: str | os.PathLike) -> bool:
-    """Whether a name is that of a NIfTI file; like readers do, it takes capitals for small letters."""
-    return os.fspath(path).lower().endswith((".nii", ".nii.gz"))
-
-
-def _open(path: str | os.PathLike) -> IO[bytes]:
-    """Opens a file, unpacking ``.gz``; a named pipe, which may never have anything to read, is not opened."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise ValueError(f"expected a path, got {type(path).__name__}; check it after it is loaded.")
-    try:
-        mode = Path(path).stat().st_mode
-    except ValueError:  # a name that no file can have
-        raise FileNotFoundError from None
-    if not stat.S_ISREG(mode):
-        got = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-        _raise(path, Finding("unreadable", "a file", got, "give the file itself"))
-    if not is_nifti(path):
-        _raise(path, Finding("file", "a .nii or .nii.gz file", "another name", "convert it to NIfTI"))
-    return gzip.open(path) if os.fspath(path).lower().endswith(".gz") else open(path, "rb")  # noqa: PTH123
-
-
-def _raise(path: str | os.PathLike, finding: Finding | None) -> None:
-    if finding is not None:
-        error = VolumeError(f"{os.fspath(path)}: {finding}")
-        error.finding = finding
-        raise error from None
-
-
-@contextlib.contextmanager
-def _named(path: str | os.PathLike) -> Iterator[None]:
-    """Turns what the decompressor and the system raise, which often leave out the file, into one line with it."""
-    try:
-        yield
-    except EOFError:
-        _raise(path, Finding("file", "a whole gzip stream", "one that is cut off", COPY))
-    except (gzip.BadGzipFile, zlib.error) as error:
-        _raise(path, Finding("file", "a sound gzip stream", f"a damaged one ({error})", COPY))
-    except FileNotFoundError:
-        target = f"a link to {Path(path).readlink()}, which is none" if Path(path).is_symlink() else "none"
-        _raise(path, Finding("missing", "a file", target, "restore it"))
-    except OSError as error:
-        got = error.strerror or str(error)
-        _raise(path, Finding("unreadable", "a file that can be read", got, "allow or repair it"))
+        loaded = (values[:MOST_LABELS].astype(np.float64) * slope + inter).astype(np.float32).astype(np.float64)
+    merged, where = np.unique(loaded, return_inverse=True)
+    return [list(pair) for pair in zip(merged.tolist(), np.bincount(where, weights=numbers).tolist(), strict=True)]

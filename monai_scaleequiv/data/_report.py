@@ -52,7 +52,7 @@ class DatasetReport:
     @property
     def lines(self) -> list[str]:
         """One line per finding, with its severity."""
-        return [*(f"error {line}" for line in self.errors), *(f"warning {line}" for line in self.warnings)]
+        return [f"{finding.severity} {file}: {finding}" for file, finding in self.findings]
 
     def raise_errors(self) -> None:
         """Raises a ValueError of one line, with the first error, if there is any; else warns of the first warning."""
@@ -64,44 +64,42 @@ class DatasetReport:
 
     def table(self) -> str:
         """What the data set is like, in a few lines."""
-        head = f"{self.source}: {_count(self.cases, 'case')}, {_count(len(self.facts), 'file')}"
-        rows = [("", "files", "shape", "voxel size (mm)", "stored as")]
-        rows += [self._row(name, label) for name, label in (("images", False), ("labels", True))]
-        lines = [head, "", *_columns(rows)]
-        classes = [("label", "cases", "voxels"), *self._class_rows()]
-        lines += ["", *_columns(classes)] if len(classes) > 1 else []
+        rows = [("", "files", "shape", "voxel size (mm)", "stored as"), self._row(False), self._row(True)]
+        lines = [f"{self.source}: {_count(self.cases, 'case')}, {_count(len(self.facts), 'file')}", "", *_columns(rows)]
+        classes = self._class_rows()
+        lines += ["", *_columns([("label", "cases", "voxels"), *classes])] if classes else []
         lines += ["", f"{_count(len(self.errors), 'error')}, {_count(len(self.warnings), 'warning')}"]
         return "\n".join(lines) + "\n"
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready to be written as JSON: numbers that are not finite become text."""
-        findings = [{"file": file, **vars(finding)} for file, finding in self.findings]
-        files = []
-        for (file, label), facts in self.facts.items():
-            known = {key: value for key, value in vars(facts).items() if key != "findings"}
-            files.append({"file": file, "role": "label" if label else "image", **known})
         report = {"source": self.source, "cases": self.cases, "classes": self.classes}
-        counts = {"errors": len(self.errors), "warnings": len(self.warnings)}
-        return _for_json({**report, **counts, "findings": findings, "files": files})
+        report |= {"errors": len(self.errors), "warnings": len(self.warnings)}
+        report["findings"] = [{"file": file, **vars(finding)} for file, finding in self.findings]
+        report["files"] = [
+            {"file": file, "role": "label" if label else "image"}
+            | {k: v for k, v in vars(f).items() if k != "findings"}
+            for (file, label), f in self.facts.items()
+        ]
+        return _for_json(report)
 
-    def _row(self, name: str, label: bool) -> tuple[str, ...]:
+    def _row(self, label: bool) -> tuple[str, ...]:
         facts = [f for (_, is_label), f in self.facts.items() if is_label is label]
         read = [f for f in facts if f.shape]
         sound = [rules.spacing_of(f.affine) for f in read if rules.affine(f.affine, math.inf) is None]
-        kinds = ", ".join(f"{kind} ({n})" for kind, n in Counter(f.dtype for f in read).most_common())
-        return name, str(len(facts)), _ranges([f.shape for f in read]), _ranges(sound), kinds or "-"
+        kinds = ", ".join(f"{kind} ({n})" for kind, n in Counter(f.dtype for f in read).most_common()) or "-"
+        return "labels" if label else "images", str(len(facts)), _ranges([f.shape for f in read]), _ranges(sound), kinds
 
     def _class_rows(self) -> list[tuple[str, ...]]:
-        maps = [facts for (_, label), facts in self.facts.items() if label]
-        cases: Counter = Counter(value for facts in maps for value, _ in facts.labels)
+        cases: Counter = Counter()
         voxels: Counter = Counter()
-        for facts in maps:
-            voxels.update(dict(facts.labels))
-        names = self.classes or {}
+        for value, count in (pair for (_, label), facts in self.facts.items() if label for pair in facts.labels):
+            cases[value] += 1
+            voxels[value] += count
+        names, total = self.classes or {}, voxels.total() or 1
         values = sorted({*names, *cases})
-        total = voxels.total() or 1
         rows = [(f"{v:g} {names.get(v, '')}", str(cases[v]), f"{100 * voxels[v] / total:.2f} %") for v in values[:50]]
-        return rows + ([("...", "", "")] if len(values) > 50 else [])
+        return rows + [("...", "", "")] * (len(values) > 50)
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,23 +1,21 @@
 """The lists of cases that a training and an evaluation use."""
 
-import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from monai.config import PathLike
 from monai.data import partition_dataset
 
-from monai_scaleequiv.data._listing import Case, Listing, list_task
+from monai_scaleequiv.data._listing import Listing, list_task
 from monai_scaleequiv.data._record import case_sizes, read_record
 from monai_scaleequiv.data.rules import ERROR
 
 Data = list[dict[str, Any]]
 
 
-def load_datalist(source: str | os.PathLike, key: str = "training") -> Data:
+def load_datalist(source: PathLike, key: str = "training") -> Data:
     """Data dictionaries of a Decathlon task or of an nnU-Net v2 raw folder, of files inside its folder alone.
-
-    MONAI's ``load_decathlon_datalist`` also takes ``../`` and absolute paths, that is any file of the machine.
 
     Args:
         source: the folder or its ``dataset.json``.
@@ -46,7 +44,7 @@ def load_datalist(source: str | os.PathLike, key: str = "training") -> Data:
     return data
 
 
-def split_datalist(source: str | os.PathLike, fold: int = 0, ratio: float = 0.8, seed: int = 0) -> tuple[Data, Data]:
+def split_datalist(source: PathLike, fold: int = 0, ratio: float = 0.8, seed: int = 0) -> tuple[Data, Data]:
     """Splits labelled cases into those to train on and those to validate on.
 
     The list ``validation`` of ``dataset.json`` is what it says; else the cases of ``fold`` are, where they have such a
@@ -66,29 +64,30 @@ def split_datalist(source: str | os.PathLike, fold: int = 0, ratio: float = 0.8,
     """
     listing = list_task(source)
     training, validation = _dictionaries(listing, "training"), _dictionaries(listing, "validation")
-    folds = {str(item["fold"]): None for item in training if "fold" in item}
+    folds = list(dict.fromkeys(str(item["fold"]) for item in training if "fold" in item))
     if not validation and folds:
+        if str(fold) not in folds:
+            raise ValueError(f"fold: expected one of {', '.join(folds)}, got {fold}; choose another.")
         validation = [item for item in training if str(item.get("fold")) == str(fold)]
         training = [item for item in training if str(item.get("fold")) != str(fold)]
-        if not validation:
-            raise ValueError(f"fold: expected one of {', '.join(folds)}, got {fold}; choose another.")
     elif not validation and training:
         training, validation = partition_dataset(training, ratios=[ratio, 1 - ratio], shuffle=True, seed=seed)
     if not training or not validation:
-        raise ValueError(
-            f"{listing.source}: expected cases to train on and to validate on, got {len(training)} and "
-            f"{len(validation)}; add labelled cases."
-        )
+        got = f"{len(training)} and {len(validation)}"
+        expected = "labelled cases to train on and to validate on"
+        raise ValueError(f"{listing.source}: expected {expected}, got {got}; add some.")
     return training, validation
 
 
-def held_out(source: str | os.PathLike, ckpt_path: str | os.PathLike, fold: int = 0) -> Data:
+def held_out(source: PathLike, ckpt_path: PathLike, fold: int = 0) -> Data:
     """The labelled cases that an evaluation measures: those that the training of the weights did not see.
+
+    A warning says how many of how many cases these are, unless all are.
 
     Args:
         source: see ``load_datalist``.
-        ckpt_path: weights; the record beside them lists the cases of their training. Without a record the validation
-            part of ``split_datalist`` is taken. A warning says how many of how many cases are taken, unless all are.
+        ckpt_path: weights; the record beside them lists the cases of their training, by name and size. Without a record
+            the validation part of ``split_datalist`` is taken.
         fold: see ``split_datalist``.
 
     Raises:
@@ -102,32 +101,27 @@ def held_out(source: str | os.PathLike, ckpt_path: str | os.PathLike, fold: int 
         why = f"the training of {ckpt_path} saw the others"
     else:
         left = split_datalist(source, fold)[1]
-        why = f"{ckpt_path} has no record of its training, and the others are its training part by default"
+        why = f"without a record of the training of {ckpt_path}, the others are taken for its training part"
     if not left:
         raise ValueError(f"{listing.source}: expected cases that the training did not see, got none; give others.")
     if len(left) < len(cases):
-        warnings.warn(
-            f"{listing.source}: {len(left)} of {len(cases)} labelled cases are measured; {why}.", stacklevel=2
-        )
+        warnings.warn(f"{listing.source}: measures {len(left)} of {len(cases)} labelled cases; {why}.", stacklevel=2)
     return left
 
 
 def _dictionaries(listing: Listing, part: str) -> Data:
     cases = [case for case in listing.cases if case.part == part]
-    places = {path: case for case in cases for path in case.images}
+    files = {path for case in cases for path in (*case.images, case.label)}
     for file, finding in listing.findings:
-        if finding.severity == ERROR and (file in places or part == "training"):
+        if finding.severity == ERROR and (file in files or part == "training"):
             raise ValueError(f"{file}: {finding}")
     for case in cases:
         if len(case.images) > 1 and listing.channels not in (None, len(case.images)):
+            expected = f"{listing.channels} files, one per channel"
             raise ValueError(
-                f"{case.images[0]}: expected {listing.channels} files, one per channel, got {len(case.images)}; "
-                "restore the missing ones."
+                f"{case.images[0]}: expected {expected}, got {len(case.images)}; restore the missing ones."
             )
-    return [_dictionary(case) for case in cases]
-
-
-def _dictionary(case: Case) -> dict[str, Any]:
-    item: dict[str, Any] = {"image": case.images[0] if len(case.images) == 1 else list(case.images)}
-    item |= {} if case.label is None else {"label": case.label}
-    return item | ({} if case.fold is None else {"fold": case.fold})
+    items = [
+        {"image": c.images[0] if len(c.images) == 1 else [*c.images], "label": c.label, "fold": c.fold} for c in cases
+    ]
+    return [{key: value for key, value in item.items() if value is not None} for item in items]

@@ -1,28 +1,22 @@
 """Weights from a file that may hold tensors and nothing else."""
 
 import math
-import os
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from monai.config import PathLike
 from torch import nn
 
-GLOBAL = re.compile(r"GLOBAL (\S+)")
-ENTRIES = ("state_dict", "network", "model", "net")
+Device = str | torch.device | None
 
 
-def load_weights(
-    network: nn.Module,
-    path: str | os.PathLike,
-    map_location: str | torch.device | None = None,
-    new_head: bool = False,
-) -> list[str]:
+def load_weights(network: nn.Module, path: PathLike, map_location: Device = None, new_head: bool = False) -> list[str]:
     """Loads a network's weights, as they are or as other programs wrap them.
 
     They may lie under ``state_dict``, ``network``, ``model`` or ``net``, and their names begin with ``module.``,
@@ -47,62 +41,45 @@ def load_weights(
         >>> load_weights(nn.Linear(3, 4), "linear.pt", new_head=True)
         ['weight', 'bias']
     """
-    if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        network = network.module
-    found: Mapping[str, Any] = read_weights(path, map_location)
-    while entry := next((found[key] for key in ENTRIES if isinstance(found.get(key), Mapping)), None):
-        found = entry
-    wanted = network.state_dict()
+    network = unwrapped(network)
+    wanted, found = network.state_dict(), read_weights(path, map_location)
+    while entry := [found[k] for k in ("state_dict", "network", "model", "net") if isinstance(found.get(k), Mapping)]:
+        found = entry[0]
     found = _without_prefix(found, wanted)
-    kept = []
-    for name in [name for name in wanted if new_head and name in found]:
-        old, new = (getattr(state[name], "shape", ()) for state in (found, wanted))
-        if old and new and old[0] != new[0] and _flat(old)[1:] == _flat(new)[1:]:
-            kept.append(name)
-    found = {name: value for name, value in found.items() if name not in kept}
-    _check(found, {name: value for name, value in wanted.items() if name not in kept}, path, type(network).__name__)
+    shapes = {name: (tuple(getattr(found.get(name), "shape", ())), tuple(wanted[name].shape)) for name in wanted}
+    # Layers take older shapes, too, in which the axes behind the channels are joined.
+    joined = {name: [(*shape[:2], math.prod(shape[2:])) for shape in pair] for name, pair in shapes.items()}
+    other = [name for name, (old, new) in joined.items() if name in found and old != new]
+    kept = [name for name in other if new_head and shapes[name][0] and joined[name][0][1:] == joined[name][1][1:]]
+    parts = {
+        "missing": [name for name in wanted if name not in found],
+        "unknown": [str(name) for name in found if name not in wanted],
+        "of another shape": ["{} of {} instead of {}".format(n, *shapes[n]) for n in other if n not in kept],
+    }
+    if any(parts.values()):
+        got = "; ".join(f"{len(n)} {kind}: {', '.join(n[:2])}{' ...' * (len(n) > 2)}" for kind, n in parts.items() if n)
+        hint = "choose the network_def that they were trained with"
+        raise ValueError(f"{path}: expected weights of this {type(network).__name__}, got others ({got}); {hint}.")
     network.load_state_dict({**found, **{name: wanted[name] for name in kept}})
     return kept
 
 
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network in a wrapper for parallel training."""
+    return network.module if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else network
+
+
 def _without_prefix(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapping[str, Any]:
     """The entries under the one prefix that has all names of the network behind it, if there is one."""
-    if not wanted or found.keys() & wanted.keys():
-        return found
-    first = next(iter(wanted))
-    prefixes = [str(key)[: -len(first)] for key in found if str(key).endswith(f".{first}")]
+    first = next(iter(wanted), "")
+    prefixes = [str(name)[: -len(first)] for name in found if first and str(name).endswith(f".{first}")]
     whole = [prefix for prefix in prefixes if all(prefix + name in found for name in wanted)]
-    if len(whole) != 1:
+    if found.keys() & wanted.keys() or len(whole) != 1:
         return found
-    return {str(key)[len(whole[0]) :]: value for key, value in found.items() if str(key).startswith(whole[0])}
+    return {str(name).removeprefix(whole[0]): value for name, value in found.items() if str(name).startswith(whole[0])}
 
 
-def _check(found: Mapping[str, Any], wanted: Mapping[str, torch.Tensor], path: str | os.PathLike, name: str) -> None:
-    shapes = {key: (getattr(found[key], "shape", ()), wanted[key].shape) for key in wanted if key in found}
-    other = [key for key, (old, new) in shapes.items() if _flat(old) != _flat(new)]
-    missing, surplus = [key for key in wanted if key not in found], [str(key) for key in found if key not in wanted]
-    parts = [f"{len(missing)} missing ({_few(missing)})"] * bool(missing)
-    parts += [f"{len(surplus)} unknown ({_few(surplus)})"] * bool(surplus)
-    for key in other[:1]:
-        old, new = map(tuple, shapes[key])
-        parts.append(f"{len(other)} of another shape ({key} of {old} instead of {new})")
-    if parts:
-        raise ValueError(
-            f"{path}: expected weights of this {name}, got others: {', '.join(parts)}; choose the network_def that "
-            "they were trained with."
-        )
-
-
-def _flat(shape: Sequence[int]) -> list[int]:
-    """A shape as far as every version of a layer has it: what lies behind the channels may be joined to one axis."""
-    return [*shape[:2], math.prod(shape[2:])]
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:2]) + " ..." * (len(names) > 2)
-
-
-def read_weights(path: str | os.PathLike, map_location: str | torch.device | None = None) -> Mapping[str, Any]:
+def read_weights(path: PathLike, map_location: Device = None) -> Mapping[str, Any]:
     """Reads tensors from a file with ``torch.load``, never anything that would run code.
 
     Args:
@@ -123,32 +100,28 @@ def read_weights(path: str | os.PathLike, map_location: str | torch.device | Non
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; give another path.")
     is_zip = zipfile.is_zipfile(path)
-    damage = file_finding(path) if is_zip else ""
-    if damage:
+    if is_zip and (damage := file_finding(path)):
         raise ValueError(f"{path}: {damage}; copy it again.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of an unusual pickle protocol, beside the error
             state = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = GLOBAL.search(str(error))
-        got = f"a pickle that calls {found[1]}" if found else "other objects, or a damaged file"
-        raise ValueError(f"{path}: expected plain weights, got {got}; ask for a state dict of tensors.") from None
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged pickle makes of it
-        text = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path}: expected plain weights, got a damaged file ({text}); copy it again.") from None
+        text = " ".join(str(error).split())
+        call = re.search(r"GLOBAL (\S+)", text) if isinstance(error, pickle.UnpicklingError) else None
+        got = f"a pickle that calls {call[1]}" if call else f"other objects, or a damaged file ({text[:120]})"
+        raise ValueError(f"{path}: expected plain weights, got {got}; ask for a state dict of tensors.") from None
     if not isinstance(state, Mapping):
-        raise ValueError(
-            f"{path}: expected a state dict, got {type(state).__name__}; save network.state_dict() instead."
-        )
+        hint = "save network.state_dict() instead"
+        raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}; {hint}.")
     if not is_zip:
         warnings.warn(f"{path} is in the format of torch before 1.6, without checksums; save it again.", stacklevel=2)
     return state
 
 
-def file_finding(path: str | os.PathLike) -> str:
+def file_finding(path: PathLike) -> str:
     """What is wrong with a file of ``torch.save``, nothing if it is whole. Nothing in it is unpickled.
 
     ``torch.load`` does not compare checksums, and takes a weight with a flipped bit for another weight.

@@ -93,11 +93,11 @@ class ArgmaxInvertd(Invertd):
             raise ValueError(f"{name}: expected an image with its transforms, got a plain tensor; use LoadImaged.")
         classes = self.num_classes or len(logits)
         if len(logits) < classes + with_maps or (len(logits) > classes and not with_maps):
-            rules.raise_first(name, [rules.channels(len(logits), classes + with_maps)])
+            rules.raise_first(name, rules.channels(len(logits), classes + with_maps))
         shapes = tuple(logits.shape[1:]), tuple(image.shape[1:])
-        rules.raise_first(name, [rules.grid(shapes[0], None, shapes[1], None, "the network's input")])
+        rules.raise_first(name, rules.grid(shapes[0], None, shapes[1], None, "the network's input"))
         bad = sum(int((~piece.isfinite()).sum()) for piece in logits.split(_slices(logits), 1))
-        rules.raise_first(name, [rules.finite(bad, self.hint)])
+        rules.raise_first(name, rules.finite(bad, self.hint))
         return classes
 
     def _labels(self, probabilities: torch.Tensor, image: MetaTensor, orig_key: Hashable) -> MetaTensor:

@@ -62,13 +62,13 @@ class CheckLabeld(MapTransform):
     def _check_grid(self, label: torch.Tensor, image: torch.Tensor, name: str) -> None:
         shapes = [tuple(volume.shape[-self.spatial_dims :]) for volume in (label, image)]
         other = name_of(image, self.image_key)
-        rules.raise_first(name, [rules.grid(shapes[0], None, shapes[1], None, other)])
+        rules.raise_first(name, rules.grid(shapes[0], None, shapes[1], None, other))
         for matrix, image_matrix in zip(affines_of(label), affines_of(image), strict=False):
             found = rules.grid(shapes[0], matrix, shapes[1], image_matrix, other, self.tolerance)
-            rules.raise_first(name, [found])
+            rules.raise_first(name, found)
 
     def _whole(self, label: torch.Tensor, name: str) -> torch.Tensor:
         values = torch.unique(torch.as_tensor(label)).tolist()
         bad = sum(value != value or value in (float("inf"), -float("inf")) for value in values)
-        rules.raise_first(name, [rules.finite(bad), rules.labels(values, range(self.num_classes))])
+        rules.raise_first(name, rules.finite(bad), rules.labels(values, range(self.num_classes)))
         return label if all(value == round(value) for value in values) else label.round()

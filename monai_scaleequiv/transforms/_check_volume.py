@@ -87,11 +87,11 @@ class CheckVolumed(MapTransform):
     def _check_grid(self, volume: torch.Tensor, name: str) -> None:
         shape = tuple(volume.shape[-self.spatial_dims :])
         for matrix in affines_of(volume):
-            rules.raise_first(name, [rules.affine(matrix, self.max_shear)])
+            rules.raise_first(name, rules.affine(matrix, self.max_shear))
             sizes = rules.spacing_of(matrix)[: self.spatial_dims]
-            rules.raise_first(name, [rules.spacing(sizes, self.spacing_range)])
+            rules.raise_first(name, rules.spacing(sizes, self.spacing_range))
             if self.pixdim:
-                rules.raise_first(name, [rules.growth(shape, matrix, self.pixdim, self.max_voxels)])
+                rules.raise_first(name, rules.growth(shape, matrix, self.pixdim, self.max_voxels))
 
     def _finite(self, volume: torch.Tensor, name: str) -> torch.Tensor:
         finite = torch.isfinite(volume)
@@ -99,7 +99,7 @@ class CheckVolumed(MapTransform):
         if not bad:
             return volume
         if self.fill is None or bad == volume.numel():
-            rules.raise_first(name, [rules.finite(bad, self.hint)])
+            rules.raise_first(name, rules.finite(bad, self.hint))
         value = float(volume[finite].min()) if self.fill == "min" else float(self.fill or 0)
         warnings.warn(f"{name}: {bad} NaN or infinite voxel(s) replaced by {value:g}.", stacklevel=2)
         filled = volume.clone()
@@ -110,7 +110,7 @@ class CheckVolumed(MapTransform):
 def check_shape(volume: torch.Tensor, channels: int, spatial_dims: int, name: str) -> None:
     """Raises unless a volume is (channels, ...) or (B, channels, ...) with so many spatial axes."""
     shape = tuple(volume.shape[1:]) if has_batch_axis(volume, spatial_dims) else tuple(volume.shape)
-    rules.raise_first(name, [rules.axes(shape[1:], spatial_dims), rules.channels(shape[0], channels)])
+    rules.raise_first(name, rules.axes(shape[1:], spatial_dims), rules.channels(shape[0], channels))
 
 
 def has_batch_axis(volume: torch.Tensor, spatial_dims: int) -> bool:
