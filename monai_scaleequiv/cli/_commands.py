@@ -13,15 +13,12 @@ from monai_scaleequiv.data import check_dataset, check_output_dir, make_phantom_
 
 ARGUMENTS = {"bundle_root": "bundle", "dataset_dir": "input", "output_dir": "output"}
 
-# The commands name ``debug`` for the command line's sake; ``main`` takes it and acts on it.
 
-
-def demo(*, output: str = "scaleequiv_demo", debug: bool = False) -> None:
+def demo(*, output: str = "scaleequiv_demo") -> None:
     """Trains, evaluates and segments on made-up volumes, in a few minutes and with no data at hand.
 
     Args:
         output: new folder for the volumes, the trained network, the table of metrics and the picture.
-        debug: show all warnings and, after an error, the traceback.
     """
     # Its plots and tables are of no use to the other commands, which start faster without them.
     from monai_scaleequiv.cli._demo import make_demo
@@ -29,14 +26,13 @@ def demo(*, output: str = "scaleequiv_demo", debug: bool = False) -> None:
     make_demo(Path(absolute(output)))
 
 
-def phantom(*, output: str, cases: int = 20, seed: int = 0, debug: bool = False) -> None:
+def phantom(*, output: str, cases: int = 20, seed: int = 0) -> None:
     """Writes made-up volumes and labels, laid out like a Medical Segmentation Decathlon task.
 
     Args:
         output: folder to write to.
         cases: number of volumes.
         seed: another seed gives other volumes.
-        debug: show, after an error, the traceback.
     """
     say(f"{cases} volumes: {make_phantom_dataset(absolute(output), cases=cases, seed=seed)}\n")
 
@@ -50,7 +46,6 @@ def check(
     num_classes: int | None = None,
     channels: int | None = None,
     workers: int | None = None,
-    debug: bool = False,
 ) -> None:
     """Checks a data set before a training: every file, read to its end, and how they fit together.
 
@@ -64,7 +59,6 @@ def check(
         num_classes: labels are 0 to num_classes - 1; by default as in dataset.json.
         channels: channels of each image; by default as in dataset.json, else what most images have.
         workers: number of processes; by default one per CPU core if there is much to read.
-        debug: show all warnings and, after an error, the traceback.
     """
     if bool(input) == bool(images) or (labels and not images):
         raise ValueError("check: expected a data set, or --images=PATH with --labels=PATH; see check --help.")
@@ -83,32 +77,26 @@ def check(
         raise ValueError(f"{report.source}: expected no errors, got {len(report.errors)}; see the lines above.")
 
 
-def train(
-    *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, debug: bool = False, **overrides: Any
-) -> None:
+def train(*, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, **overrides: Any) -> None:
     """Trains a bundle's network, after a check of the data. Any --ID=VALUE overrides the config, as in --epochs=3.
 
     Args:
         input: data set: folder with dataset.json (or that file), of the Medical Segmentation Decathlon or nnU-Net.
         output: folder for checkpoints and logs.
         bundle: folder of a bundle, or name of one that comes with this package.
-        debug: show all warnings and logs and, after an error, the traceback.
         overrides: new values for ids of the bundle's train.json, such as num_classes, in_channels for images of several
             channels, and weights for a file to start from.
     """
     _run_command("train", input, output, bundle, overrides)
 
 
-def evaluate(
-    *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, debug: bool = False, **overrides: Any
-) -> None:
+def evaluate(*, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, **overrides: Any) -> None:
     """Measures a trained network on the cases that its training has not seen. Any --ID=VALUE overrides the config.
 
     Args:
         input: data set: folder with dataset.json (or that file), of the Medical Segmentation Decathlon or nnU-Net.
         output: folder for the tables of metrics; those of an earlier evaluation are replaced with --overwrite alone.
         bundle: folder of a bundle, or name of one that comes with this package.
-        debug: show all warnings and logs and, after an error, the traceback.
         overrides: new values for ids of the bundle's train.json and evaluate.json, such as ckpt_path for the weights.
     """
     _run_command("evaluate", input, output, bundle, overrides)
@@ -120,7 +108,6 @@ def infer(
     output: str = "",
     bundle: str = DEFAULT_BUNDLE,
     native: bool = False,
-    debug: bool = False,
     **overrides: Any,
 ) -> None:
     """Segments volumes. Any --ID=VALUE overrides the config, as in --ckpt_path=model.pt.
@@ -133,7 +120,6 @@ def infer(
         output: folder for the label maps.
         bundle: folder of a bundle, or name of one that comes with this package.
         native: let the network see each image at the image's own voxel size, with the bundle's inference_native.json.
-        debug: show all warnings and logs and, after an error, the traceback.
         overrides: new values for ids of the bundle's inference.json, or inference_native.json.
     """
     if not isinstance(native, bool):
@@ -152,7 +138,6 @@ def equivariance(
     divisor: int | None = None,
     ckpt_path: str = "",
     seed: int = 0,
-    debug: bool = False,
     **overrides: Any,
 ) -> None:
     """Measures how far any network is from scale-equivariant. With a bundle, any --ID=VALUE overrides its config.
@@ -175,7 +160,6 @@ def equivariance(
         divisor: pad images to multiples of this; by default 16, and 1 for a network with a scale axis.
         ckpt_path: weights; without it the bundle's own, and random ones for network.
         seed: of random weights and of made-up volumes.
-        debug: show all warnings and, after an error, the traceback.
         overrides: new values for ids of the bundle's inference.json.
     """
     if not output:

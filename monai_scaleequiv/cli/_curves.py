@@ -19,13 +19,7 @@ _ROUNDING = 1e-10  # magnifying is exact but for rounding, which would stretch t
 
 
 def save_curves(rows: Sequence[Mapping[str, Any]], title: str, target: Path) -> None:
-    """Saves the errors on a logarithmic axis and the consistency Dice beside it.
-
-    Example::
-
-        >>> row = {"used": 0.8, "floor": 0.01, "projected": 0.1, "interior": None, "unshifted": None}
-        >>> save_curves([{**row, "consistency_dice": 0.9, "cases": []}], "UNet", Path("curves.png"))
-    """
+    """Saves the errors on a logarithmic axis and the consistency Dice beside it."""
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     errors, dice = figure.subplots(1, 2, width_ratios=(1.5, 1))
     for reading, (label, style) in _READINGS.items():

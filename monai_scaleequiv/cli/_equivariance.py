@@ -42,19 +42,18 @@ def make_report(
     for name in ("divisor", "cases"):
         if (value := arguments[name]) is not None and (type(value) is not int or value < 1):
             raise ValueError(f"--{name}: expected a whole number of at least 1, got {value!r}; give another one.")
-    module, load, description = read_subject(source, ckpt_path, arguments["seed"], overrides)
-    network = WholeImageNetwork(module.eval())
+    network, preprocessing, description = read_subject(source, ckpt_path, arguments["seed"], overrides)
     # Networks of this package take any size, and padding would take from them what is read before the projection.
     network.divisor = arguments["divisor"] or (DIVISOR if network.scales is None else 1)
     ratios = ratios_to_measure(arguments["ratios"], network.scales)
-    images = read_images(load, network.spatial_dims, *(arguments[name] for name in ("input", "cases", "seed")))
+    images = read_images(network, preprocessing, arguments["input"], arguments["cases"], arguments["seed"])
     rows = _rows(network, images, ratios)
     versions = {module.__name__: str(module.__version__) for module in (monai_scaleequiv, monai, torch)}
     report = {
         "network": {**description, "scales": network.scales},
         "images": list(images),
         "arguments": {**arguments, "overrides": overrides, "ratios": ratios, "divisor": network.divisor},
-        "device": str(_device(module)),
+        "device": str(network.device),
         "versions": {**versions, "python": platform.python_version()},
         "ratios": rows,
     }
@@ -67,15 +66,7 @@ def make_report(
 
 
 def ratios_to_measure(given: Sequence[float] | float | None, scales: Sequence[float] | None) -> list[float]:
-    """The ratios given, else the usual ones with a step of the scale axis either way in place of what is next to it.
-
-    Example::
-
-        >>> ratios_to_measure(None, (1.0, 0.8))
-        [0.7, 0.8, 0.9, 1.11, 1.25, 1.4]
-        >>> [round(ratio, 4) for ratio in ratios_to_measure(None, (1.0, 0.9))]
-        [0.7, 0.8, 0.9, 1.1111, 1.25, 1.4]
-    """
+    """The ratios given, else the usual ones with a step of the scale axis either way in place of what is next to it."""
     if given is not None:
         ratios = list(given) if isinstance(given, (list, tuple)) else [given]
         check_ratios(ratios, "--ratios")
@@ -88,13 +79,6 @@ def whole_sizes(size: Sequence[int], ratio: float) -> tuple[list[int], list[int]
     """Sizes of a crop and of the crop rescaled, so that their ratio is met at each axis.
 
     The crop keeps three quarters of each axis or more; if that cannot be, nothing is cropped, and the new size rounded.
-
-    Example::
-
-        >>> whole_sizes((40, 56, 40), 0.9)
-        ([40, 50, 40], [36, 45, 36])
-        >>> whole_sizes((13, 14), 0.9)
-        ([13, 14], [12, 13])
     """
     # First the ratio itself, then its neighbour among simple fractions, at most half a per cent away.
     for largest in (1000, 20):
@@ -117,13 +101,9 @@ def _rows(network: WholeImageNetwork, images: Mapping[str, torch.Tensor], ratios
     return rows
 
 
-def _device(network: torch.nn.Module) -> torch.device:
-    return next((p.device for p in network.parameters()), torch.device("cpu"))
-
-
 def _measure(network: WholeImageNetwork, image: torch.Tensor, ratio: float) -> dict[str, Any]:
     crop, size = whole_sizes(image.shape[1:], ratio)
-    part = convert_to_tensor(CenterSpatialCrop(crop)(image), track_meta=False)[None].to(_device(network))
+    part = convert_to_tensor(CenterSpatialCrop(crop)(image), track_meta=False)[None].to(network.device)
     logits: list[torch.Tensor] = []
     hook = network.register_forward_hook(lambda _, args, output: logits.append(output))
     try:

@@ -23,6 +23,8 @@ from monai_scaleequiv.data import one_line
 
 PATHS = dict.fromkeys(("bundle", "images", "input", "labels", "output"), str)  # a folder named 2024 is no number
 
+DEBUG = "Every command takes --debug: it shows all warnings and logs and, after an error, the traceback."
+
 Call = Callable[[], Any]
 
 
@@ -40,9 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["--help"])  # doctest: +SKIP
         0
     """
-    debug = False
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
     try:
-        call, debug = _parse(list(sys.argv[1:] if argv is None else argv))
+        call = _parse([argument for argument in arguments if argument != "--debug"])
         with warnings.catch_warnings(), contextlib.nullcontext() if debug else _quiet():
             call()
     except KeyboardInterrupt:
@@ -56,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: list[str]) -> tuple[Call, bool]:
-    """The call that the arguments ask for, and ``debug``. Nothing runs while Fire parses: its output is held back."""
-    calls: list[tuple[Call, bool]] = []
+def _parse(argv: list[str]) -> Call:
+    """The call that the arguments ask for. Nothing runs while Fire parses: its output is held back."""
+    calls: list[Call] = []
     components = {name: _noting(command, calls) for name, command in COMMANDS.items()}
     if not argv or {"-h", "--help"} & set(argv):
         argv = [*(a for a in argv[:1] if a in COMMANDS), "--", "--help"]
@@ -72,7 +75,7 @@ def _parse(argv: list[str]) -> tuple[Call, bool]:
     except FireExit as stop:
         if stop.code:
             raise ValueError(_fires_error(argv[0], stop.trace.elements[-1].ErrorAsStr())) from None
-        return functools.partial(sys.stdout.write, shown.getvalue()), False
+        return functools.partial(sys.stdout.write, f"{shown.getvalue()}\n{DEBUG}\n")
     return calls[0]
 
 
@@ -83,14 +86,12 @@ def _fires_error(command: str, text: str) -> str:
     return f"{command}: {text}; {suggestion(stray[1], known, '--') if stray else f'see {command} --help.'}"
 
 
-def _noting(command: Callable, calls: list[tuple[Call, bool]]) -> Callable:
+def _noting(command: Callable, calls: list[Call]) -> Callable:
     """What Fire calls instead of the command: it notes the call for later."""
 
     @functools.wraps(command)
-    def note(*arguments: Any, debug: bool = False, **options: Any) -> None:
-        if not isinstance(debug, bool):
-            raise ValueError(f"--debug: expected true or false, got {debug!r}; give --debug alone.")
-        calls.append((functools.partial(command, *arguments, **options), debug))
+    def note(*arguments: Any, **options: Any) -> None:
+        calls.append(functools.partial(command, *arguments, **options))
 
     return decorators.SetParseFn(override_value)(decorators.SetParseFns(**PATHS)(note))
 

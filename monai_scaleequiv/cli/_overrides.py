@@ -35,14 +35,7 @@ def is_expression(value: Any) -> bool:
 
 
 def check_overrides(parser: ConfigParser, overrides: Mapping[str, Any], source: str = "the config") -> None:
-    """Applies overrides to a config; ValueError for an id that neither it nor its components have.
-
-    Example::
-
-        >>> check_overrides(ConfigParser({"epochs": 5}), {"epoch": 3})
-        Traceback (most recent call last):
-        ValueError: --epoch: the config has no such id; did you mean --epochs?
-    """
+    """Applies overrides to a config; ValueError for an id that neither it nor its components have."""
     for key, value in overrides.items():
         parent, name = ReferenceResolver.split_id(key, last=True)
         section = parser.get(parent)
