@@ -142,11 +142,10 @@ def equivariance(
 ) -> None:
     """Measures how far any network is from scale-equivariant. With a bundle, any --ID=VALUE overrides its config.
 
-    The network f is called on whole images, never in windows. A rescaling T of an image x gives, as energies relative
-    to f(T x) and without the outer tenth of each axis, "projected": T f(x) against f(T x). With a scale axis:
-    "interior", the same before the scales are joined, over matched scales; "unshifted", over equal scales, which is a
-    control that has to be larger. "floor" is the loss of the rescaling itself, there and back. "Dice" compares the
-    label maps of f(T x) and T f(x), of channels that are logits of classes; one channel is a class and its background.
+    The network f is called on whole images. A rescaling T of an image x gives, as energies relative to f(T x) and
+    without the outer tenth of each axis, "projected": T f(x) against f(T x). With a scale axis, "interior" is the same
+    before the scales are joined, over matched scales, and "unshifted" over equal ones, a control that has to be larger.
+    "floor" is the loss of the rescaling itself, there and back. "Dice" compares the label maps of f(T x) and T f(x).
     Images are cropped a little, so that their size times the ratio is whole, or else the ratio shown is the real one.
 
     Args:

@@ -104,14 +104,10 @@ def _rows(network: WholeImageNetwork, images: Mapping[str, torch.Tensor], ratios
 def _measure(network: WholeImageNetwork, image: torch.Tensor, ratio: float) -> dict[str, Any]:
     crop, size = whole_sizes(image.shape[1:], ratio)
     part = convert_to_tensor(CenterSpatialCrop(crop)(image), track_meta=False)[None].to(network.device)
-    logits: list[torch.Tensor] = []
-    hook = network.register_forward_hook(lambda _, args, output: logits.append(output))
-    try:
-        reading = equivariance_error(network, part, size, network.scales)
-    finally:
-        hook.remove()
+    network.outputs.clear()
+    reading = equivariance_error(network, part, size, network.scales)
     readings = {name: getattr(reading, name) for name in ERRORS}
-    readings["consistency_dice"] = float(consistency_dice(y_pred=logits[1], y=logits[0]).nanmean())
+    readings["consistency_dice"] = float(consistency_dice(y_pred=network.outputs[1], y=network.outputs[0]).nanmean())
     # JSON has no NaN: a network that gives nothing has no error, and an image without classes no Dice.
     readings = {name: value if value is not None and value == value else None for name, value in readings.items()}
     return {"size": crop, "rescaled_size": size, "ratio": reading.ratio, **readings}

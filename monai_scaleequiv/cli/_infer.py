@@ -95,28 +95,20 @@ def _run(evaluator: Evaluator, batch: Mapping[str, Any], several: bool) -> str:
 def _list_failures(path: Path, failures: Mapping[str, str], done: set[str]) -> bool:
     """Brings the list up to date; whether it could be. What hinders that is reported, and no error of its own."""
     try:
-        earlier = _earlier_failures(path)
+        text = path.read_text(encoding="utf-8") if os.path.lexists(path) else None
+        earlier = {} if text is None else json.loads(text)
+        ours = isinstance(earlier, dict) and all(isinstance(t, str) and file in t for file, t in earlier.items())
+        if not ours or (text is not None and not earlier):
+            raise ValueError("other content")
         left = {file: text for file, text in earlier.items() if file not in done} | failures
         if left and left != earlier:
             with whole_file(path) as unfinished:
                 unfinished.write_text(json.dumps(left, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        elif not left and earlier:
+        elif earlier and not left:
             path.unlink()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if failures or isinstance(error, OSError):
-            reason = getattr(error, "strerror", None) or error
+            reason = error.strerror if isinstance(error, OSError) else "a file of another kind, which is left alone"
             tqdm.write(f"{path}: expected a list of failed volumes that can be written to, got {reason}.")
         return False
     return True
-
-
-def _earlier_failures(path: Path) -> dict[str, str]:
-    if not os.path.lexists(path):
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or not found or not all(isinstance(t, str) and f in t for f, t in found.items()):
-        raise ValueError("a file of another kind, which is left alone")
-    return found

@@ -103,22 +103,22 @@ def _quiet() -> Iterator[None]:
     for category in (DeprecationWarning, FutureWarning, RuntimeWarning):
         warnings.simplefilter("ignore", category)
     # Engines and handlers log an error, with its traceback, before it arrives here.
-    engines, nowhere = logging.getLogger("ignite"), logging.NullHandler()
+    levels = {
+        "ignite": logging.CRITICAL,
+        "monai.bundle.scripts": logging.ERROR,
+        "monai.bundle.workflows": logging.ERROR,
+    }
+    before = {name: logging.getLogger(name).level for name in levels}
     stats = get_logger("monai.handlers.StatsHandler")
-    bundles = {logger: logger.level for logger in map(get_logger, ("monai.bundle.scripts", "monai.bundle.workflows"))}
-    engines.addHandler(nowhere)
-    engines.propagate = False
     stats.addFilter(_without_traceback)
-    for logger in bundles:
-        logger.setLevel(logging.ERROR)
     try:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         yield
     finally:
-        engines.removeHandler(nowhere)
-        engines.propagate = True
         stats.removeFilter(_without_traceback)
-        for logger, level in bundles.items():
-            logger.setLevel(level)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

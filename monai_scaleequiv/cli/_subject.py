@@ -26,12 +26,13 @@ PLAIN = {  # for a network without a bundle
 
 
 class WholeImageNetwork(nn.Module):
-    """A network that takes images of any size: they are padded to multiples of ``divisor`` and cropped back."""
+    """A network that takes images of any size, which are padded to multiples of ``divisor`` and cropped back."""
 
-    def __init__(self, network: nn.Module, divisor: int = 1) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.divisor = divisor
+        self.divisor = 1
+        self.outputs: list[torch.Tensor] = []  # of all calls
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         more = [-size % self.divisor for size in x.shape[2:]]
@@ -39,7 +40,8 @@ class WholeImageNetwork(nn.Module):
         y = ensure_tuple(self.network(F.pad(x, pads, mode="replicate")), wrap_array=True)[0]
         if not isinstance(y, torch.Tensor):
             raise ValueError(f"expected the network to give a tensor, got {type(y).__name__}; choose another network.")
-        return y[(..., *(slice(s // 2, s // 2 + n) for s, n in zip(more, x.shape[2:], strict=True)))]
+        self.outputs.append(y[(..., *(slice(s // 2, s // 2 + n) for s, n in zip(more, x.shape[2:], strict=True)))])
+        return self.outputs[-1]
 
     @property
     def scales(self) -> list[float] | None:
