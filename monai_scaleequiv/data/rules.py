@@ -88,9 +88,8 @@ def affine(matrix: ArrayLike, max_shear: float = MAX_SHEAR) -> Finding | None:
     """An affine that is not finite, not invertible, or whose axes are not at right angles."""
     matrix = np.asarray(matrix, dtype=np.float64)
     columns = matrix[:-1, :-1]
-    # Relative to the largest entry, so that the unit does not matter; false for NaN, too.
-    singular = not abs(np.linalg.det(columns)) > 1e-12 * abs(columns).max() ** len(columns)
-    if singular or not np.isfinite(matrix).all():
+    # Relative to the largest entry, so that the unit does not matter.
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(columns)) <= 1e-12 * abs(columns).max() ** len(columns):
         return Finding("affine", "an invertible affine", str(matrix.tolist()), HEADER_HINT)
     directions = columns / np.linalg.norm(columns, axis=0)
     shear = abs(directions.T @ directions - np.eye(len(columns))).max()

@@ -9,7 +9,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from monai.utils import ImageMetaKey, ensure_tuple, ensure_tuple_rep
+from monai.utils import ImageMetaKey, ensure_tuple
 
 from monai_scaleequiv.data import rules
 
@@ -61,9 +61,11 @@ class CheckVolumed(MapTransform):
             raise ValueError(f'fill: expected a finite number, "min" or None, got {fill!r}; choose one of them.')
         if len(spacing_range) != 2 or not 0 <= spacing_range[0] <= spacing_range[1]:
             raise ValueError(f"spacing_range: expected two rising sizes in mm, got {list(spacing_range)}; swap them.")
-        sizes = () if pixdim is None else ensure_tuple_rep(pixdim, spatial_dims)
-        if not all(isinstance(size, Real) and 0 < size < float("inf") for size in sizes):
-            raise ValueError(f"pixdim: expected finite numbers above 0, got {pixdim}; give a voxel size in mm each.")
+        sizes = ensure_tuple(pixdim) * (spatial_dims if isinstance(pixdim, Real) else 1) if pixdim is not None else ()
+        fits = all(isinstance(size, Real) and 0 < float(size) < float("inf") for size in sizes)
+        if pixdim is not None and not (fits and len(sizes) == spatial_dims):
+            expected = f"{spatial_dims} finite numbers above 0"
+            raise ValueError(f"pixdim: expected {expected}, got {pixdim}; give a voxel size in mm each.")
         if not max_voxels >= 1:
             raise ValueError(f"max_voxels: expected at least 1, got {max_voxels}; give a larger number.")
         self.channels = channels
