@@ -264,10 +264,12 @@ def test_record_of_a_resumed_training_is_compared_and_extended(tmp_path):
 def test_record_of_another_training_stays(tmp_path):
     write_record(tmp_path / "model.json", {"spacing": [2, 2, 2]})
     (tmp_path / "model.pt").touch()
-    with pytest.raises(FileExistsError, match=r"model\.json is of another training; choose another output_dir"):
+    with pytest.raises(ValueError, match=r"model\.json: expected spacing=\[2, 2, 2\] as in its training"):
         started(record_of(tmp_path, nn.Conv3d(1, 2, 3)))
     assert read_record(tmp_path / "model.pt") == {"spacing": [2, 2, 2]}
     (tmp_path / "model.pt").unlink()  # of a training that left no network there is nothing to lose
+    started(record_of(tmp_path, nn.Conv3d(1, 2, 3)))
+    (tmp_path / "model.pt").touch()  # and a training that was killed before its first checkpoint starts anew
     started(record_of(tmp_path, nn.Conv3d(1, 2, 3)))
 
 

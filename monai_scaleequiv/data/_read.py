@@ -1,5 +1,6 @@
 """Reading a NIfTI file once, from its first byte to its last, with its checksum, header and length verified."""
 
+import copy
 import gzip
 import io
 import math
@@ -95,7 +96,10 @@ class CheckedNibabelReader(NibabelReader):
             apart = rules.grid(image.shape[:3], image.affine, first.shape[:3], first.affine, os.fspath(img[0]))
             rules.raise_first(os.fspath(path), *facts.findings, apart)
             images.append(correct_nifti_header_if_necessary(image))
-        return super().get_data(images)
+        # Threads share a reader, and MONAI's own looks at the names that were read last.
+        reader = copy.copy(self)
+        reader.filenames = tuple(img)
+        return NibabelReader.get_data(reader, images)
 
 
 def read_volume(path: PathLike, max_voxels: int = MAX_VOXELS) -> tuple[nib.Nifti1Image, VolumeFacts]:

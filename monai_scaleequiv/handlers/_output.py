@@ -66,8 +66,7 @@ class TrainingRecordHandler:
         weights: the weights that the training starts from, whose cases have been seen as well.
 
     Raises:
-        FileExistsError: when the record is that of another training.
-        ValueError: when a training is resumed and its record disagrees.
+        ValueError: when there is the record of an earlier training, with its weights, and it disagrees.
 
     Example::
 
@@ -101,14 +100,12 @@ class TrainingRecordHandler:
         if idist.get_rank() > 0:
             return
         record = {"network_def": definition_of(self.network), **self.values}
-        earlier = read_record(self.path) if self.path.is_file() else None
-        if earlier is not None and engine.state.iteration:
-            compare_records(earlier, record, self.path)
-        elif earlier is not None and self.path.with_suffix(".pt").is_file():
-            raise FileExistsError(f"{self.path} is of another training; choose another output_dir.")
-        start = read_record(self.weights) if self.weights else None
+        goes_on = engine.state.iteration > 0 or self.path.with_suffix(".pt").is_file()
+        earlier = read_record(self.path) if goes_on and self.path.is_file() else None
+        if earlier is not None:
+            compare_records(earlier, record, os.fspath(self.path))
         seen: dict[str, int] = {}
-        for source in (start, earlier if engine.state.iteration else None):
+        for source in (earlier, read_record(self.weights) if self.weights else None):
             seen |= (source or {}).get("training_cases", {})
         write_record(self.path, {**record, "training_cases": seen | case_sizes(self.cases)})
 
