@@ -4,21 +4,7 @@ Importing this package registers its components with MONAI: short names such as 
 and the layers are entries of MONAI's layer factories.
 """
 
-from monai_scaleequiv import handlers, published
-from monai_scaleequiv.data import (
-    CheckedNibabelReader,
-    DatasetReport,
-    InputGridWriter,
-    check_dataset,
-    check_output_dir,
-    held_out,
-    load_datalist,
-    make_phantom_dataset,
-    nifti_datalist,
-    read_weights,
-    split_datalist,
-)
-from monai_scaleequiv.inferers import MillimetreSlidingWindowInferer
+from monai_scaleequiv import data, handlers, inferers, published, transforms
 from monai_scaleequiv.layers import (
     LargeKernelConv,
     PerScale,
@@ -32,17 +18,7 @@ from monai_scaleequiv.layers import (
     ScaleProjection,
     ScaleUpsample,
 )
-from monai_scaleequiv.maths import (
-    ScaleFilters,
-    cosine_resampling_matrix,
-    fft_depthwise_conv,
-    frequency_prior,
-    gaussian_downsampling_matrix,
-    hermite_gaussian_basis,
-    hermite_gaussian_filters,
-    linear_upsampling_matrix,
-    rescale,
-)
+from monai_scaleequiv.maths import ScaleFilters, rescale
 from monai_scaleequiv.metrics import (
     EquivarianceError,
     EquivarianceReading,
@@ -54,20 +30,12 @@ from monai_scaleequiv.metrics import (
 )
 from monai_scaleequiv.nets import RepUXNet, ScaleConvUnit, ScalePyramid, ScaleResidualUnit, SEUNet
 
-__version__ = "0.1.0"
-from monai_scaleequiv.transforms import ArgmaxInvertd, CheckLabeld, CheckVolumed
+__version__ = "0.2.0"
 
 __all__ = [
-    "ArgmaxInvertd",
-    "CheckLabeld",
-    "CheckVolumed",
-    "CheckedNibabelReader",
-    "DatasetReport",
     "EquivarianceError",
     "EquivarianceReading",
-    "InputGridWriter",
     "LargeKernelConv",
-    "MillimetreSlidingWindowInferer",
     "PerScale",
     "RepUXNet",
     "SEUNet",
@@ -85,26 +53,14 @@ __all__ = [
     "ScaleResidualUnit",
     "ScaleUpsample",
     "assert_scale_equivariant",
-    "check_dataset",
-    "check_output_dir",
     "consistency_dice",
-    "cosine_resampling_matrix",
+    "data",
     "equivariance_error",
-    "fft_depthwise_conv",
-    "frequency_prior",
-    "gaussian_downsampling_matrix",
     "handlers",
-    "held_out",
-    "hermite_gaussian_basis",
-    "hermite_gaussian_filters",
-    "linear_upsampling_matrix",
-    "load_datalist",
-    "make_phantom_dataset",
-    "nifti_datalist",
+    "inferers",
     "published",
-    "read_weights",
     "relative_error",
     "rescale",
     "scale_shift",
-    "split_datalist",
+    "transforms",
 ]

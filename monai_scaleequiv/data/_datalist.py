@@ -113,9 +113,8 @@ def _grouped(files: Sequence[Path], channels: int) -> list[Case]:
     names = {stem[:-5] for stem in stems.values() if channels > 1 and stem.endswith("_0000")}
     groups: dict[str, list[Path]] = {}
     for file, stem in stems.items():
-        groups.setdefault(stem[:-5] if re.search(r"_\d{4}$", stem) and stem[:-5] in names else str(file), []).append(
-            file
-        )
+        is_channel = stem[:-5] in names and re.search(r"_\d{4}$", stem)
+        groups.setdefault(stem[:-5] if is_channel else str(file), []).append(file)
     for name in names:
         expected = [f"{name}_{index:04d}" for index in range(channels)]
         if sorted(map(stem_of, groups[name])) != expected:
@@ -140,15 +139,11 @@ def _without_earlier_results(targets: Mapping[Case, list[Path]], skip_existing: 
     owners = {_place(path): case[0] for case, paths in targets.items() for path in paths}
     own = {case: [owners[p] for f in case for p in (_place(f), f.resolve()) if p in owners] for case in targets}
     earlier = [(case[0], owner[0]) for case, owner in own.items() if owner]
-    if earlier and not skip_existing:
-        hint = "choose another output_dir, or set skip_existing=true if it is that result"
-        raise FileExistsError(
-            f"{earlier[0][0]}: expected room for the result of {earlier[0][1]}, got an input; {hint}."
-        )
-    if earlier:
-        text = (
-            f"{len(earlier)} input(s) left out as results of other inputs, such as {earlier[0][0]} of {earlier[0][1]}"
-        )
+    for file, owner in earlier[:1]:
+        if not skip_existing:
+            hint = "choose another output_dir, or set skip_existing=true if it is that result"
+            raise FileExistsError(f"{file}: expected room for the result of {owner}, got another input; {hint}.")
+        text = f"{len(earlier)} input(s) left out as results of other inputs, such as {file} of {owner}"
         warnings.warn(f"{text}; choose another output_dir if they are images.", stacklevel=3)
     return {case: paths for case, paths in targets.items() if not own[case]}
 

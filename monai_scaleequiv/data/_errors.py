@@ -33,9 +33,11 @@ def root_cause(error: BaseException) -> BaseException:
         return error
     # Of chained tracebacks the first one is the root's, and its last line the error.
     first = re.split(r"\n\s*\n(?:The above exception|During handling)", str(error))[0]
-    name, _, message = first.strip().splitlines()[-1].strip().partition(": ")
+    last = first.strip().splitlines()[-1].strip()
+    name, _, message = last.partition(": ")
     kind = getattr(builtins, name.rpartition(".")[2], ValueError)
-    found = kind(message) if issubclass(kind, (OSError, RuntimeError)) else ValueError(message)
+    known = issubclass(kind, (OSError, RuntimeError, ValueError))
+    found = kind(message) if known else ValueError(last)
     if isinstance(found, OSError):
         found.errno = next((code for code in DISK if os.strerror(code) in message), None)
     return found

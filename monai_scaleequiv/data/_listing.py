@@ -102,6 +102,10 @@ def _list_nnunet(task: Mapping[str, Any], file: Path) -> Listing:
     if not all(str(number).isdigit() for number in labels.values()):
         raise ValueError(f"{file}: expected labels from name to number, got {_shown(labels)}; regions are not read.")
     listing.classes = _classes({number: name for name, number in labels.items()}, file)
+    for case in listing.cases:
+        if len(case.images) != len(names):
+            expected, got = f"{len(names)} files, one per channel", str(len(case.images))
+            listing.findings.append((case.images[0], Finding("files", expected, got, "restore the missing ones")))
     return listing
 
 

@@ -1,6 +1,8 @@
 """Reading a NIfTI file once, from its first byte to its last, with its checksum, header and length verified."""
 
+import copy
 import gzip
+import io
 import math
 import os
 import stat
@@ -94,7 +96,10 @@ class CheckedNibabelReader(NibabelReader):
             apart = rules.grid(image.shape[:3], image.affine, first.shape[:3], first.affine, os.fspath(img[0]))
             rules.raise_first(os.fspath(path), *facts.findings, apart)
             images.append(correct_nifti_header_if_necessary(image))
-        return super().get_data(images)
+        # Threads share a reader, and MONAI's own looks at the names that were read last.
+        reader = copy.copy(self)
+        reader.filenames = tuple(img)
+        return NibabelReader.get_data(reader, images)
 
 
 def read_volume(path: PathLike, max_voxels: int = MAX_VOXELS) -> tuple[nib.Nifti1Image, VolumeFacts]:
@@ -176,14 +181,18 @@ def _read(file: IO[bytes], max_voxels: int) -> tuple[nib.Nifti1Image, VolumeFact
     if wrong:
         raise VolumeError(wrong)
     offset, length = header.get_data_offset(), math.prod(facts.shape) * header.get_data_dtype().itemsize
-    content += file.read(offset - size + length)
-    if len(content) < offset + length:
-        got = str(max(len(content) - offset, 0))
-        raise VolumeError(Finding("file", f"{length} bytes of voxels", got, COPY))
+    # In pieces, for what a header promises may be more than there is memory.
+    stream, left = io.BytesIO(content), offset + length - size
+    stream.seek(size)
+    while left > 0 and (piece := file.read(min(PIECE, left))):
+        left -= stream.write(piece)
+    if left > 0:
+        raise VolumeError(Finding("file", f"{length} bytes of voxels", str(max(length - left, 0)), COPY))
     while rest := file.read(PIECE):
         if rest.count(0) < len(rest):  # zeros are padding; anything else is what the header leaves out
             raise VolumeError(Finding("file", f"{length} bytes of voxels", "more of them", COPY))
-    return KINDS[size].from_bytes(content), facts
+    stream.seek(0)
+    return KINDS[size].from_stream(stream), facts
 
 
 def _facts_of(header: nib.Nifti1Header) -> VolumeFacts:

@@ -115,13 +115,9 @@ def _dictionaries(listing: Listing, part: str) -> Data:
     for file, finding in listing.findings:
         if finding.severity == ERROR and (file in files or part == "training"):
             raise ValueError(f"{file}: {finding}")
+    data = []
     for case in cases:
-        if len(case.images) > 1 and listing.channels not in (None, len(case.images)):
-            expected = f"{listing.channels} files, one per channel"
-            raise ValueError(
-                f"{case.images[0]}: expected {expected}, got {len(case.images)}; restore the missing ones."
-            )
-    items = [
-        {"image": c.images[0] if len(c.images) == 1 else [*c.images], "label": c.label, "fold": c.fold} for c in cases
-    ]
-    return [{key: value for key, value in item.items() if value is not None} for item in items]
+        image = case.images[0] if len(case.images) == 1 else list(case.images)
+        item = {"image": image, "label": case.label, "fold": case.fold}
+        data.append({key: value for key, value in item.items() if value is not None})
+    return data

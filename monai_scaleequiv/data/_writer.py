@@ -92,7 +92,7 @@ class InputGridWriter(NibabelWriter):
         if bad.size:
             expected = f"values that {cast.dtype} holds as they are"
             raise ValueError(f"{self.source}: expected {expected}, got {bad[0]:g}; choose another output_dtype.")
-        if len({(*shape, 1, 1, 1)[:5] for shape in (cast.shape, grid)}) > 1:  # axes of one slice may be left out
+        if len({(*shape, *[1] * 5)[:5] for shape in (cast.shape, grid)}) > 1:  # axes of one slice may be left out
             expected = f"a label map of shape {grid}"
             raise ValueError(f"{self.source}: expected {expected}, got {cast.shape}; invert the prediction first.")
         header = image.header.copy()
