@@ -1,20 +1,13 @@
 """Large depthwise convolution as one operator of torch, which autograd and torch.compile take as a whole."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from monai_scaleequiv.maths import (
-    crop_to_reach,
-    fft_depthwise_conv,
-    fft_depthwise_gradients,
-    kernel_reach,
-)
-
-__all__: list[str] = []
+from monai_scaleequiv.maths import crop_to_reach, fft_depthwise_conv, fft_depthwise_gradients, kernel_reach
 
 # Products of a tap and a voxel per point of the FFT's circle, from which the FFT is the faster one in 3D (measured on a
 # CPU in single precision with two threads): on its own, and where one of its transforms is computed anyway.
@@ -25,20 +18,13 @@ _TAPS_IN_2D = 13 * 13  # up to which torch's own convolution is very fast in 2D
 
 
 def is_fft_faster(size: Sequence[int], kernel_size: Sequence[int], is_shared: bool = False) -> bool:
-    """Whether an image of this size is better convolved by FFT; the same holds for the input's gradient.
-
-    ``is_shared`` says that one of its transforms is computed anyway.
-    """
-    reach = kernel_reach(size, kernel_size)
-    products = points = taps = 1
-    for n, r in zip(size, reach, strict=True):
-        products *= n * (2 * r + 1) - r * (r + 1)  # taps that lie on padding left out
-        points *= n + r
-        taps *= 2 * r + 1
-    if len(size) == 2:
-        return taps > _TAPS_IN_2D
+    """Whether an image of this size is better convolved by FFT; ``is_shared``: one transform is computed anyway."""
+    axes = list(zip(size, kernel_reach(size, kernel_size), strict=True))
+    if len(axes) == 2:
+        return prod(2 * r + 1 for _, r in axes) > _TAPS_IN_2D
+    products = prod(n * (2 * r + 1) - r * (r + 1) for n, r in axes)  # taps that lie on padding left out
     least = _PRODUCTS_PER_POINT_IF_SHARED if is_shared else _PRODUCTS_PER_POINT
-    return products > least * points
+    return products > least * prod(n + r for n, r in axes)
 
 
 def depthwise_conv(
@@ -66,18 +52,12 @@ def large_depthwise_conv(
     then does as well: alone it takes up to 1.4 times as long (one thread), and less than half of the memory.
     """
     x = x.contiguous()  # as the result is expected to be
-    if x.numel() == 0:
-        return torch.empty_like(x)
+    inner = crop_to_reach(weight, x.shape[2:])
+    is_shared = is_training and inner[0].numel() > _MANY_TAPS
     with torch.autocast(x.device.type, enabled=False):
-        has_many_taps = crop_to_reach(weight, x.shape[2:])[0].numel() > _MANY_TAPS
-        if spectrum is not None or is_fft_faster(x.shape[2:], weight.shape[2:], is_training and has_many_taps):
+        if spectrum is not None or is_fft_faster(x.shape[2:], weight.shape[2:], is_shared):
             return fft_depthwise_conv(x, weight, spectrum)
-        return depthwise_conv(x, crop_to_reach(weight, x.shape[2:]))
-
-
-@large_depthwise_conv.register_fake
-def _(x, weight, spectrum=None, is_training=False):
-    return x.new_empty(x.shape)
+        return depthwise_conv(x, inner)
 
 
 @torch.library.custom_op("monai_scaleequiv::large_depthwise_gradients", mutates_args=())
@@ -85,51 +65,34 @@ def large_depthwise_gradients(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, of_input: bool, of_weight: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both gradients; an empty tensor stands for one that is not wanted."""
-    size, edges = x.shape[2:], weight.shape[2:]
-    grad, x = grad.contiguous(), x.contiguous()
-    grad_x, grad_weight = None, None
-    if x.numel() == 0:
-        return (
-            x.new_empty(x.shape if of_input else 0),
-            torch.zeros_like(weight, memory_format=torch.contiguous_format) if of_weight else grad.new_empty(0),
-        )
-    # Torch's own gradient of the weight becomes the bottleneck from an edge of 5 on, and its own gradient of the input
-    # is slower than a convolution with the mirrored kernel.
-    weight_by_fft = of_weight and (max(edges) > 3 or is_fft_faster(size, edges))
-    input_by_fft = of_input and is_fft_faster(size, edges, is_shared=weight_by_fft)
+    grad, x, size = grad.contiguous(), x.contiguous(), x.shape[2:]
+    input_by_fft = of_input and is_fft_faster(size, weight.shape[2:], is_shared=of_weight)
     with torch.autocast(x.device.type, enabled=False):
-        if weight_by_fft or input_by_fft:
-            grad_x, grad_weight = fft_depthwise_gradients(grad, x, weight, input_by_fft, weight_by_fft)
+        # Torch's own gradient of the weight is the bottleneck of a training from an edge of 5 on, and its own gradient
+        # of the input is slower than a convolution with the mirrored kernel.
+        grad_x, grad_weight = fft_depthwise_gradients(grad, x, weight, input_by_fft, of_weight)
         if of_input and not input_by_fft:
             grad_x = depthwise_conv(grad, crop_to_reach(weight, size), flip=True)
-        if of_weight and not weight_by_fft:
-            grad_weight = _framework_weight_gradient(grad, x, weight)
-    return (
-        grad.new_empty(0) if grad_x is None else grad_x,
-        grad.new_empty(0) if grad_weight is None else grad_weight,
-    )
+    return grad.new_empty(0) if grad_x is None else grad_x, grad.new_empty(0) if grad_weight is None else grad_weight
+
+
+@large_depthwise_conv.register_fake
+def _(x: torch.Tensor, *_: Any) -> torch.Tensor:
+    return x.new_empty(x.shape)
 
 
 @large_depthwise_gradients.register_fake
-def _(grad, x, weight, of_input, of_weight):
-    return (
-        x.new_empty(x.shape) if of_input else grad.new_empty(0),
-        weight.new_empty(weight.shape) if of_weight else grad.new_empty(0),
-    )
+def _(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, of_input: bool, of_weight: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape if of_input else 0), weight.new_empty(weight.shape if of_weight else 0)
 
 
-def _framework_weight_gradient(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    axes, padding = weight.dim() - 2, [k // 2 for k in weight.shape[2:]]
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, [1] * axes, padding, [1] * axes, False, [0] * axes, weight.shape[0], [False, True, False]
-    )[1]
-
-
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
     ctx.save_for_backward(inputs[0], inputs[1])
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     of_input, of_weight = ctx.needs_input_grad[:2]
     grad_x, grad_weight = large_depthwise_gradients(grad, *ctx.saved_tensors, of_input, of_weight)
     return grad_x if of_input else None, grad_weight if of_weight else None, None, None

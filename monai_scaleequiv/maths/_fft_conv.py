@@ -1,13 +1,11 @@
 """Depthwise convolution and its gradients by real FFT."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
-
-__all__ = ["crop_to_reach", "fft_depthwise_conv", "fft_depthwise_gradients", "fft_kernel_spectrum", "kernel_reach"]
+from scipy.fft import next_fast_len
 
 # Real elements of one chunk of channels on a CPU: smaller ones leave threads without work, larger ones leave its cache.
 # Another device wants few, large transforms.
@@ -17,54 +15,36 @@ _CHUNK_ELSEWHERE = 2**27
 
 
 def kernel_reach(size: Sequence[int], kernel_size: Sequence[int]) -> list[int]:
-    """Distance from the centre, per axis, of the farthest tap that can meet a voxel of the image.
-
-    Args:
-        size: spatial size of the image.
-        kernel_size: edges of the kernel, odd.
-
-    Returns:
-        one number per axis: half the kernel, or the image's size less one.
+    """Distance from the centre, per axis, of the farthest tap of an odd kernel that can meet a voxel of the image.
 
     Example::
 
-        >>> kernel_reach((48, 6), (21, 21))  # 6 voxels are met by the inner 11 taps alone
+        >>> kernel_reach(size=(48, 6), kernel_size=(21, 21))  # 6 voxels are met by the inner 11 taps alone
         [10, 5]
     """
     return [min(k // 2, n - 1) for n, k in zip(size, kernel_size, strict=True)]
 
 
 def crop_to_reach(weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """The inner taps of a kernel, those that can meet a voxel of the image; the others only ever see padding.
-
-    Args:
-        weight: kernels of shape (..., *kernel), edges odd, as many axes at the end as ``size`` has entries.
-        size: spatial size of the image.
-
-    Returns:
-        a view of ``weight``, at most ``2 * n - 1`` taps along an axis of n voxels.
+    """The inner taps of kernels (..., *kernel), those that can meet a voxel of an image; the others only see padding.
 
     Example::
 
-        >>> crop_to_reach(torch.rand(4, 1, 21, 21, 21), (48, 12, 6)).shape
+        >>> crop_to_reach(torch.rand(4, 1, 21, 21, 21), size=(48, 12, 6)).shape
         torch.Size([4, 1, 21, 21, 11])
     """
     first = weight.dim() - len(size)
-    for axis, reach in enumerate(kernel_reach(size, weight.shape[first:])):
-        margin = weight.shape[first + axis] // 2 - reach
-        weight = weight.narrow(first + axis, margin, 2 * reach + 1)
+    for axis, reach in enumerate(kernel_reach(size, weight.shape[first:]), first):
+        weight = weight.narrow(axis, weight.shape[axis] // 2 - reach, 2 * reach + 1)
     return weight
 
 
 def fft_kernel_spectrum(weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Spectrum of depthwise kernels on the circle that :py:func:`fft_depthwise_conv` uses for images of this size.
+    """Conjugate spectrum (C, *half) of kernels on the circle of :py:func:`fft_depthwise_conv` for images of this size.
 
     Args:
         weight: kernels of shape (C, 1, *kernel), edges odd, single or double precision.
         size: spatial size of the image.
-
-    Returns:
-        complex tensor of shape (C, *half spectrum), conjugated as the product needs it.
 
     Example::
 
@@ -72,7 +52,8 @@ def fft_kernel_spectrum(weight: torch.Tensor, size: Sequence[int]) -> torch.Tens
         torch.Size([4, 60, 31])
     """
     kernel = crop_to_reach(weight, size).flatten(0, 1)
-    return _conjugate(_kernel_transform(kernel, _periods(size, kernel.shape[1:])))
+    # At once: inside a compiled graph, torch 2.13 loses the mark of a lazy conjugate.
+    return torch.conj_physical(_kernel_transform(kernel, _periods(size, kernel.shape[1:])))
 
 
 def fft_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Tensor | None = None) -> torch.Tensor:
@@ -87,9 +68,6 @@ def fft_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Te
         weight: kernels of shape (C, 1, *kernel), edges odd, of the image's dtype.
         spectrum: what :py:func:`fft_kernel_spectrum` gives for this weight and size, to spare its computation.
 
-    Returns:
-        tensor of the image's shape.
-
     Example::
 
         >>> x, weight = torch.rand(1, 2, 9, 10), torch.rand(2, 1, 7, 7)
@@ -98,12 +76,12 @@ def fft_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Te
         True
     """
     size = x.shape[2:]
-    kernel = crop_to_reach(weight, size).flatten(0, 1)
-    periods = _periods(size, kernel.shape[1:])
+    edges = crop_to_reach(weight, size).shape[2:]
+    periods = _periods(size, edges)
     y = x.new_empty(x.shape)
     for channels in _chunks(x, periods):
-        of_kernel = _conjugate(_kernel_transform(kernel[channels], periods)) if spectrum is None else spectrum[channels]
-        product = _image_transform(x[:, channels], kernel.shape[1:], periods).mul_(of_kernel)
+        of_kernel = fft_kernel_spectrum(weight[channels], size) if spectrum is None else spectrum[channels]
+        product = _image_transform(x[:, channels], edges, periods).mul_(of_kernel)
         y[:, channels] = _inverse(product, periods, [0] * len(size), size)
     return y
 
@@ -111,7 +89,7 @@ def fft_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Te
 def fft_depthwise_gradients(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, of_input: bool = True, of_weight: bool = True
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    r"""Gradients of :py:func:`fft_depthwise_conv`, on the same circle.
+    r"""Gradients of :py:func:`fft_depthwise_conv`, on the same circle; None for one that is not wanted.
 
     :math:`\partial x_c(j) = \sum_t w_c(t)\, g_c(j - t + p)` and
     :math:`\partial w_c(t) = \sum_i g_c(i)\, x_c(i + t - p)`.
@@ -122,9 +100,6 @@ def fft_depthwise_gradients(
         weight: the kernels.
         of_input: whether the gradient with respect to the image is wanted.
         of_weight: whether the gradient with respect to the kernels is wanted.
-
-    Returns:
-        both gradients, None for one that is not wanted.
 
     Example::
 
@@ -138,48 +113,27 @@ def fft_depthwise_gradients(
     periods = _periods(size, edges)
     grad_x = x.new_empty(x.shape) if of_input else None
     grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format) if of_weight else None
-    inner = crop_to_reach(grad_weight, size).flatten(0, 1) if of_weight else None
     for channels in _chunks(x, periods):
         of_grad = _transform(grad[:, channels], periods)
-        if of_weight:
-            product = _image_transform(x[:, channels], edges, periods)
-            product = product.mul_(torch.conj_physical(of_grad)).sum(0)
+        if grad_weight is not None:
+            product = _image_transform(x[:, channels], edges, periods).mul_(torch.conj_physical(of_grad)).sum(0)
+            inner = crop_to_reach(grad_weight, size).squeeze(1)
             inner[channels] = _inverse(product, periods, [0] * len(size), edges)
-        if of_input:
+        if grad_x is not None:
             product = of_grad.mul_(_kernel_transform(kernel[channels], periods))
             grad_x[:, channels] = _inverse(product, periods, [k // 2 for k in edges], size)
     return grad_x, grad_weight
 
 
-def _conjugate(spectrum: torch.Tensor) -> torch.Tensor:
-    # At once, in place: inside a compiled graph, torch 2.13 loses the mark of a lazy conjugate.
-    return torch.conj_physical_(spectrum) if not spectrum.requires_grad else torch.conj_physical(spectrum)
-
-
 def _periods(size: Sequence[int], edges: Sequence[int]) -> list[int]:
-    return [_fast_length(n + k // 2) for n, k in zip(size, edges, strict=True)]
+    return [next_fast_len(n + k // 2, real=True) for n, k in zip(size, edges, strict=True)]
 
 
-def _fast_length(least: int) -> int:
-    length = least
-    while True:
-        rest = length
-        for factor in (2, 3, 5):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return length
-        length += 1
-
-
-def _chunks(x: torch.Tensor, periods: Sequence[int]) -> Iterator[slice]:
-    elements = x.shape[0]
-    for period in periods:
-        elements *= period
-    most = _CHUNK.get(x.device.type, _CHUNK_ELSEWHERE) // max(1, elements)
-    step = max(1, min(most, -(-x.shape[1] // _LEAST_CHUNKS)))
-    for start in range(0, x.shape[1], step):
-        yield slice(start, start + step)
+def _chunks(x: torch.Tensor, periods: Sequence[int]) -> list[slice]:
+    channels = x.shape[1] if x.numel() > 0 else 0  # an empty batch is none that MKL transforms
+    most = _CHUNK.get(x.device.type, _CHUNK_ELSEWHERE) // max(1, x.shape[0] * prod(periods))
+    step = max(1, min(most, -(-channels // _LEAST_CHUNKS)))
+    return [slice(start, start + step) for start in range(0, channels, step)]
 
 
 def _transform(x: torch.Tensor, periods: Sequence[int]) -> torch.Tensor:
@@ -190,8 +144,8 @@ def _transform(x: torch.Tensor, periods: Sequence[int]) -> torch.Tensor:
 
 def _image_transform(x: torch.Tensor, edges: Sequence[int], periods: Sequence[int]) -> torch.Tensor:
     pad: list[int] = []
-    for n, k, period in zip(reversed(x.shape[2:]), reversed(edges), reversed(periods), strict=True):
-        pad += [k // 2, period - n - k // 2]
+    for n, k, period in zip(x.shape[2:], edges, periods, strict=True):
+        pad = [k // 2, period - n - k // 2, *pad]
     return _transform(F.pad(x, pad), periods)
 
 
@@ -204,9 +158,7 @@ def _kernel_transform(kernel: torch.Tensor, periods: Sequence[int]) -> torch.Ten
     return torch.fft.fft(spectrum, n=periods[0], dim=-len(periods))
 
 
-def _inverse(
-    spectrum: torch.Tensor, periods: Sequence[int], start: Sequence[int], length: Sequence[int]
-) -> torch.Tensor:
+def _inverse(spectrum: torch.Tensor, periods: Sequence[int], start: list[int], length: Sequence[int]) -> torch.Tensor:
     # Axis by axis, so that no transform runs over rows that are thrown away.
     for axis in range(len(periods) - 1):
         dim = axis - len(periods)

@@ -1,15 +1,12 @@
 """The spatial prior of a large kernel."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from monai.utils import ensure_tuple_rep
-
-__all__ = ["frequency_prior"]
 
 
 def frequency_prior(kernel_size: Sequence[int] | int, alpha: float = 1.0, spatial_dims: int = 3) -> torch.Tensor:
@@ -38,6 +35,6 @@ def frequency_prior(kernel_size: Sequence[int] | int, alpha: float = 1.0, spatia
         raise ValueError(f"alpha must be above 0 and finite, got {alpha}.")
     if any(k < 1 or k % 2 == 0 for k in sizes):
         raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}.")
-    axes = [torch.arange(k, dtype=torch.float64) - k // 2 for k in sizes]
-    squares = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0)
-    return alpha / (squares.sqrt() + alpha)
+    offsets = np.meshgrid(*[np.arange(k, dtype=np.float64) - k // 2 for k in sizes], indexing="ij")
+    # By NumPy, so that the values are there also where torch's default device is the meta device.
+    return torch.from_numpy(alpha / (np.sqrt(np.square(offsets).sum(0)) + alpha))

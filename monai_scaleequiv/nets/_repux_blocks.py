@@ -1,8 +1,7 @@
 """Building blocks of RepUXNet."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +10,7 @@ from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from torch import nn
 
-from monai_scaleequiv.layers._large_kernel import LargeKernelBase
-
-__all__: list[str] = []
+from monai_scaleequiv.layers import LargeKernelConv
 
 
 class ChannelNorm(nn.Module):
@@ -40,30 +37,36 @@ class LargeKernelBlock(nn.Module):
 
     def __init__(
         self,
-        conv: LargeKernelBase,
-        norm: tuple | str,
-        act: tuple | str,
+        conv: LargeKernelConv,
+        norm: tuple | str | None,
+        act: tuple | str | None,
         drop_path: float,
         layer_scale_init_value: float | None,
     ) -> None:
         super().__init__()
         self.conv = conv
-        self.norm = get_norm_layer(norm, conv.spatial_dims, conv.channels)
-        self.act = get_act_layer(act)
+        self.norm = get_norm_layer(norm or "", conv.spatial_dims, conv.channels)
+        self.act = get_act_layer(act or "")
         self.drop_path = drop_path
-        self.layer_scale = None
+        self.layer_scale: nn.Parameter | None = None
         if layer_scale_init_value is not None:
-            self.layer_scale = nn.Parameter(
-                torch.full([conv.channels, *[1] * conv.spatial_dims], float(layer_scale_init_value))
-            )
+            # One axis: converting a network to channels_last_3d takes parameters of four for images.
+            self.layer_scale = nn.Parameter(torch.full([conv.channels], float(layer_scale_init_value)))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        name = f"{prefix}layer_scale"
+        if name in state_dict and state_dict[name].dim() > 1:  # (C, 1, 1, 1), as saved before version 0.2
+            state_dict[name] = state_dict[name].flatten()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.act(self.norm(self.conv(x)))
         if self.layer_scale is None:
             return y
+        per_channel = [-1] + [1] * (x.dim() - 2)
         # Drop path: each sample's update is left out at times, and made up for in the others.
         kept = F.dropout(y.new_ones([x.shape[0], 1]), self.drop_path, self.training)
-        return x + y * self.layer_scale * kept.reshape([-1, 1] + [1] * (x.dim() - 2))
+        return x + y * self.layer_scale.reshape(per_channel) * kept.reshape([-1, 1] + [1] * (x.dim() - 2))
 
 
 class RepUXStage(nn.Module):
@@ -76,8 +79,7 @@ class RepUXStage(nn.Module):
         skip_channels: int,
         blocks: Sequence[LargeKernelBlock],
         is_stem: bool,
-        norm_name: tuple | str,
-        res_block: bool,
+        decoder: dict[str, Any],
     ) -> None:
         super().__init__()
         channels = blocks[0].conv.channels
@@ -88,7 +90,7 @@ class RepUXStage(nn.Module):
             self.down = nn.Sequential(ChannelNorm(in_channels), conv(in_channels, channels, 2, stride=2))
         self.blocks = nn.Sequential(*blocks)
         self.norm = ChannelNorm(channels)
-        self.skip = UnetrBasicBlock(spatial_dims, channels, skip_channels, 3, 1, norm_name, res_block)
+        self.skip = UnetrBasicBlock(spatial_dims, channels, skip_channels, stride=1, **decoder)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.blocks(self.down(x))

@@ -1,7 +1,5 @@
 """Large depthwise kernels under a spatial prior: scaled, scaled by a learned map, or with scaled gradients."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Sequence
@@ -10,18 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_scaleequiv.layers import LargeKernelConv
-from monai_scaleequiv.layers._large_kernel import LargeKernelBase
-from monai_scaleequiv.maths import crop_to_reach, frequency_prior
-
-__all__: list[str] = []
+from monai_scaleequiv.layers import DerivedBuffers, LargeKernelConv
+from monai_scaleequiv.maths import frequency_prior
 
 PRIOR_MODES = ("fixed", "gradient", "learned")
 
 
 def large_kernel_conv(
     spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, alpha: float | None, prior_mode: str
-) -> LargeKernelBase:
+) -> LargeKernelConv:
     """The convolution of one block; ``alpha`` None for one without a prior."""
     if prior_mode not in PRIOR_MODES:
         raise ValueError(f"prior_mode must be one of {PRIOR_MODES}, got {prior_mode!r}.")
@@ -32,24 +27,16 @@ def large_kernel_conv(
     return ScaledKernelConv(spatial_dims, channels, kernel_size, alpha, is_learned=prior_mode == "learned")
 
 
-class PriorKernelConv(LargeKernelBase):
+class PriorKernelConv(LargeKernelConv, DerivedBuffers):
     """Base of what trains under the prior alpha / (distance + alpha)."""
+
+    prior: torch.Tensor
 
     def __init__(self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, alpha: float) -> None:
         super().__init__(spatial_dims, channels, kernel_size, bias=True)
         if not sys.float_info.min <= alpha < math.inf:
             raise ValueError(f"frequency_prior must be above 0 and finite, or None for no prior, got {alpha}.")
-        self.alpha = alpha
-        self.register_buffer("prior", self._exact_prior().to(torch.get_default_dtype()), persistent=False)
-
-    def _exact_prior(self) -> torch.Tensor:
-        return frequency_prior(self.kernel_size, self.alpha, self.spatial_dims)
-
-    def _apply(self, fn, recurse: bool = True):
-        # The exact values survive a change of the module's dtype to a lower precision and back.
-        super()._apply(fn, recurse)
-        self.prior = self._exact_prior().to(self.prior)
-        return self
+        self.derive_buffer("prior", frequency_prior, self.kernel_size, alpha, spatial_dims)
 
     @torch.jit.unused
     def folded(self) -> LargeKernelConv:
@@ -59,7 +46,8 @@ class PriorKernelConv(LargeKernelBase):
         is_trained = any(p.requires_grad for p in self.parameters() if p is not self.bias)
         conv.weight = nn.Parameter(self.effective_kernel().detach().clone(), requires_grad=is_trained)
         conv.bias = self.bias
-        return conv.train(self.training)
+        conv.train(self.training)
+        return conv
 
 
 class ScaledKernelConv(PriorKernelConv):
@@ -77,7 +65,8 @@ class ScaledKernelConv(PriorKernelConv):
         is_learned: bool = False,
     ) -> None:
         super().__init__(spatial_dims, channels, kernel_size, alpha)
-        self.unscaled_weight = nn.Parameter(self.initial_weight())
+        self.unscaled_weight = self.weight
+        del self.weight
         self.receptive_bias = ReceptiveBias(spatial_dims, self.kernel_size) if is_learned else None
 
     def scaling(self) -> torch.Tensor:
@@ -88,10 +77,6 @@ class ScaledKernelConv(PriorKernelConv):
 
     def effective_kernel(self) -> torch.Tensor:
         return self.unscaled_weight * self.scaling()
-
-    def kernel_for(self, size: Sequence[int]) -> torch.Tensor:
-        # The same as cropping the product, without multiplying what is cut off.
-        return crop_to_reach(self.unscaled_weight, size) * crop_to_reach(self.scaling(), size)
 
 
 class ScaledGradientConv(PriorKernelConv):
@@ -104,20 +89,13 @@ class ScaledGradientConv(PriorKernelConv):
 
     def __init__(self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, alpha: float = 1.0) -> None:
         super().__init__(spatial_dims, channels, kernel_size, alpha)
-        self.weight = nn.Parameter(self.initial_weight() * self.prior)
+        self.weight.data.mul_(self.prior)
 
     def effective_kernel(self) -> torch.Tensor:
-        return _scale_gradient(self.weight, self.prior.square())
-
-    def kernel_for(self, size: Sequence[int]) -> torch.Tensor:
-        return _scale_gradient(crop_to_reach(self.weight, size), crop_to_reach(self.prior, size).square())
-
-
-def _scale_gradient(weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    # Exactly the weight, for the difference is zero. Part of the graph rather than a hook on the parameter, which
-    # copies of the module would lose.
-    value = weight.detach()
-    return value + factor * (weight - value)
+        # Exactly the weight, for the difference is zero. Part of the graph rather than a hook on the parameter, which
+        # copies of the module would lose.
+        value = self.weight.detach()
+        return value + self.prior.square() * (self.weight - value)
 
 
 class ReceptiveBias(nn.Module):

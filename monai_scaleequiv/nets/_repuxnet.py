@@ -1,20 +1,19 @@
 """Segmentation network with large depthwise kernels."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
+from monai.utils import ensure_tuple
 from torch import nn
 
 from monai_scaleequiv.layers import check_image, check_spatial_dims, is_count
 from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, RepUXStage
 from monai_scaleequiv.nets._repux_kernels import PriorKernelConv, large_kernel_conv
-
-__all__ = ["RepUXNet"]
 
 
 class RepUXNet(nn.Module):
@@ -34,10 +33,10 @@ class RepUXNet(nn.Module):
         feature_size: channels of the stages, as many as ``depths`` has entries; the first also at full size.
         kernel_size: edge of the large kernels in voxels, odd, one for all axes or one per axis.
         hidden_size: channels of the lowest features on their way to the decoder.
-        norm_name: normalisation type and arguments in the decoder.
+        norm_name: normalisation type and arguments in the decoder, None for none.
         res_block: whether the decoder's blocks are residual.
-        encoder_norm: normalisation type and arguments after the large convolutions.
-        encoder_act: activation type and arguments after the large convolutions.
+        encoder_norm: normalisation type and arguments after the large convolutions, None for none.
+        encoder_act: activation type and arguments after the large convolutions, None for none.
         drop_path_rate: probability to leave out a block's update of a sample, growing linearly from 0 in the first
             block to this in the last. Needs the shortcut that ``layer_scale_init_value`` brings.
         layer_scale_init_value: None for blocks without a shortcut, as published; a number for blocks
@@ -66,6 +65,9 @@ class RepUXNet(nn.Module):
     Source: Lee et al. 2023 (RepUX-Net, arXiv 2303.05785); learned prior: Lee et al. 2025 (Rep3D, arXiv 2505.19603).
     """
 
+    spatial_dims: int
+    in_channels: int
+
     def __init__(
         self,
         spatial_dims: int,
@@ -75,10 +77,10 @@ class RepUXNet(nn.Module):
         feature_size: Sequence[int] = (48, 96, 192, 384),
         kernel_size: Sequence[int] | int = 21,
         hidden_size: int = 768,
-        norm_name: tuple | str = "instance",
+        norm_name: tuple | str | None = "instance",
         res_block: bool = True,
-        encoder_norm: tuple | str = "batch",
-        encoder_act: tuple | str = "gelu",
+        encoder_norm: tuple | str | None = "batch",
+        encoder_act: tuple | str | None = "gelu",
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float | None = None,
         frequency_prior: float | None = 1.0,
@@ -86,9 +88,19 @@ class RepUXNet(nn.Module):
         deploy: bool = False,
         full_size_channels: int | None = None,
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        top = feature_size[0] if full_size_channels is None and len(feature_size) > 0 else full_size_channels
-        _check_arguments(spatial_dims, in_channels, out_channels, depths, feature_size, hidden_size, top)
+        vars(self).update(arguments)  # so that the network's definition can be read back
+        check_spatial_dims(spatial_dims)
+        if len(depths) < 1 or len(depths) != len(feature_size) or not all(is_count(n) for n in depths):
+            raise ValueError(
+                "depths and feature_size must have the same length of at least 1, and depths entries of at least 1, "
+                f"got depths={tuple(depths)}, feature_size={tuple(feature_size)}."
+            )
+        top = feature_size[0] if full_size_channels is None else full_size_channels
+        for name in ("in_channels", "out_channels", "feature_size", "hidden_size", "full_size_channels"):
+            if not all(is_count(n) for n in ensure_tuple(arguments[name] or top)):
+                raise ValueError(f"{name} must be whole numbers of at least 1, got {arguments[name]}.")
         if not 0 <= drop_path_rate < 1 or (drop_path_rate > 0 and layer_scale_init_value is None):
             raise ValueError(
                 "drop_path_rate must be from 0 to below 1, and 0 without the shortcut of layer_scale_init_value, "
@@ -96,11 +108,12 @@ class RepUXNet(nn.Module):
             )
         if frequency_prior is None and prior_mode != "fixed":
             raise ValueError(f"prior_mode {prior_mode!r} needs a frequency_prior, got None; leave prior_mode out.")
-        self.in_channels = in_channels
-        self.spatial_dims = spatial_dims
         self.divisor = 2 ** len(depths)
         alpha = None if deploy else frequency_prior
         drop_paths = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
+        decoder: dict[str, Any] = {"kernel_size": 3, "norm_name": norm_name or "", "res_block": res_block}
+        up = partial(UnetrUpBlock, spatial_dims, upsample_kernel_size=2, **decoder)
+        full_size = partial(UnetrBasicBlock, spatial_dims, out_channels=top, stride=1, **decoder)
 
         def block(channels: int) -> LargeKernelBlock:
             conv = large_kernel_conv(spatial_dims, channels, kernel_size, alpha, prior_mode)
@@ -108,23 +121,18 @@ class RepUXNet(nn.Module):
 
         ins, skips = [in_channels, *feature_size[:-1]], [*feature_size[1:], hidden_size]
         self.stages = nn.ModuleList(
-            RepUXStage(
-                spatial_dims, ins[i], skips[i], [block(feature_size[i]) for _ in range(depth)], i == 0, norm_name,
-                res_block,
-            )
+            RepUXStage(spatial_dims, ins[i], skips[i], [block(feature_size[i]) for _ in range(depth)], i == 0, decoder)
             for i, depth in enumerate(depths)
-        )  # fmt: skip
-        self.first = UnetrBasicBlock(spatial_dims, in_channels, top, 3, 1, norm_name, res_block)
-        self.ups = nn.ModuleList(
-            UnetrUpBlock(spatial_dims, skips[i], feature_size[i] if i > 0 else top, 3, 2, norm_name, res_block)
-            for i in reversed(range(len(depths)))
         )
-        self.last = UnetrBasicBlock(spatial_dims, top, top, 3, 1, norm_name, res_block)
+        self.first = full_size(in_channels=in_channels)
+        ups = zip(skips, [top, *feature_size[1:]], strict=True)
+        self.ups = nn.ModuleList(up(in_channels=below, out_channels=above) for below, above in reversed(list(ups)))
+        self.last = full_size(in_channels=top)
         self.head = UnetOutBlock(spatial_dims, top, out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_image(x, self.spatial_dims, self.in_channels)
-        pad = self._surplus(x.shape[2:])
+        pad = self._surplus(list(x.shape[2:]))
         x = F.pad(x, pad)
         skips = [self.first(x)]
         for stage in self.stages:
@@ -164,27 +172,4 @@ class RepUXNet(nn.Module):
         for block in self.modules():
             if isinstance(block, LargeKernelBlock) and isinstance(block.conv, PriorKernelConv):
                 block.conv = block.conv.folded()
-
-
-def _check_arguments(
-    spatial_dims: int,
-    in_channels: int,
-    out_channels: int,
-    depths: Sequence[int],
-    feature_size: Sequence[int],
-    hidden_size: int,
-    full_size_channels: int | None,
-) -> None:
-    check_spatial_dims(spatial_dims)
-    if len(depths) < 1 or len(depths) != len(feature_size) or not all(is_count(n) for n in depths):
-        raise ValueError(
-            "depths and feature_size must have the same length of at least 1, and depths entries of at least 1, "
-            f"got depths={tuple(depths)}, feature_size={tuple(feature_size)}."
-        )
-    if not all(is_count(n) for n in (in_channels, out_channels, hidden_size, full_size_channels, *feature_size)):
-        raise ValueError(
-            "in_channels, out_channels, feature_size, hidden_size and full_size_channels must be whole numbers of at "
-            "least 1, got "
-            f"in_channels={in_channels}, out_channels={out_channels}, feature_size={tuple(feature_size)}, "
-            f"hidden_size={hidden_size}, full_size_channels={full_size_channels}."
-        )
+        self.deploy = True

@@ -1,9 +1,8 @@
 """Building blocks of the published network, with its module names so that its state dicts fit."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,30 +18,9 @@ from monai_scaleequiv.layers import (
     ScaleProjection,
 )
 
-__all__: list[str] = []
-
-_ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "leaky": nn.LeakyReLU, "elu": nn.ELU}
-
-
-@dataclass(frozen=True)
-class PublishedConfig:
-    """What all layers of one published network share."""
-
-    basis: torch.Tensor
-    scale_size: int
-    bias: bool
-    act: str
-    norm: str | None
-    dropout: float
-
-    def __post_init__(self) -> None:
-        if self.act not in _ACTIVATIONS:
-            raise ValueError(f"act must be one of {sorted(_ACTIVATIONS)}, got {self.act!r}.")
-        if self.norm not in ("batch", None):
-            raise ValueError(
-                f"norm must be 'batch' or None, got {self.norm!r}: the published instance normalisation cannot be "
-                "trained, so no checkpoint has it."
-            )
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "leaky": nn.LeakyReLU, "elu": nn.ELU}
+MakeUnit = Callable[..., nn.Sequential]  # `conv_unit` with what all units of one network share
+Stride = Sequence[int] | int
 
 
 class BatchStatisticsNorm(nn.Module):
@@ -55,7 +33,7 @@ class BatchStatisticsNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.weight
+        weight: torch.Tensor = self.weight
         if not self.training:
             # (x - m) / sqrt(c v + e), c = n / (n - 1), is batch normalisation of sqrt(c) x, divided by sqrt(c). As
             # tensors, for an exported graph would take numbers from the shape for constants.
@@ -66,35 +44,42 @@ class BatchStatisticsNorm(nn.Module):
 
 
 def conv_unit(
-    config: PublishedConfig,
     in_channels: int,
     out_channels: int,
     lifting: bool = False,
-    stride: Sequence[int] | int = 1,
+    stride: Stride = 1,
     is_transposed: bool = False,
     conv_only: bool = False,
+    *,
+    basis: torch.Tensor,
+    scale_size: int,
+    bias: bool,
+    act: str,
+    norm: str | None,
+    dropout: float,
 ) -> nn.Sequential:
     """Convolution, norm, dropout, activation. Strided convolutions are not padded."""
-    conv_args = {
-        "basis": config.basis,
-        "stride": stride,
-        "padding": None if stride == 1 else 0,
-        "bias": config.bias,
-        "is_transposed": is_transposed,
-    }
+    padding = None if stride == 1 else 0
+    conv_type = ScaleLiftingConv if lifting else partial(ScaleGroupConv, scale_size=scale_size)
+    conv = conv_type(
+        3,
+        in_channels,
+        out_channels,
+        stride=stride,
+        padding=padding,
+        bias=bias,
+        is_transposed=is_transposed,
+        basis=basis,
+    )
     unit = nn.Sequential()
-    if lifting:
-        unit.add_module("conv_z_h", ScaleLiftingConv(3, in_channels, out_channels, **conv_args))
-    else:
-        conv = ScaleGroupConv(3, in_channels, out_channels, scale_size=config.scale_size, **conv_args)
-        unit.add_module("conv_h_h", conv)
+    unit.add_module("conv_z_h" if lifting else "conv_h_h", conv)
     if conv_only:
         return unit
-    if config.norm is not None:
+    if norm is not None:
         unit.add_module("batch_norm", PerScale(BatchStatisticsNorm(out_channels)))
-    if config.dropout > 0:
-        unit.add_module("dropout", ScaleDropout(config.dropout))
-    unit.add_module(config.act, _ACTIVATIONS[config.act]())
+    if dropout > 0:
+        unit.add_module("dropout", ScaleDropout(dropout))
+    unit.add_module(act, ACTIVATIONS[act]())
     return unit
 
 
@@ -103,59 +88,51 @@ class PublishedResidualUnit(nn.Module):
 
     def __init__(
         self,
-        config: PublishedConfig,
+        make_unit: MakeUnit,
         in_channels: int,
         out_channels: int,
         lifting: bool = False,
-        stride: Sequence[int] | int = 1,
+        stride: Stride = 1,
         subunits: int = 2,
-        last_conv_only: bool = False,
+        conv_only: bool = False,
     ) -> None:
         super().__init__()
-        self.conv = nn.Sequential()
-        for i in range(subunits):
-            first, last = i == 0, i == subunits - 1
-            unit = conv_unit(
-                config,
-                in_channels if first else out_channels,
-                out_channels,
-                lifting=lifting and first,
-                stride=stride if first else 1,
-                conv_only=last_conv_only and last,
-            )
-            self.conv.add_module(f"unit{i}", unit)
+        units = [make_unit(in_channels, out_channels, lifting, stride, conv_only=conv_only)]
+        units += [make_unit(out_channels, out_channels) for _ in range(1, subunits)]
+        self.conv = nn.Sequential(OrderedDict((f"unit{i}", unit) for i, unit in enumerate(units)))
         self.residual: nn.Module = nn.Identity()
         if not lifting and stride == 1 and in_channels != out_channels:
             # The published bias of this layer is never added.
             self.residual = ScalePointwiseConv(3, in_channels, out_channels, bias=False)
         elif stride != 1 or in_channels != out_channels:
-            self.residual = conv_unit(config, in_channels, out_channels, lifting, stride, conv_only=True)
+            self.residual = make_unit(in_channels, out_channels, lifting, stride, conv_only=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(x) + self.residual(x)
 
 
 def unet_level(
-    config: PublishedConfig,
+    make_unit: MakeUnit,
     in_channels: int,
     out_channels: int,
     channels: Sequence[int],
-    strides: Sequence[Sequence[int] | int],
-    num_res_units: int,
+    strides: Sequence[Stride],
+    subunits: int,
     projection: str | None = None,
 ) -> nn.Sequential:
     """One level of the U-Net around the next; ``projection`` marks the top one."""
     is_top, width, stride = projection is not None, channels[0], strides[0]
+    below: nn.Module
     if len(channels) > 2:
-        below: nn.Module = unet_level(config, width, width, channels[1:], strides[1:], num_res_units)
+        below = unet_level(make_unit, width, width, channels[1:], strides[1:], subunits)
         joined = 2 * width
     else:
-        below = PublishedResidualUnit(config, width, channels[1], subunits=num_res_units)
+        below = PublishedResidualUnit(make_unit, width, channels[1], subunits=subunits)
         joined = width + channels[1]
-    down = PublishedResidualUnit(config, in_channels, width, is_top, stride, num_res_units)
+    down = PublishedResidualUnit(make_unit, in_channels, width, is_top, stride, subunits)
     up = nn.Sequential(
-        conv_unit(config, joined, out_channels, stride=stride, is_transposed=True),
-        PublishedResidualUnit(config, out_channels, out_channels, subunits=1, last_conv_only=is_top),
+        make_unit(joined, out_channels, stride=stride, is_transposed=True),
+        PublishedResidualUnit(make_unit, out_channels, out_channels, subunits=1, conv_only=is_top),
     )
     if projection is not None:
         up = nn.Sequential(up, ScaleProjection(projection))

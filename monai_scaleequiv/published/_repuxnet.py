@@ -1,7 +1,5 @@
 """The published RepUX-Net, and the loading of its checkpoints."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 
@@ -10,24 +8,11 @@ import torch
 from monai_scaleequiv.maths import frequency_prior
 from monai_scaleequiv.nets import RepUXNet
 
-__all__ = ["build_repuxnet"]
-
-# Arguments of the published constructor, and what they are called here; these are its defaults.
-_ARGUMENTS = {
-    "in_chans": ("in_channels", 1),
-    "out_chans": ("out_channels", 13),
-    "depths": ("depths", (2, 2, 2, 2)),
-    "feat_size": ("feature_size", (48, 96, 192, 384)),
-    "ks": ("kernel_size", 21),
-    "a": ("frequency_prior", 1),
-    "hidden_size": ("hidden_size", 768),
-    "norm_name": ("norm_name", "instance"),
-    "res_block": ("res_block", True),
-    "spatial_dims": ("spatial_dims", 3),
-    "deploy": ("deploy", False),
-}
-# Arguments that do not change what the published network computes.
-_WITHOUT_EFFECT = ("drop_path_rate", "layer_scale_init_value", "conv_block")
+# Arguments of the published constructor that are called otherwise here, and its defaults that differ from ours.
+_NAMES = {"in_chans": "in_channels", "out_chans": "out_channels", "feat_size": "feature_size", "ks": "kernel_size"}
+_NAMES |= {"a": "frequency_prior"} | {n: n for n in ("depths", "hidden_size", "norm_name", "res_block", "deploy")}
+_DEFAULTS = {"spatial_dims": 3, "in_channels": 1, "out_channels": 13}
+_WITHOUT_EFFECT = ("drop_path_rate", "layer_scale_init_value", "conv_block")  # on what the published network computes
 _ENCODER = "repuxnet_3d."
 _WRAPPERS = ("state_dict", "net", "model")
 
@@ -62,15 +47,16 @@ def build_repuxnet(config: Mapping, state_dict: Mapping | None = None) -> RepUXN
 
     Source: code of Lee et al. 2023 (arXiv 2303.05785).
     """
-    unknown = sorted(set(config) - set(_ARGUMENTS) - set(_WITHOUT_EFFECT))
+    config = {name: value for name, value in config.items() if name not in _WITHOUT_EFFECT}
+    if config.pop("spatial_dims", 3) != 3:
+        raise ValueError("spatial_dims must be 3 as in the published network.")
+    unknown = sorted(set(config) - set(_NAMES))
     if unknown:
-        raise ValueError(f"config has unknown arguments {unknown}; the published network takes {sorted(_ARGUMENTS)}.")
-    if config.get("spatial_dims", 3) != 3:
-        raise ValueError(f"spatial_dims must be 3 as in the published network, got {config['spatial_dims']}.")
-    net = RepUXNet(**{ours: config.get(theirs, default) for theirs, (ours, default) in _ARGUMENTS.items()})
+        raise ValueError(f"config has unknown arguments {unknown}; the published network takes {sorted(_NAMES)}.")
+    net = RepUXNet(**{**_DEFAULTS, **{_NAMES[name]: value for name, value in config.items()}})
     if state_dict is None:
         return net
-    net.load_state_dict(_converted(_unwrapped(state_dict), net, config))
+    net.load_state_dict(_converted(_unwrapped(state_dict), net))
     return net.eval()
 
 
@@ -88,7 +74,7 @@ def _unwrapped(state_dict: Mapping) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
 
 
-def _converted(state_dict: Mapping[str, torch.Tensor], net: RepUXNet, config: Mapping) -> dict[str, torch.Tensor]:
+def _converted(state_dict: Mapping[str, torch.Tensor], net: RepUXNet) -> dict[str, torch.Tensor]:
     stages = len(net.stages)
     # Some copies of the code save the prior (BFM); here it follows from the arguments.
     converted = {_own_name(name, stages): v for name, v in state_dict.items() if not name.endswith(".BFM")}
@@ -96,8 +82,7 @@ def _converted(state_dict: Mapping[str, torch.Tensor], net: RepUXNet, config: Ma
         if name.endswith("unscaled_weight"):
             kernel = converted.pop(name.replace("unscaled_weight", "weight"), None)
             if kernel is not None:
-                prior = frequency_prior(kernel.shape[2:], config.get("a", 1))
-                converted[name] = kernel / prior.to(kernel)
+                converted[name] = kernel / frequency_prior(kernel.shape[2:], net.frequency_prior).to(kernel)
     return converted
 
 

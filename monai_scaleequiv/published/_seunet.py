@@ -1,17 +1,16 @@
 """The published scale-equivariant U-Net, and the loading of its checkpoints."""
 
-from __future__ import annotations
-
+import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from monai_scaleequiv.layers import check_image
 from monai_scaleequiv.published._basis import published_basis
-from monai_scaleequiv.published._blocks import PublishedConfig, unet_level
-
-__all__ = ["PublishedSEUNet", "build_seunet"]
+from monai_scaleequiv.published._blocks import ACTIVATIONS, Stride, conv_unit, unet_level
 
 _PROJECTIONS = {"max": "max", "avg": "mean"}
 # Arguments of the published constructor that do not change what the network computes.
@@ -38,7 +37,7 @@ class PublishedSEUNet(nn.Module):
         basis_type: ``"single"`` or ``"multi"``, see :py:func:`published_basis`.
         num_res_units: number of convolutions in each residual unit, at least 1 (0 crashes in the published code).
         act: ``"relu"``, ``"silu"``, ``"leaky"`` or ``"elu"``.
-        norm: ``"batch"`` or None.
+        norm: ``"batch"`` or None; the published instance normalisation cannot be trained.
         reduction: ``"max"`` or ``"avg"`` over scales at the end.
         dropout: probability of a channel to be dropped.
         mult: ratio of two successive Gaussians of the ``"multi"`` basis.
@@ -64,7 +63,7 @@ class PublishedSEUNet(nn.Module):
         in_channels: int,
         out_channels: int,
         channels: Sequence[int],
-        strides: Sequence[Sequence[int] | int],
+        strides: Sequence[Stride],
         scale_size: int = 1,
         kernel_size: int = 3,
         effective_size: int = 1,
@@ -80,31 +79,29 @@ class PublishedSEUNet(nn.Module):
         max_order: int = 4,
     ) -> None:
         super().__init__()
-        if num_res_units < 1:
-            raise ValueError(f"num_res_units must be at least 1, got {num_res_units}: the published code cannot do 0.")
-        if reduction not in _PROJECTIONS:
-            raise ValueError(f"reduction must be one of {sorted(_PROJECTIONS)}, got {reduction!r}.")
-        if len(channels) < 2 or len(strides) < len(channels) - 1:
+        allowed: dict[str, Sequence] = {"act": [*ACTIVATIONS], "norm": ["batch", None], "reduction": [*_PROJECTIONS]}
+        for (name, values), value in zip(allowed.items(), (act, norm, reduction), strict=True):
+            if value not in values:
+                raise ValueError(f"{name} must be one of {values}, got {value!r}.")
+        if num_res_units < 1 or len(channels) < 2 or len(strides) < len(channels) - 1:
             raise ValueError(
-                "channels must have at least 2 entries and strides one fewer, "
-                f"got {len(channels)} channels and {len(strides)} strides."
+                "num_res_units must be at least 1, and channels have at least 2 entries and strides one fewer, got "
+                f"num_res_units={num_res_units}, {len(channels)} channels and {len(strides)} strides."
             )
-        basis = published_basis(
-            kernel_size, scales or [1.0], effective_size, basis_type, kernel_padding=False, mult=mult,
-            max_order=max_order,
-        )  # fmt: skip
-        self.in_channels = in_channels
-        config = PublishedConfig(basis, scale_size, bias, act, norm, dropout)
-        self.model = unet_level(
-            config, in_channels, out_channels, channels, strides, num_res_units, _PROJECTIONS[reduction]
+        basis = published_basis(kernel_size, scales or [1.0], effective_size, basis_type, False, mult, max_order)
+        make_unit = partial(
+            conv_unit, basis=basis, scale_size=scale_size, bias=bias, act=act, norm=norm, dropout=dropout
         )
+        projection = _PROJECTIONS[reduction]
+        self.in_channels = in_channels
+        self.model = unet_level(make_unit, in_channels, out_channels, channels, strides, num_res_units, projection)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_image(x, 3, self.in_channels)
         return self.model(x)
 
 
-def build_seunet(config: Mapping, state_dict: Mapping[str, torch.Tensor] | None = None) -> PublishedSEUNet:
+def build_seunet(config: Mapping, state_dict: Mapping[str, Any] | None = None) -> PublishedSEUNet:
     """Builds the published network from its own arguments and loads a published checkpoint.
 
     Args:
@@ -124,10 +121,10 @@ def build_seunet(config: Mapping, state_dict: Mapping[str, torch.Tensor] | None 
         >>> checkpoint = torch.load("published.ckpt", weights_only=True)  # doctest: +SKIP
         >>> net = build_seunet(checkpoint["hyper_parameters"], checkpoint)  # doctest: +SKIP
     """
-    known = PublishedSEUNet.__init__.__annotations__.keys() - {"return"}
-    unknown = sorted(set(config) - known - set(_TRAINING_ONLY))
+    known = sorted(inspect.signature(PublishedSEUNet).parameters)
+    unknown = sorted(set(config) - set(known) - set(_TRAINING_ONLY))
     if unknown:
-        raise ValueError(f"config has unknown arguments {unknown}; the published network takes {sorted(known)}.")
+        raise ValueError(f"config has unknown arguments {unknown}; the published network takes {known}.")
     net = PublishedSEUNet(**{k: v for k, v in config.items() if k in known})
     if state_dict is None:
         return net
