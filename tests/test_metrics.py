@@ -21,7 +21,7 @@ from monai_scaleequiv import (
     rescale,
     scale_shift,
 )
-from monai_scaleequiv.metrics._metric import check_ratios
+from monai_scaleequiv.metrics import check_ratios
 
 STEP = 10 / 9
 SCALES = (1.0, 0.9, 0.81)

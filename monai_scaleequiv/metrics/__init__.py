@@ -4,17 +4,20 @@ from monai_scaleequiv.metrics._error import (
     EquivarianceReading,
     assert_scale_equivariant,
     equivariance_error,
+    inner_part,
     relative_error,
     scale_shift,
 )
-from monai_scaleequiv.metrics._metric import EquivarianceError, consistency_dice
+from monai_scaleequiv.metrics._metric import EquivarianceError, check_ratios, consistency_dice
 
 __all__ = [
     "EquivarianceError",
     "EquivarianceReading",
     "assert_scale_equivariant",
+    "check_ratios",
     "consistency_dice",
     "equivariance_error",
+    "inner_part",
     "relative_error",
     "scale_shift",
 ]

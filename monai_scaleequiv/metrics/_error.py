@@ -1,7 +1,5 @@
 """How far a layer or network is from scale-equivariant: the measurement itself."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +9,6 @@ from torch import nn
 from monai_scaleequiv.layers import ScaleProjection
 from monai_scaleequiv.maths import rescale
 
-__all__ = ["EquivarianceReading", "assert_scale_equivariant", "equivariance_error", "relative_error", "scale_shift"]
-
 Network = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -21,10 +17,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
     Args:
         found: T f(x).
-        expected: f(T x), of the same shape.
-
-    Returns:
-        the error, NaN where ``expected`` is 0 throughout: a network that gives nothing has no error to show.
+        expected: f(T x), of the same shape. Where it is 0 throughout, the error is NaN: there is nothing to compare.
 
     Example::
 
@@ -50,15 +43,13 @@ def scale_shift(scales: Sequence[float], ratio: float) -> int | None:
 
     Example::
 
-        >>> scale_shift((1.0, 0.9, 0.81), ratio=10 / 9)
-        1
-        >>> scale_shift((1.0, 0.9, 0.81), ratio=1.05) is None
-        True
+        >>> scale_shift((1.0, 0.9, 0.81), ratio=10 / 9), scale_shift((1.0, 0.9, 0.81), ratio=1.05)
+        (1, None)
     """
     # f(T x) at scale s shows what f(x) shows at scale s / ratio.
     for shift in range(1 - len(scales), len(scales)):
         pairs = [(scales[i], scales[i + shift]) for i in range(len(scales)) if 0 <= i + shift < len(scales)]
-        if pairs and all(abs(s / (t * ratio) - 1) < 1e-6 for s, t in pairs):
+        if all(abs(s / (t * ratio) - 1) < 1e-6 for s, t in pairs):
             return shift
     return None
 
@@ -84,8 +75,8 @@ class EquivarianceReading:
     ratio: tuple[float, ...]
     floor: float
     projected: float | None
-    interior: float | None
-    unshifted: float | None
+    interior: float | None = None
+    unshifted: float | None = None
 
 
 @torch.no_grad()
@@ -112,16 +103,12 @@ def equivariance_error(
         rescaler: T as it acts on the image, called with it and the new size, to see what a practical interpolation
             costs; outputs are always compared after the ideal rescaling.
 
-    Returns:
-        an :py:class:`EquivarianceReading`.
-
     Raises:
         ValueError: when ``margin`` leaves nothing, or the output has neither the input's size nor a scale axis.
 
     Example::
 
-        >>> reading = equivariance_error(torch.nn.Identity(), torch.rand(1, 1, 9, 9, 9), size=(10, 10, 10))
-        >>> reading.projected
+        >>> equivariance_error(torch.nn.Identity(), torch.rand(1, 1, 9, 9, 9), size=(10, 10, 10)).projected
         0.0
 
     Source: definition as in Wimmer et al. 2023 (arXiv 2304.05864), section 3, with the rescaling made exact.
@@ -129,31 +116,33 @@ def equivariance_error(
     if not 0 <= margin < 0.5:
         raise ValueError(f"margin must be from 0 to below 0.5, got {margin}.")
     spatial = image.shape[2:]
-    scales = getattr(network, "scales", None) if scales is None else scales
+
+    def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+        return relative_error(*(inner_part(x, margin, len(spatial)) for x in (found, expected)))
+
     rescaled = rescaler(image, size)
-    floor = _error(rescaler(rescaled, spatial), image, margin, len(spatial))
+    ratio = tuple(m / n for n, m in zip(spatial, size, strict=True))
+    floor = error(rescaler(rescaled, spatial), image)
     y, features = _observe(network, image)
     z, rescaled_features = _observe(network, rescaled)
-    ratio = tuple(m / n for n, m in zip(spatial, size, strict=True))
     if y.shape[-len(spatial) :] != spatial or y.dim() - image.dim() not in (0, 1):
         raise ValueError(f"expected an output of spatial size {list(spatial)}, got shape {list(y.shape)}.")
     projected = None
     if y.dim() == image.dim():
-        projected = _error(rescale(y, size), z, margin, len(spatial))
+        projected = error(rescale(y, size), z)
     else:
         features, rescaled_features = y, z
-    interior = unshifted = None
-    isotropic = max(ratio) / min(ratio) - 1 < 1e-6  # the mean of others can look like a step, or like none
-    shift = scale_shift(scales, ratio[0]) if scales is not None and isotropic else None
-    # Features at a resolution of their own have no voxels that match the image's.
-    same_grids = features is not None and [*features.shape[3:], *rescaled_features.shape[3:]] == [*spatial, *size]
-    if shift and same_grids:
-        moved = rescale(features, size)
-        first, last = max(0, -shift), min(len(scales), len(scales) - shift)
-        interior = _error(
-            moved[:, first + shift : last + shift], rescaled_features[:, first:last], margin, len(spatial)
-        )
-        unshifted = _error(moved[:, first:last], rescaled_features[:, first:last], margin, len(spatial))
+    scales = getattr(network, "scales", None) if scales is None else scales
+    is_isotropic = max(ratio) / min(ratio) - 1 < 1e-6  # the mean of others can look like a step, or like none
+    shift = scale_shift(scales, ratio[0]) if scales is not None and is_isotropic else None
+    if features is None or rescaled_features is None or scales is None or not shift:
+        return EquivarianceReading(ratio, floor, projected)
+    if [*features.shape[3:], *rescaled_features.shape[3:]] != [*spatial, *size]:
+        # Features at a resolution of their own have no voxels that match the image's.
+        return EquivarianceReading(ratio, floor, projected)
+    moved, first, last = rescale(features, size), max(0, -shift), min(len(scales), len(scales) - shift)
+    expected = rescaled_features[:, first:last]
+    interior, unshifted = (error(moved[:, first + s : last + s], expected) for s in (shift, 0))
     return EquivarianceReading(ratio, floor, projected, interior, unshifted)
 
 
@@ -180,9 +169,6 @@ def assert_scale_equivariant(
         scales: relative sizes along the scale axis; None takes ``network.scales``.
         margin: share of each axis to leave out at either end.
 
-    Returns:
-        the network's :py:class:`EquivarianceReading`.
-
     Raises:
         AssertionError: when the error is above the tolerance, or a control does not miss it.
         ValueError: when there is nothing to serve as control.
@@ -198,16 +184,17 @@ def assert_scale_equivariant(
     """
     reading = equivariance_error(network, image, size, scales, margin)
     error = reading.projected if reading.interior is None else reading.interior
-    assert error <= tolerance, f"expected an error of at most {tolerance:.3g} at ratio {reading.ratio}, got {reading}."
+    if error is None or not error <= tolerance:
+        raise AssertionError(f"expected an error of at most {tolerance:.3g}, got {reading}.")
     controls = [] if reading.unshifted is None else [reading.unshifted]
     if control is not None:
-        controls.append(equivariance_error(control, image, size, margin=margin).projected)
+        found = equivariance_error(control, image, size, margin=margin).projected
+        controls.append(torch.nan if found is None else found)  # NaN passes for nothing
     if not controls:
         raise ValueError("expected a control for a network without scale axis, got None; give an ordinary network.")
     # Each by itself, because a NaN among others would slip through their minimum.
-    assert all(c is not None and c > 3 * tolerance for c in controls), (
-        f"the controls pass as well, with {controls}: the check proves nothing."
-    )
+    if not all(c > 3 * tolerance for c in controls):
+        raise AssertionError(f"the controls pass as well, with {controls}: the check proves nothing.")
     return reading
 
 
@@ -230,12 +217,14 @@ def _observe(network: Network, x: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 
 def inner_part(x: torch.Tensor, margin: float, spatial_dims: int) -> torch.Tensor:
-    """What is left of the last axes without a share of each at either end."""
+    """What is left of the last ``spatial_dims`` axes of ``x`` without the share ``margin`` of each at either end.
+
+    Example::
+
+        >>> inner_part(torch.rand(1, 20, 10), margin=0.1, spatial_dims=2).shape
+        torch.Size([1, 16, 8])
+    """
     for axis in range(x.dim() - spatial_dims, x.dim()):
         cut = round(margin * x.shape[axis])
         x = x.narrow(axis, cut, x.shape[axis] - 2 * cut)
     return x
-
-
-def _error(found: torch.Tensor, expected: torch.Tensor, margin: float, spatial_dims: int) -> float:
-    return relative_error(inner_part(found, margin, spatial_dims), inner_part(expected, margin, spatial_dims))

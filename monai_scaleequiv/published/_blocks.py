@@ -23,14 +23,11 @@ MakeUnit = Callable[..., nn.Sequential]  # `conv_unit` with what all units of on
 Stride = Sequence[int] | int
 
 
-class BatchStatisticsNorm(nn.Module):
+class BatchStatisticsNorm(nn.BatchNorm3d):
     """Normalisation by the statistics of the batch at hand, also in evaluation, where the variance is unbiased."""
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.eps = eps
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, track_running_stats=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight: torch.Tensor = self.weight

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 import torch
 
-from monai_scaleequiv.maths import frequency_prior
 from monai_scaleequiv.nets import RepUXNet
 
 # Arguments of the published constructor that are called otherwise here, and its defaults that differ from ours.
@@ -82,7 +81,7 @@ def _converted(state_dict: Mapping[str, torch.Tensor], net: RepUXNet) -> dict[st
         if name.endswith("unscaled_weight"):
             kernel = converted.pop(name.replace("unscaled_weight", "weight"), None)
             if kernel is not None:
-                converted[name] = kernel / frequency_prior(kernel.shape[2:], net.frequency_prior).to(kernel)
+                converted[name] = kernel / net.get_buffer(name.replace("unscaled_weight", "prior")).to(kernel)
     return converted
 
 
