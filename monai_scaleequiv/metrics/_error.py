@@ -1,6 +1,7 @@
 """How far a layer or network is from scale-equivariant: the measurement itself."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -81,13 +82,9 @@ class EquivarianceReading:
 
 @torch.no_grad()
 def equivariance_error(
-    network: Network,
-    image: torch.Tensor,
-    size: Sequence[int],
-    scales: Sequence[float] | None = None,
-    margin: float = 0.1,
-    rescaler: Callable[[torch.Tensor, Sequence[int]], torch.Tensor] = rescale,
-) -> EquivarianceReading:
+    network: Network, image: torch.Tensor, size: Sequence[int], scales: Sequence[float] | None = None,
+    margin: float = 0.1, rescaler: Callable[[torch.Tensor, Sequence[int]], torch.Tensor] = rescale,
+) -> EquivarianceReading:  # fmt: skip
     r"""Relative error between rescaling first and rescaling last, :math:`\|T f(x) - f(T x)\|^2 / \|f(T x)\|^2`.
 
     Works with any network, and with layers whose output has a scale axis. In a network with scale axis it is the input
@@ -137,8 +134,7 @@ def equivariance_error(
     shift = scale_shift(scales, ratio[0]) if scales is not None and is_isotropic else None
     if features is None or rescaled_features is None or scales is None or not shift:
         return EquivarianceReading(ratio, floor, projected)
-    if [*features.shape[3:], *rescaled_features.shape[3:]] != [*spatial, *size]:
-        # Features at a resolution of their own have no voxels that match the image's.
+    if (features.shape[3:], rescaled_features.shape[3:]) != (spatial, tuple(size)):  # no voxels that match the image's
         return EquivarianceReading(ratio, floor, projected)
     moved, first, last = rescale(features, size), max(0, -shift), min(len(scales), len(scales) - shift)
     expected = rescaled_features[:, first:last]
@@ -147,27 +143,15 @@ def equivariance_error(
 
 
 def assert_scale_equivariant(
-    network: Network,
-    image: torch.Tensor,
-    size: Sequence[int],
-    tolerance: float,
-    control: Network | None = None,
-    scales: Sequence[float] | None = None,
-    margin: float = 0.1,
-) -> EquivarianceReading:
+    network: Network, image: torch.Tensor, size: Sequence[int], tolerance: float, control: Network | None = None,
+    scales: Sequence[float] | None = None, margin: float = 0.1,
+) -> EquivarianceReading:  # fmt: skip
     """Asserts that a network commutes with rescaling, and that the same check can fail.
 
-    Before the projection where there is a scale axis, else on the output. The negative control is the unshifted
-    comparison, and ``control`` where there is one: both must miss the tolerance by a factor of 3 or more.
-
-    Args:
-        network: as in :py:func:`equivariance_error`.
-        image: images of shape (B, C, D, H, W) or (B, C, H, W).
-        size: number of voxels of each spatial axis after the rescaling.
-        tolerance: largest error allowed.
-        control: an ordinary network or layer; needed where ``network`` has no scale axis.
-        scales: relative sizes along the scale axis; None takes ``network.scales``.
-        margin: share of each axis to leave out at either end.
+    Measures by :py:func:`equivariance_error`, with the arguments that both have: before the projection where there is
+    a scale axis, else on the output. The error may be at most ``tolerance``. The negative control is the unshifted
+    comparison, and ``control``, an ordinary network or layer, which is needed where ``network`` has no scale axis: each
+    must miss the tolerance by a factor of 3 or more.
 
     Raises:
         AssertionError: when the error is above the tolerance, or a control does not miss it.
@@ -203,16 +187,12 @@ def _observe(network: Network, x: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     if not isinstance(network, nn.Module):
         return network(x), None
     seen: list[torch.Tensor] = []
-    projections = [m for m in network.modules() if isinstance(m, ScaleProjection)]
-    hooks = [m.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for m in projections]
-    modes = [(m, m.training) for m in network.modules()]
-    try:
+    with ExitStack() as stack:
+        for module in network.modules():
+            stack.callback(setattr, module, "training", module.training)
+            if isinstance(module, ScaleProjection):
+                stack.enter_context(module.register_forward_pre_hook(lambda _, args: seen.append(args[0])))
         y = network.eval()(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes:
-            module.training = training
     return y, seen[-1] if seen else None
 
 

@@ -13,11 +13,11 @@ from monai_scaleequiv.metrics._error import case_errors
 
 
 class EquivarianceError(RegressionMetric):
-    r"""Relative error of a prediction that was rescaled, against the prediction on the rescaled image.
+    r"""Relative error of a rescaled prediction y = T f(x) against the prediction y_pred = f(T x) on the rescaled image.
 
-    Per case :math:`\|y - y_{pred}\|^2 / \|y_{pred}\|^2` with y_pred = f(T x) and y = T f(x): 0 for equal, 2 for
-    uncorrelated ones, as in :py:func:`equivariance_error`. A case without energy is NaN, and MONAI's reduction leaves
-    it out; where all cases are left out that reduction gives 0, which ``get_not_nans`` tells from a measured 0.
+    Per case :math:`\|y - y_{pred}\|^2 / \|y_{pred}\|^2`, as in :py:func:`equivariance_error`, of shape (B, 1); both may
+    be (B, C, ...) or lists of (C, ...). A case without energy is NaN, and MONAI's reduction leaves it out; where all
+    cases are left out that reduction gives 0, which ``get_not_nans`` tells from a measured 0.
 
     Args:
         reduction: one of MONAI's ``MetricReduction``.
@@ -25,9 +25,6 @@ class EquivarianceError(RegressionMetric):
 
     Raises:
         ValueError: when the two have different shapes.
-
-    Shape:
-        y_pred and y (B, C, D, H, W) or (B, C, H, W), or lists of (C, ...); result (B, 1).
 
     Example::
 
@@ -49,15 +46,13 @@ def consistency_dice(y_pred: torch.Tensor, y: torch.Tensor, include_background: 
     """Dice between the label map of a rescaled image and the rescaled prediction's label map, per case and class.
 
     ``y`` becomes probabilities, which are rescaled to the size of ``y_pred``; then the likeliest class counts. A
-    single channel is the logit of one class against the background. Needs no true labels.
+    single channel is the logit of one class against the background. Needs no true labels. The result is (B, C), or
+    (B, C - 1) without background, NaN for a class that is in neither label map.
 
     Args:
         y_pred: logits f(T x) for the rescaled image, (B, C, D', H', W') or (B, C, H', W').
         y: logits f(x) for the image, (B, C, D, H, W) or (B, C, H, W).
         include_background: whether class 0 counts as well, where there is more than one channel.
-
-    Returns:
-        Dice of each case and class, (B, C), or (B, C - 1) without background; NaN for a class in neither label map.
 
     Raises:
         ValueError: when the two differ in more than their spatial sizes.
@@ -78,8 +73,7 @@ def consistency_dice(y_pred: torch.Tensor, y: torch.Tensor, include_background: 
         rescaled = rescale(torch.softmax(y.float(), dim=1), size)
         # One-hot by MONAI, so that classes that are nowhere have their channel, too.
         found, expected = (one_hot(x.argmax(1, keepdim=True), channels) > 0 for x in (rescaled, y_pred))
-    include_background = include_background or channels == 1
-    dice = compute_dice(found, expected, include_background=include_background, ignore_empty=False)
+    dice = compute_dice(found, expected, include_background=include_background or channels == 1, ignore_empty=False)
     absent = ~(found | expected).flatten(2).any(dim=2)
     return dice.masked_fill(absent[:, -dice.shape[1] :], math.nan)
 

@@ -13,36 +13,24 @@ from torch import nn
 from monai_scaleequiv.layers import LargeKernelConv
 
 
-class ChannelNorm(nn.Module):
+class ChannelNorm(nn.LayerNorm):
     """Layer normalisation over the channels at each position, channels first."""
 
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.eps = eps
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        dtype = torch.promote_types(x.dtype, self.weight.dtype)
-        if x.dtype != torch.float64:
-            x = x.float()  # half precision cannot hold a small variance beside a large mean
-        variance, mean = torch.var_mean(x, dim=[1], correction=0, keepdim=True)
-        per_channel = [-1] + [1] * (x.dim() - 2)
-        weight, bias = self.weight.reshape(per_channel), self.bias.reshape(per_channel)
-        return ((x - mean) * torch.rsqrt(variance + self.eps) * weight + bias).to(dtype)
+        y = F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return y.movedim(-1, 1)
 
 
 class LargeKernelBlock(nn.Module):
     """Large depthwise convolution, norm, activation; with a layer scale, the update of a shortcut."""
 
     def __init__(
-        self,
-        conv: LargeKernelConv,
-        norm: tuple | str | None,
-        act: tuple | str | None,
-        drop_path: float,
+        self, conv: LargeKernelConv, norm: tuple | str | None, act: tuple | str | None, drop_path: float,
         layer_scale_init_value: float | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.conv = conv
         self.norm = get_norm_layer(norm or "", conv.spatial_dims, conv.channels)
@@ -63,24 +51,19 @@ class LargeKernelBlock(nn.Module):
         y = self.act(self.norm(self.conv(x)))
         if self.layer_scale is None:
             return y
-        per_channel = [-1] + [1] * (x.dim() - 2)
         # Drop path: each sample's update is left out at times, and made up for in the others.
         kept = F.dropout(y.new_ones([x.shape[0], 1]), self.drop_path, self.training)
-        return x + y * self.layer_scale.reshape(per_channel) * kept.reshape([-1, 1] + [1] * (x.dim() - 2))
+        factor = self.layer_scale * kept  # (B, C)
+        return x + y * factor.reshape(factor.shape + (1,) * (x.dim() - 2))
 
 
 class RepUXStage(nn.Module):
     """Half the size, large-kernel blocks, and the features for the decoder beside those for the next stage."""
 
     def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        skip_channels: int,
-        blocks: Sequence[LargeKernelBlock],
-        is_stem: bool,
-        decoder: dict[str, Any],
-    ) -> None:
+        self, spatial_dims: int, in_channels: int, skip_channels: int, blocks: Sequence[LargeKernelBlock],
+        is_stem: bool, decoder: dict[str, Any],
+    ) -> None:  # fmt: skip
         super().__init__()
         channels = blocks[0].conv.channels
         conv = Conv[Conv.CONV, spatial_dims]

@@ -1,7 +1,5 @@
 """Large depthwise kernels under a spatial prior: scaled, scaled by a learned map, or with scaled gradients."""
 
-import math
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -34,8 +32,6 @@ class PriorKernelConv(LargeKernelConv, DerivedBuffers):
 
     def __init__(self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, alpha: float) -> None:
         super().__init__(spatial_dims, channels, kernel_size, bias=True)
-        if not sys.float_info.min <= alpha < math.inf:
-            raise ValueError(f"frequency_prior must be above 0 and finite, or None for no prior, got {alpha}.")
         self.derive_buffer("prior", frequency_prior, self.kernel_size, alpha, spatial_dims)
 
     @torch.jit.unused
@@ -46,8 +42,7 @@ class PriorKernelConv(LargeKernelConv, DerivedBuffers):
         is_trained = any(p.requires_grad for p in self.parameters() if p is not self.bias)
         conv.weight = nn.Parameter(self.effective_kernel().detach().clone(), requires_grad=is_trained)
         conv.bias = self.bias
-        conv.train(self.training)
-        return conv
+        return conv.train(self.training)
 
 
 class ScaledKernelConv(PriorKernelConv):
@@ -57,13 +52,9 @@ class ScaledKernelConv(PriorKernelConv):
     """
 
     def __init__(
-        self,
-        spatial_dims: int,
-        channels: int,
-        kernel_size: Sequence[int] | int,
-        alpha: float = 1.0,
+        self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, alpha: float = 1.0,
         is_learned: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(spatial_dims, channels, kernel_size, alpha)
         self.unscaled_weight = self.weight
         del self.weight

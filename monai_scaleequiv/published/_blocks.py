@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from monai_scaleequiv.layers import (
     ScaleLiftingConv,
     ScalePointwiseConv,
     ScaleProjection,
-)
+)  # fmt: skip
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "leaky": nn.LeakyReLU, "elu": nn.ELU}
 MakeUnit = Callable[..., nn.Sequential]  # `conv_unit` with what all units of one network share
@@ -41,35 +42,15 @@ class BatchStatisticsNorm(nn.BatchNorm3d):
 
 
 def conv_unit(
-    in_channels: int,
-    out_channels: int,
-    lifting: bool = False,
-    stride: Stride = 1,
-    is_transposed: bool = False,
-    conv_only: bool = False,
-    *,
-    basis: torch.Tensor,
-    scale_size: int,
-    bias: bool,
-    act: str,
-    norm: str | None,
+    in_channels: int, out_channels: int, lifting: bool = False, stride: Stride = 1, is_transposed: bool = False,
+    conv_only: bool = False, *, basis: torch.Tensor, scale_size: int, bias: bool, act: str, norm: str | None,
     dropout: float,
-) -> nn.Sequential:
+) -> nn.Sequential:  # fmt: skip
     """Convolution, norm, dropout, activation. Strided convolutions are not padded."""
-    padding = None if stride == 1 else 0
     conv_type = ScaleLiftingConv if lifting else partial(ScaleGroupConv, scale_size=scale_size)
-    conv = conv_type(
-        3,
-        in_channels,
-        out_channels,
-        stride=stride,
-        padding=padding,
-        bias=bias,
-        is_transposed=is_transposed,
-        basis=basis,
-    )
-    unit = nn.Sequential()
-    unit.add_module("conv_z_h" if lifting else "conv_h_h", conv)
+    options: dict[str, Any] = {"stride": stride, "bias": bias, "is_transposed": is_transposed, "basis": basis}
+    conv = conv_type(3, in_channels, out_channels, padding=None if stride == 1 else 0, **options)
+    unit = nn.Sequential(OrderedDict({"conv_z_h" if lifting else "conv_h_h": conv}))
     if conv_only:
         return unit
     if norm is not None:
@@ -84,15 +65,9 @@ class PublishedResidualUnit(nn.Module):
     """Convolution units beside a shortcut that changes channels and size as they do."""
 
     def __init__(
-        self,
-        make_unit: MakeUnit,
-        in_channels: int,
-        out_channels: int,
-        lifting: bool = False,
-        stride: Stride = 1,
-        subunits: int = 2,
-        conv_only: bool = False,
-    ) -> None:
+        self, make_unit: MakeUnit, in_channels: int, out_channels: int, lifting: bool = False, stride: Stride = 1,
+        subunits: int = 2, conv_only: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         units = [make_unit(in_channels, out_channels, lifting, stride, conv_only=conv_only)]
         units += [make_unit(out_channels, out_channels) for _ in range(1, subunits)]
@@ -109,23 +84,16 @@ class PublishedResidualUnit(nn.Module):
 
 
 def unet_level(
-    make_unit: MakeUnit,
-    in_channels: int,
-    out_channels: int,
-    channels: Sequence[int],
-    strides: Sequence[Stride],
-    subunits: int,
-    projection: str | None = None,
-) -> nn.Sequential:
+    make_unit: MakeUnit, in_channels: int, out_channels: int, channels: Sequence[int], strides: Sequence[Stride],
+    subunits: int, projection: str | None = None,
+) -> nn.Sequential:  # fmt: skip
     """One level of the U-Net around the next; ``projection`` marks the top one."""
     is_top, width, stride = projection is not None, channels[0], strides[0]
-    below: nn.Module
     if len(channels) > 2:
-        below = unet_level(make_unit, width, width, channels[1:], strides[1:], subunits)
-        joined = 2 * width
+        below: nn.Module = unet_level(make_unit, width, width, channels[1:], strides[1:], subunits)
     else:
         below = PublishedResidualUnit(make_unit, width, channels[1], subunits=subunits)
-        joined = width + channels[1]
+    joined = 2 * width if len(channels) > 2 else width + channels[1]
     down = PublishedResidualUnit(make_unit, in_channels, width, is_top, stride, subunits)
     up = nn.Sequential(
         make_unit(joined, out_channels, stride=stride, is_transposed=True),

@@ -24,30 +24,15 @@ class PublishedSEUNet(nn.Module):
     back at its own size only if a size of 5 modulo 8 fits its three strides), transposed convolutions, statistics of
     the batch also in evaluation. For new models use :py:class:`monai_scaleequiv.SEUNet`.
 
-    Args:
-        in_channels: number of input channels.
-        out_channels: number of output channels.
-        channels: channels of the levels, top first.
-        strides: strides of the levels but the last.
-        scale_size: number of neighbouring scales that interact.
-        kernel_size: edge of the kernels in voxels, odd.
-        effective_size: its cube is the number of basis functions.
-        scales: standard deviations of the filters' Gaussians in voxels, None for a single one of 1.
-        bias: whether the convolutions have a bias.
-        basis_type: ``"single"`` or ``"multi"``, see :py:func:`published_basis`.
-        num_res_units: number of convolutions in each residual unit, at least 1 (0 crashes in the published code).
-        act: ``"relu"``, ``"silu"``, ``"leaky"`` or ``"elu"``.
-        norm: ``"batch"`` or None; the published instance normalisation cannot be trained.
-        reduction: ``"max"`` or ``"avg"`` over scales at the end.
-        dropout: probability of a channel to be dropped.
-        mult: ratio of two successive Gaussians of the ``"multi"`` basis.
-        max_order: highest total order of the ``"multi"`` basis.
+    ``in_channels``, ``out_channels``, ``channels``, ``strides``, ``bias`` and ``dropout`` are as in MONAI's networks.
+    ``kernel_size``, ``effective_size``, ``basis_type``, ``mult``, ``max_order`` and ``scales`` (None for a single one
+    of 1) describe the filters, see :py:func:`published_basis`; ``scale_size`` neighbouring scales interact. A residual
+    unit has ``num_res_units`` convolutions, at least 1 (0 crashes in the published code). ``act`` is relu, silu, leaky
+    or elu; ``norm`` batch or None (the published instance normalisation cannot be trained); ``reduction`` over the
+    scales at the end max or avg.
 
     Raises:
         ValueError: when an argument is out of range.
-
-    Shape:
-        input (B, in_channels, D, H, W), output (B, out_channels, D', H', W').
 
     Example::
 
@@ -59,42 +44,27 @@ class PublishedSEUNet(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        channels: Sequence[int],
-        strides: Sequence[Stride],
-        scale_size: int = 1,
-        kernel_size: int = 3,
-        effective_size: int = 1,
-        scales: Sequence[float] | None = None,
-        bias: bool = True,
-        basis_type: str = "single",
-        num_res_units: int = 0,
-        act: str = "relu",
-        norm: str | None = "batch",
-        reduction: str = "max",
-        dropout: float = 0.0,
-        mult: float = 1.2,
-        max_order: int = 4,
-    ) -> None:
+        self, in_channels: int, out_channels: int, channels: Sequence[int], strides: Sequence[Stride],
+        scale_size: int = 1, kernel_size: int = 3, effective_size: int = 1, scales: Sequence[float] | None = None,
+        bias: bool = True, basis_type: str = "single", num_res_units: int = 0, act: str = "relu",
+        norm: str | None = "batch", reduction: str = "max", dropout: float = 0.0, mult: float = 1.2, max_order: int = 4,
+    ) -> None:  # fmt: skip
         super().__init__()
-        allowed: dict[str, Sequence] = {"act": [*ACTIVATIONS], "norm": ["batch", None], "reduction": [*_PROJECTIONS]}
-        for (name, values), value in zip(allowed.items(), (act, norm, reduction), strict=True):
-            if value not in values:
-                raise ValueError(f"{name} must be one of {values}, got {value!r}.")
+        for name, value, allowed in (
+            ("act", act, [*ACTIVATIONS]), ("norm", norm, ["batch", None]), ("reduction", reduction, [*_PROJECTIONS])
+        ):  # fmt: skip
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
         if num_res_units < 1 or len(channels) < 2 or len(strides) < len(channels) - 1:
             raise ValueError(
                 "num_res_units must be at least 1, and channels have at least 2 entries and strides one fewer, got "
                 f"num_res_units={num_res_units}, {len(channels)} channels and {len(strides)} strides."
             )
         basis = published_basis(kernel_size, scales or [1.0], effective_size, basis_type, False, mult, max_order)
-        make_unit = partial(
-            conv_unit, basis=basis, scale_size=scale_size, bias=bias, act=act, norm=norm, dropout=dropout
-        )
+        unit = partial(conv_unit, basis=basis, scale_size=scale_size, bias=bias, act=act, norm=norm, dropout=dropout)
         projection = _PROJECTIONS[reduction]
         self.in_channels = in_channels
-        self.model = unet_level(make_unit, in_channels, out_channels, channels, strides, num_res_units, projection)
+        self.model = unet_level(unit, in_channels, out_channels, channels, strides, num_res_units, projection)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_image(x, 3, self.in_channels)
@@ -106,11 +76,8 @@ def build_seunet(config: Mapping, state_dict: Mapping[str, Any] | None = None) -
 
     Args:
         config: arguments of the published constructor by name (``hyper_parameters`` of its checkpoints).
-        state_dict: published state dict, or the whole checkpoint that holds it under ``state_dict``; None for random
-            weights.
-
-    Returns:
-        the network in evaluation mode if weights were given, else in training mode.
+        state_dict: published state dict, or the whole checkpoint that holds it under ``state_dict``, for a network in
+            evaluation mode; None for random weights, in training mode.
 
     Raises:
         ValueError: when ``config`` holds an unknown argument or a value out of range.
