@@ -73,7 +73,7 @@ class LargeKernelConv(nn.Module):
         # Whoever loads an exported network need not have this package.
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             return depthwise_conv(x, self.effective_kernel(), self.bias)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             kernel = self.effective_kernel()
             dtype = torch.promote_types(x.dtype, kernel.dtype)
             exact = torch.promote_types(
