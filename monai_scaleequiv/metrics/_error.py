@@ -148,10 +148,10 @@ def assert_scale_equivariant(
 ) -> EquivarianceReading:  # fmt: skip
     """Asserts that a network commutes with rescaling, and that the same check can fail.
 
-    Measures by :py:func:`equivariance_error`, with the arguments that both have: before the projection where there is
-    a scale axis, else on the output. The error may be at most ``tolerance``. The negative control is the unshifted
-    comparison, and ``control``, an ordinary network or layer, which is needed where ``network`` has no scale axis: each
-    must miss the tolerance by a factor of 3 or more.
+    Measures by :py:func:`equivariance_error`, with ``size``, ``scales`` and ``margin`` as there: before the projection
+    where there is a scale axis, else on the output. The error may be at most ``tolerance``. The negative control is the
+    unshifted comparison, and ``control``, an ordinary network or layer, which is needed where ``network`` has no scale
+    axis: each must miss the tolerance by a factor of 3 or more.
 
     Raises:
         AssertionError: when the error is above the tolerance, or a control does not miss it.
