@@ -10,7 +10,7 @@ import torch
 
 from monai_scaleequiv import ScaleGroupConv, ScaleLiftingConv
 from monai_scaleequiv.published import PublishedSEUNet, build_seunet, published_basis
-from monai_scaleequiv.published._blocks import BatchStatisticsNorm
+from monai_scaleequiv.published._seunet import BatchStatisticsNorm
 from tests.conftest import load_reference, rule_weight, shared
 from tests.network_tests import NetworkTests
 

@@ -13,8 +13,7 @@ from torch.nn.utils import prune
 
 from monai_scaleequiv import LargeKernelConv, RepUXNet
 from monai_scaleequiv.maths import frequency_prior
-from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock
-from monai_scaleequiv.nets._repux_kernels import ReceptiveBias, ScaledGradientConv, ScaledKernelConv
+from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, ReceptiveBias, ScaledGradientConv, ScaledKernelConv
 from tests.conftest import BUNDLES, rule_weight
 from tests.network_tests import NetworkTests
 

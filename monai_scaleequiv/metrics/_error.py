@@ -87,18 +87,16 @@ def equivariance_error(
 ) -> EquivarianceReading:  # fmt: skip
     r"""Relative error between rescaling first and rescaling last, :math:`\|T f(x) - f(T x)\|^2 / \|f(T x)\|^2`.
 
-    Works with any network, and with layers whose output has a scale axis. In a network with scale axis it is the input
-    of its :py:class:`ScaleProjection` that is read before the projection.
+    In a network with a scale axis, what is read before the projection is the input of its :py:class:`ScaleProjection`.
 
     Args:
-        network: maps images (B, C, D, H, W) to images of the same size or to features (B, S, C, D, H, W); modules
-            are measured in evaluation mode.
+        network: any that maps images (B, C, D, H, W) to images of the same size, or a layer that maps them to features
+            (B, S, C, D, H, W); modules are measured in evaluation mode.
         image: images x of shape (B, C, D, H, W) or (B, C, H, W).
         size: number of voxels of each spatial axis after the rescaling T.
         scales: relative sizes along the scale axis; None takes ``network.scales`` where there are any.
         margin: share of each axis to leave out at either end, where borders rather than scale decide.
-        rescaler: T as it acts on the image, called with it and the new size, to see what a practical interpolation
-            costs; outputs are always compared after the ideal rescaling.
+        rescaler: T as it acts on the image, called with it and the new size; outputs are compared after the ideal one.
 
     Raises:
         ValueError: when ``margin`` leaves nothing, or the output has neither the input's size nor a scale axis.
@@ -137,8 +135,8 @@ def equivariance_error(
     if (features.shape[3:], rescaled_features.shape[3:]) != (spatial, tuple(size)):  # no voxels that match the image's
         return EquivarianceReading(ratio, floor, projected)
     moved, first, last = rescale(features, size), max(0, -shift), min(len(scales), len(scales) - shift)
-    expected = rescaled_features[:, first:last]
-    interior, unshifted = (error(moved[:, first + s : last + s], expected) for s in (shift, 0))
+    matched = rescaled_features[:, first:last]
+    interior, unshifted = (error(moved[:, first + s : last + s], matched) for s in (shift, 0))
     return EquivarianceReading(ratio, floor, projected, interior, unshifted)
 
 

@@ -12,8 +12,7 @@ from monai.utils import ensure_tuple
 from torch import nn
 
 from monai_scaleequiv.layers import check_image, check_spatial_dims, is_count
-from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, RepUXStage
-from monai_scaleequiv.nets._repux_kernels import PriorKernelConv, large_kernel_conv
+from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, PriorKernelConv, RepUXStage, large_kernel_conv
 
 
 class RepUXNet(nn.Module):
