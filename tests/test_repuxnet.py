@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 
 import numpy as np
 import pytest
@@ -92,28 +93,16 @@ def test_none_leaves_norm_and_activation_out():
     assert not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in net.modules())
 
 
-@pytest.mark.parametrize("mode", MODES)
 @torch.no_grad()
-def test_network_built_on_the_meta_device_is_filled_by_loading(mode):
-    args = {**IN_2D, **SHORTCUT, "prior_mode": mode}
-    net, x = RepUXNet(**args).eval(), torch.randn(1, 1, 16, 18)
-    with torch.device("meta"):
-        emptied, assigned = RepUXNet(**args).eval(), RepUXNet(**args).eval()
-    emptied.to_empty(device="cpu").load_state_dict(net.state_dict())
-    assigned.load_state_dict(net.state_dict(), assign=True)
-    for twin in (emptied, assigned):
-        assert torch.equal(twin(x), net(x))
-        assert torch.equal(large_kernels(twin)[0].prior, large_kernels(net)[0].prior)
-
-
-@torch.no_grad()
-def test_network_converts_to_channels_last():
-    for args, layout in ((IN_2D, torch.channels_last), (IN_3D, torch.channels_last_3d)):
-        net, x = RepUXNet(**{**args, **SHORTCUT}).eval(), torch.randn(1, 1, *[16] * args["spatial_dims"])
-        expected = net(x)
-        torch.testing.assert_close(
-            net.to(memory_format=layout)(x.to(memory_format=layout)), expected, atol=1e-5, rtol=0
-        )
+def test_priors_of_a_network_built_on_the_meta_device_are_exact():
+    for mode in MODES:
+        net = RepUXNet(**{**IN_2D, "prior_mode": mode})
+        with torch.device("meta"):
+            emptied, assigned = RepUXNet(**{**IN_2D, "prior_mode": mode}), RepUXNet(**{**IN_2D, "prior_mode": mode})
+        emptied.to_empty(device="cpu").load_state_dict(net.state_dict())
+        assigned.load_state_dict(net.state_dict(), assign=True)
+        for twin in (emptied, assigned):
+            assert torch.equal(large_kernels(twin)[0].prior, large_kernels(net)[0].prior)
 
 
 @torch.no_grad()
@@ -203,17 +192,16 @@ def test_published_way_does_not_learn(float64, monkeypatch):
     torch.testing.assert_close(conv.unscaled_weight.detach(), start * conv.prior**20)
 
 
-@pytest.mark.parametrize("deploy", [False, True])
-@pytest.mark.parametrize("mode", MODES)
-def test_evaluation_changes_nothing(mode, deploy):
-    net = RepUXNet(**{**IN_2D, "prior_mode": mode, "deploy": deploy}).eval()
-    state = copy.deepcopy(net.state_dict())
-    x, _ = toy_task()
-    first = net(x)
-    for grad in (True, False, True):
-        with torch.set_grad_enabled(grad):
-            torch.testing.assert_close(net(x), first)
-    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+def test_evaluation_changes_nothing():
+    for mode, deploy in itertools.product(MODES, (False, True)):
+        net = RepUXNet(**{**IN_2D, "prior_mode": mode, "deploy": deploy}).eval()
+        state = copy.deepcopy(net.state_dict())
+        x, _ = toy_task()
+        first = net(x)
+        for grad in (True, False, True):
+            with torch.set_grad_enabled(grad):
+                torch.testing.assert_close(net(x), first)
+        assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
@@ -255,24 +243,20 @@ def test_a_deployed_network_trains():
     assert all(conv.weight.grad.abs().max() > 0 for conv in large_kernels(net))
 
 
-@pytest.mark.parametrize("mode", ["fixed", "learned"])
-def test_unscaled_weights_are_not_taken_for_kernels(mode):
-    saved = RepUXNet(**{**IN_2D, "prior_mode": mode}).state_dict()
-    with pytest.raises(RuntimeError, match="unscaled_weight"):
-        RepUXNet(**{**IN_2D, "deploy": True}).load_state_dict(saved)
-
-
-def in_both_forms(**change) -> list[RepUXNet]:
-    nets = []
-    for mode in ("fixed", "gradient"):
-        torch.manual_seed(0)
-        nets.append(RepUXNet(**{**IN_2D, "prior_mode": mode, **change}))
-    return nets
+def test_unscaled_weights_are_not_taken_for_kernels():
+    for mode in ("fixed", "learned"):
+        with pytest.raises(RuntimeError, match="unscaled_weight"):
+            RepUXNet(**{**IN_2D, "deploy": True}).load_state_dict(
+                RepUXNet(**{**IN_2D, "prior_mode": mode}).state_dict()
+            )
 
 
 def compare_training(make_optimizer) -> float:
     """Largest difference between the kernels of both forms after some steps, relative to what they moved by."""
-    nets = in_both_forms()
+    nets = []
+    for mode in ("fixed", "gradient"):
+        torch.manual_seed(0)
+        nets.append(RepUXNet(**{**IN_2D, "prior_mode": mode}))
     assert [type(large_kernels(net)[0]) for net in nets] == [ScaledKernelConv, ScaledGradientConv]
     starts = [conv.effective_kernel().detach().clone() for conv in large_kernels(nets[0])]
     for net in nets:
@@ -285,13 +269,10 @@ def compare_training(make_optimizer) -> float:
     )
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}],
-    ids=["plain", "momentum", "nesterov and decay"],
-)
-def test_scaling_gradients_is_scaling_kernels_under_sgd(options, float64):
-    assert compare_training(lambda parameters: torch.optim.SGD(parameters, lr=0.05, **options)) < 1e-10
+def test_scaling_gradients_is_scaling_kernels_under_sgd(float64):
+    for options in ({}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}):
+        difference = compare_training(lambda parameters, o=options: torch.optim.SGD(parameters, lr=0.05, **o))
+        assert difference < 1e-10, options
 
 
 def test_scaling_gradients_is_another_thing_under_adam(float64):
