@@ -540,7 +540,7 @@ def test_evaluation_of_the_trained_network_gives_its_best_validation(bundle, pha
         "ckpt_path": trained / "models" / "model.pt",
         **tiny(bundle),
     }
-    with pytest.warns(UserWarning, match=r"1 of 5 labelled cases are measured; the training of .* saw the others"):
+    with pytest.warns(UserWarning, match="1 of 5 labelled cases"):
         run(bundle, "train", "evaluate", roi_size=list(SIZE), **given)
     assert metrics(tmp_path)["val_mean_dice"] == pytest.approx(
         max(scalars(trained, "val_mean_dice").values()), abs=1e-4
