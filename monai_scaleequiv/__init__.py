@@ -4,44 +4,7 @@ Importing this package registers its components with MONAI: short names such as 
 and the layers are entries of MONAI's layer factories.
 """
 
-from monai_scaleequiv import published
-from monai_scaleequiv.data import (
-    CheckFiled,
-    CheckGridd,
-    CheckLabeld,
-    CheckSpacingd,
-    CheckVolumed,
-    DatasetReport,
-    InputGridWriter,
-    LabelMapInferer,
-    MillimetreWindowInferer,
-    PlainWeightsLoader,
-    PrepareBatchSpacing,
-    TakeScaleMapd,
-    TolerantDataset,
-    TolerantEvaluator,
-    check_dataset,
-    claim_output_dir,
-    make_phantom_dataset,
-    nifti_datalist,
-    read_weights,
-    task_datalist,
-)
-from monai_scaleequiv.handlers import (
-    AbsentClassDiceMetric,
-    DataCheckHandler,
-    EngineProgressBar,
-    EpochSeedHandler,
-    EquivarianceHandler,
-    NonFiniteLossHandler,
-    ResumableCheckpointSaver,
-    ResumeHandler,
-    SpacingHausdorffDistanceMetric,
-    StopSignalHandler,
-    WorkflowState,
-    claim_checkpoint_dir,
-    leave_process_group,
-)
+from monai_scaleequiv import data, handlers, inferers, published, transforms
 from monai_scaleequiv.layers import (
     LargeKernelConv,
     PerScale,
@@ -55,17 +18,7 @@ from monai_scaleequiv.layers import (
     ScaleProjection,
     ScaleUpsample,
 )
-from monai_scaleequiv.maths import (
-    ScaleFilters,
-    cosine_resampling_matrix,
-    fft_depthwise_conv,
-    frequency_prior,
-    gaussian_downsampling_matrix,
-    hermite_gaussian_basis,
-    hermite_gaussian_filters,
-    linear_upsampling_matrix,
-    rescale,
-)
+from monai_scaleequiv.maths import ScaleFilters, rescale
 from monai_scaleequiv.metrics import (
     EquivarianceError,
     EquivarianceReading,
@@ -77,33 +30,14 @@ from monai_scaleequiv.metrics import (
 )
 from monai_scaleequiv.nets import RepUXNet, ScaleConvUnit, ScalePyramid, ScaleResidualUnit, SEUNet
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
-    "AbsentClassDiceMetric",
-    "CheckFiled",
-    "CheckGridd",
-    "CheckLabeld",
-    "CheckSpacingd",
-    "CheckVolumed",
-    "DataCheckHandler",
-    "DatasetReport",
-    "EngineProgressBar",
-    "EpochSeedHandler",
     "EquivarianceError",
-    "EquivarianceHandler",
     "EquivarianceReading",
-    "InputGridWriter",
-    "LabelMapInferer",
     "LargeKernelConv",
-    "MillimetreWindowInferer",
-    "NonFiniteLossHandler",
     "PerScale",
-    "PlainWeightsLoader",
-    "PrepareBatchSpacing",
     "RepUXNet",
-    "ResumableCheckpointSaver",
-    "ResumeHandler",
     "SEUNet",
     "ScaleConvUnit",
     "ScaleDownsample",
@@ -118,32 +52,15 @@ __all__ = [
     "ScalePyramid",
     "ScaleResidualUnit",
     "ScaleUpsample",
-    "SpacingHausdorffDistanceMetric",
-    "StopSignalHandler",
-    "TakeScaleMapd",
-    "TolerantDataset",
-    "TolerantEvaluator",
-    "WorkflowState",
     "assert_scale_equivariant",
-    "check_dataset",
-    "claim_checkpoint_dir",
-    "claim_output_dir",
     "consistency_dice",
-    "cosine_resampling_matrix",
+    "data",
     "equivariance_error",
-    "fft_depthwise_conv",
-    "frequency_prior",
-    "gaussian_downsampling_matrix",
-    "hermite_gaussian_basis",
-    "hermite_gaussian_filters",
-    "leave_process_group",
-    "linear_upsampling_matrix",
-    "make_phantom_dataset",
-    "nifti_datalist",
+    "handlers",
+    "inferers",
     "published",
-    "read_weights",
     "relative_error",
     "rescale",
     "scale_shift",
-    "task_datalist",
+    "transforms",
 ]

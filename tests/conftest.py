@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from pathlib import Path
 
@@ -53,3 +54,29 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+# Bundles, trained once for all tests. What imports MONAI stands in the fixtures, so that other tests start faster.
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory):
+    """Five made-up cases."""
+    from monai_scaleequiv.data import make_phantom_dataset
+    from tests.bundle_runs import SIZE
+
+    return make_phantom_dataset(tmp_path_factory.mktemp("phantoms"), cases=5, size=SIZE).parent
+
+
+@pytest.fixture(scope="session", params=sorted(folder.parent.name for folder in BUNDLES.glob("*/configs")))
+def bundle(request, tmp_path_factory):
+    """A copy of each bundle, so that nothing is written into the original."""
+    return Path(shutil.copytree(BUNDLES / request.param, tmp_path_factory.mktemp("bundles") / request.param))
+
+
+@pytest.fixture(scope="session")
+def trained(bundle, phantoms, tmp_path_factory):
+    """Output of two epochs with a small network."""
+    from tests.bundle_runs import train
+
+    return train(bundle, phantoms, tmp_path_factory.mktemp("trained"))

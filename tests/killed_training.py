@@ -1,12 +1,10 @@
 """Trains a bundle in child processes that kill themselves, one after the other; run by tests as a process of its own.
 
-Usage: ``python -m tests.killed_training JOBS.json``; a job tells bundle, overrides and, for each child, after how many
+Usage: ``python -m tests.killed_training JOBS.json``; a job gives bundle, overrides and, for each child, after how many
 ticks it sends itself SIGKILL, 0 for never. A tick is any step of a training: an iteration's start, forward pass,
 backward pass or end, a validated case, or half of a checkpoint written. Prints how each child of each job
 ended.
 """
-
-from __future__ import annotations
 
 import hashlib
 import io
@@ -16,6 +14,7 @@ import pickle
 import random
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +51,7 @@ def train(job: dict, clock: Clock) -> None:
     for event in (IterationEvents.FORWARD_COMPLETED, IterationEvents.BACKWARD_COMPLETED):
         trainer.add_event_handler(event, clock.tick)
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, clock.tick)
+    output.mkdir(parents=True, exist_ok=True)
     log = (output / "steps.txt").open("a")
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: note(engine, log))
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: note_epoch(engine, transforms, log))
@@ -102,6 +102,8 @@ def in_a_child(job: dict, last: int) -> int:
         try:
             train(job, Clock(last))
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(status)

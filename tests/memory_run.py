@@ -1,7 +1,5 @@
 """Peak memory of an inference, in a process of its own: ``python -m tests.memory_run INPUT OUTPUT METHOD CLASSES``."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -18,39 +16,22 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "bundles" / "seunet_hippocampus_segmentation" / "configs"
-# What the bundle's inference would be with MONAI's own parts.
+# What the bundle's postprocessing would be with MONAI's own transforms.
 PLAIN = {
-    "inferer": {
-        "_target_": "SlidingWindowInferer",
-        "roi_size": "@roi_size",
-        "sw_batch_size": 1,
-        "overlap": 0.25,
-        "mode": "gaussian",
-    },
-    "postprocessing#transforms": [
-        {"_target_": "CheckVolumed", "keys": "pred", "channels": "@num_classes"},
-        {"_target_": "Activationsd", "keys": "pred", "softmax": True},
-        {
-            "_target_": "Invertd",
-            "keys": "pred",
-            "transform": "@preprocessing",
-            "orig_keys": "image",
-            "nearest_interp": False,
-            "to_tensor": True,
-        },
-        {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
-        {
-            "_target_": "SaveImaged",
-            "keys": "pred",
-            "output_dir": "@output_dir",
-            "output_postfix": "seg",
-            "output_dtype": "uint8",
-            "resample": False,
-            "separate_folder": False,
-            "print_log": False,
-            "writer": "monai_scaleequiv.InputGridWriter",
-        },
-    ],
+    "postprocessing#transforms#0": {
+        "_target_": "Compose",
+        "transforms": [
+            {"_target_": "Activationsd", "keys": "pred", "softmax": True},
+            {
+                "_target_": "Invertd",
+                "keys": "pred",
+                "transform": "@preprocessing",
+                "orig_keys": "image",
+                "nearest_interp": False,
+            },
+            {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+        ],
+    }
 }
 
 
@@ -75,7 +56,7 @@ def write_weights(path: Path, classes: int) -> Path:
 
 
 def segment(images: Path, output: Path, method: str, classes: int, roi: int = 96, **overrides) -> None:
-    """Runs the bundle's inference with that convolution, as it is (``slabs``) or with MONAI's parts (``plain``)."""
+    """Runs the bundle's inference with that convolution, as it is (``bundle``) or with MONAI's parts (``plain``)."""
     output.mkdir(parents=True, exist_ok=True)
     definition = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": classes, "kernel_size": 1}
     monai.bundle.run(
@@ -115,12 +96,12 @@ def measure(folder: Path, method: str, classes: int, images: Path, most: int | N
             if ended:
                 child.kill()
             time.sleep(0.1)
-        told = child.stdout.read().decode().splitlines()
+        output = child.stdout.read().decode().splitlines()
     seconds = round(time.perf_counter() - start, 1)
     if ended or child.returncode == -signal.SIGKILL:  # by this function, or by a system that has no more
         return {"method": method, "classes": classes, "killed_at_bytes": highest, "seconds": seconds}
     assert child.returncode == 0, (folder.parent / f"{folder.name}.log").read_text()[-2000:]
-    return {"method": method, "classes": classes, **json.loads(told[-1]), "seconds": seconds}
+    return {"method": method, "classes": classes, **json.loads(output[-1]), "seconds": seconds}
 
 
 def own_peak() -> int:

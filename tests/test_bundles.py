@@ -1,16 +1,12 @@
 """Every bundle as its users run it: metadata, configs, exports, training, evaluation, inference, several processes."""
 
-from __future__ import annotations
-
 import ast
-import csv
+import hashlib
 import json
 import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
@@ -21,38 +17,43 @@ import onnxruntime
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.data import MetaTensor, load_decathlon_datalist
 from monai.metrics import compute_hausdorff_distance
 from monai.networks.utils import one_hot
 from monai.transforms import Compose
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import monai_scaleequiv
-from tests.conftest import BUNDLES
+from monai_scaleequiv.data import definition_of, read_record, split_datalist, write_record
+from monai_scaleequiv.maths import rescale
+from tests.bundle_runs import (
+    CONFIGS,
+    CPU,
+    FOLDERS,
+    QUICK,
+    SIZE,
+    config,
+    config_files,
+    files,
+    load,
+    metrics,
+    network,
+    per_case,
+    probe_labels,
+    root_cause,
+    run,
+    scalars,
+    tiny,
+    torchrun,
+    train,
+    write_probe,
+)
+from tests.conftest import shared
 from tests.fault_files import write_volume
 
-FOLDERS = sorted(folder.parent for folder in BUNDLES.glob("*/configs"))
 SCHEMA = Path(__file__).parent / "data" / "meta_schema_20240725.json"
-SIZE = (24, 32, 24)
-CPU = "$torch.device('cpu')"
-# Overrides that make a bundle's own network small.
-TINY = {
-    "SEUNet": {"network_def#channels": [4, 8], "network_def#strides": [2]},
-    "RepUXNet": {
-        "network_def#depths": [1, 1],
-        "network_def#feature_size": [4, 8],
-        "network_def#kernel_size": 7,
-        "network_def#hidden_size": 8,
-    },
-}
-QUICK = {"patch_size": [16, 16, 16], "roi_size": list(SIZE), "epochs": 2, "val_interval": 1}
-
-IMPORTS = {"monai_scaleequiv", "os", "sys", "torch", "torch.distributed"}
+IMPORTS = {"monai_scaleequiv", "os", "torch", "torch.distributed"}
 # What bundles for the same task may have of their own; all else in their folders is the same.
-OWN = {
-    "train": {"network_def", "epochs", "learning_rate"},
-    "inference": {"network_def"},
-    "metadata": {"version", "changelog", "name", "description", "eval_metrics", "references"},
-}
+OWN = {"network_def", "version", "changelog", "name", "description", "eval_metrics", "references"}
 CALLS = {
     "dist.destroy_process_group",
     "dist.get_rank",
@@ -62,168 +63,62 @@ CALLS = {
     "max",
     "min",
     "monai.utils.set_determinism",
-    "monai_scaleequiv.check_dataset",
-    "monai_scaleequiv.check_dataset(reference, num_classes=reference).refuse_errors",
-    "monai_scaleequiv.claim_checkpoint_dir",
-    "monai_scaleequiv.claim_output_dir",
-    "monai_scaleequiv.leave_process_group",
-    "reference.attach",
+    "monai_scaleequiv.handlers.leave_process_group",
     "reference.exit_if_stopped",
     "reference.parameters",
     "reference.run",
     "reference.to",
-    "sys.stderr.isatty",
     "torch.cuda.is_available",
     "torch.cuda.set_device",
     "torch.device",
+    "zip",
+}
+# The weights that were released, byte for byte.
+WEIGHTS = {
+    "repuxnet": "4ad228dc11d70de13b0bcde34854eda6e5bf1429a93989beb8dc183bb5f1461c",
+    "seunet": "4e9d01083d74b53c2de0681bf6e0bf192b9aa2203f88ffd237e06b4f95ba7f41",
 }
 
 
-@pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
-def bundle(request, tmp_path_factory):
-    """A copy of the bundle, so that nothing is written into the original."""
-    return Path(shutil.copytree(request.param, tmp_path_factory.mktemp("bundles") / request.param.name))
-
-
 @pytest.fixture(scope="module")
-def weights(bundle):
-    """The weights that the bundle ships."""
-    path = bundle / "models" / "model.pt"
-    if not path.is_file():
-        pytest.fail(f"bundles/{bundle.name}/models/model.pt is missing: the bundle cannot be published without it")
-    return path
-
-
-def skip_without_native(bundle):
-    if not (bundle / "configs" / "inference_native.json").is_file():
-        pytest.skip(f"bundles/{bundle.name} has no inference_native.json")
-
-
-@pytest.fixture
-def native(bundle):
-    """A bundle with inference at each image's own voxel size."""
-    skip_without_native(bundle)
-    return bundle
-
-
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory):
-    return make_phantoms(tmp_path_factory.mktemp("phantoms"))
-
-
-def make_phantoms(folder):
-    return monai_scaleequiv.make_phantom_dataset(folder, cases=5, size=SIZE).parent
-
-
-def config(bundle, name):
-    return json.loads((bundle / "configs" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def config_files(bundle, *names):
-    return [str(bundle / "configs" / f"{name}.json") for name in names]
-
-
-def network(bundle, **overrides):
-    """The network of the config, with weights as they come."""
-    parser = ConfigParser()
-    parser.read_config(config_files(bundle, "inference"))
-    parser.update(overrides)
-    return parser.get_parsed_content("network_def").eval()
-
-
-def tiny(bundle):
-    return TINY[config(bundle, "train")["network_def"]["_target_"]]
-
-
-def run(bundle, *configs, **overrides):
-    """What ``python -m monai.bundle run`` does."""
-    path = sys.path.copy()
-    try:
-        monai.bundle.run(
-            config_file=config_files(bundle, *configs),
-            meta_file=str(bundle / "configs" / "metadata.json"),
-            bundle_root=str(bundle),
-            device=CPU,
-            **{key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()},
-        )
-    finally:
-        sys.path[:] = path
-
-
-def train(bundle, phantoms, output, **overrides):
-    run(bundle, "train", dataset_dir=phantoms, output_dir=output, **{**tiny(bundle), **QUICK, **overrides})
-    return output
-
-
-@pytest.fixture(scope="module")
-def trained(bundle, phantoms, tmp_path_factory):
-    """Output of two epochs with a small network."""
-    return train(bundle, phantoms, tmp_path_factory.mktemp("trained"))
-
-
-@pytest.fixture(scope="module")
-def repeated(bundle, phantoms, tmp_path_factory):
-    """Output of the same training, every checkpoint kept."""
-    return train(bundle, phantoms, tmp_path_factory.mktemp("repeated"), **{"train#last_checkpoint#n_saved": 2})
-
-
-def load(path):
-    return torch.load(path, weights_only=True)
-
-
-def scalars(output, tag):
-    """Step and value of what was written for TensorBoard."""
-    (folder,) = {file.parent for file in output.rglob("events.out.tfevents*")}
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return {event.step: event.value for event in events.Scalars(tag)}
-
-
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.reader(file))
-
-
-def metrics(output):
-    """Means over all cases, from ``metrics.csv``."""
-    return {name: float(value) for name, value in rows(output / "metrics.csv")}
-
-
-def per_case(output, metric):
-    """Values of each class by the case's file name, in the order of the table."""
-    table = rows(output / f"{metric}_raw.csv")
-    return [(Path(row[0]).name, [float(value) for value in row[1:]]) for row in table[1:]]
-
-
-def files(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def root_cause(error):
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+def probe(tmp_path_factory):
+    return write_probe(tmp_path_factory.mktemp("probe") / "probe.pt")
 
 
 # --- what is in the folder ---
 
 
-def test_there_are_bundles():
-    assert FOLDERS
-
-
 def test_files_of_a_bundle(bundle):
-    expected = ["LICENSE", "docs/README.md", "docs/data_license.txt", "configs/metadata.json"]
-    expected += [
-        f"configs/{name}.json" for name in ("train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate")
-    ]
+    expected = ["LICENSE", "docs/README.md", "docs/data_license.txt", "configs/metadata.json", "models/model.json"]
+    expected += [f"configs/{name}.json" for name in CONFIGS]
     assert [name for name in expected if not (bundle / name).is_file()] == []
     assert "Apache License" in (bundle / "LICENSE").read_text(encoding="utf-8")
+    for name in ("docs/README.md", "configs/metadata.json"):
+        assert "TODO-FIGURE" not in (bundle / name).read_text(encoding="utf-8")
+    # The sizes of the zoo's spleen bundle.
+    for name, lines in {"train": 307, "inference": 152}.items():
+        assert len((bundle / "configs" / f"{name}.json").read_text(encoding="utf-8").splitlines()) <= lines
 
 
-def test_weights_are_small_and_fit_the_network(bundle, weights):
-    assert all(path.stat().st_size < 25e6 for path in weights.parent.glob("*.pt"))
-    network(bundle).load_state_dict(load(weights), strict=True)
+def test_shipped_weights_and_their_record(bundle):
+    content = (bundle / "models" / "model.pt").read_bytes()
+    assert len(content) < 25e6
+    assert hashlib.sha256(content).hexdigest() == WEIGHTS[bundle.name.split("_")[0]]
+    made = network(bundle)
+    made.load_state_dict(load(bundle / "models" / "model.pt"), strict=True)
+    record, training = read_record(bundle / "models" / "model.pt"), config(bundle, "train")
+    assert record.pop("network_def") == definition_of(made)
+    assert len(record.pop("training_cases")) == 166
+    assert record == {id: training[id] for id in ("spacing", "num_classes", "in_channels", "normalization")}
+
+
+def test_shipped_record_lists_the_cases_of_the_training(bundle):
+    folder = shared("data", "Task04_Hippocampus")
+    listed = load_decathlon_datalist(str(folder / "dataset.json"))
+    sizes = {Path(case["image"]).name: Path(case["image"]).stat().st_size for case in listed}
+    seen = read_record(bundle / "models" / "model.pt")["training_cases"]
+    assert seen.items() <= sizes.items()
+    assert {Path(case["image"]).name for case in split_datalist(folder)[0]} == set(seen)
 
 
 def test_metadata_follow_the_schema(bundle):
@@ -248,54 +143,50 @@ def test_verify_metadata_needs_no_network(bundle, tmp_path, monkeypatch):
         monai.bundle.verify_metadata(meta_file=str(tmp_path / "changed.json"), filepath=schema)
 
 
-def same_task(bundle):
-    """The bundles for the same task, of which names tell after the network's."""
-    return [folder for folder in FOLDERS if folder.name.split("_", 1)[1] == bundle.name.split("_", 1)[1]]
-
-
 @pytest.mark.parametrize(
-    "name", ["train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate", "metadata"]
+    "name", [*(f"configs/{name}.json" for name in [*CONFIGS, "metadata"]), "LICENSE", "docs/data_license.txt"]
 )
-def test_bundles_for_the_same_task_share_all_but_the_network(bundle, name):
-    own = OWN.get(name, set())
-    assert own <= set(config(bundle, name))
-    shared = [{id: part for id, part in config(other, name).items() if id not in own} for other in same_task(bundle)]
-    assert shared == [shared[0]] * len(shared)
+def test_bundles_for_the_same_task_share_all_but_the_network(name):
+    tasks = {folder.name.split("_", 1)[1] for folder in FOLDERS}
+    for task in tasks:
+        texts = [(folder / name).read_text(encoding="utf-8") for folder in FOLDERS if folder.name.endswith(task)]
+        if name.endswith(".json"):
+            texts = [{id: part for id, part in json.loads(text).items() if id not in OWN} for text in texts]
+        assert texts == [texts[0]] * len(texts)
 
 
-@pytest.mark.parametrize("name", ["LICENSE", "docs/data_license.txt"])
-def test_bundles_for_the_same_task_have_the_same_terms(bundle, name):
-    assert len({(other / name).read_text(encoding="utf-8") for other in same_task(bundle)}) == 1
+def test_inference_does_what_evaluation_and_training_do(bundle):
+    training, inference, native = (config(bundle, name) for name in ("train", "inference", "inference_native"))
+    for id in (
+        "network_def",
+        "network",
+        "roi_size",
+        "spacing",
+        "in_channels",
+        "num_classes",
+        "normalization",
+        "record",
+    ):
+        assert training[id] == inference[id]
+    assert training["validate"]["inferer"] == inference["inferer"]
 
-
-@pytest.mark.parametrize("name", ["docs/README.md", "configs/metadata.json"])
-def test_no_figure_is_still_to_be_measured(bundle, name):
-    assert "TODO-FIGURE" not in (bundle / name).read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("id", ["network_def", "network", "roi_size", "spacing", "num_classes", "device"])
-def test_inference_uses_what_training_used(bundle, id):
-    assert config(bundle, "train")[id] == config(bundle, "inference")[id]
-
-
-def test_inference_treats_images_as_the_evaluation_does(bundle):
     def steps(transforms):
         of_images = [step for step in transforms if step["keys"] != "label"]
-        return [{key: value for key, value in step.items() if key != "keys"} for step in of_images]
+        return [{key: value for key, value in step.items() if key not in ("keys", "mode")} for step in of_images]
 
-    inference, evaluation = config(bundle, "inference"), config(bundle, "evaluate")
-    assert steps(inference["preprocessing"]["transforms"]) == steps(evaluation["validate#preprocessing#transforms"])
-    assert inference["inferer"]["windows"] == config(bundle, "train")["validate"]["inferer"]
+    one = steps(inference["preprocessing"]["transforms"])
+    assert one == steps(config(bundle, "evaluate")["validate#preprocessing#transforms"])
+    assert one == steps(training["to_working_grid"])
+    without = [{k: v for k, v in step.items() if k != "pixdim"} for step in one if step["_target_"] != "Spacingd"]
+    assert without == steps(native["preprocessing#transforms"])
+    assert len(without) == len(one) - 1
 
 
-def test_metadata_tell_of_the_network_in_the_config(bundle):
-    data = config(bundle, "metadata")["network_data_format"]
+def test_metadata_describe_the_network_in_the_config(bundle):
+    data, parser = config(bundle, "metadata")["network_data_format"], ConfigParser(config(bundle, "inference"))
     image, pred = data["inputs"]["image"], data["outputs"]["pred"]
-    parser = ConfigParser(config(bundle, "inference"))
-    definition = {key: parser.get_parsed_content(f"network_def#{key}") for key in ("in_channels", "out_channels")}
-    assert definition == {"in_channels": image["num_channels"], "out_channels": pred["num_channels"]}
-    assert len(image["channel_def"]) == image["num_channels"]
-    assert len(pred["channel_def"]) == pred["num_channels"] == parser["num_classes"]
+    assert len(image["channel_def"]) == image["num_channels"] == parser.get_parsed_content("network_def#in_channels")
+    assert len(pred["channel_def"]) == pred["num_channels"] == parser.get_parsed_content("network_def#out_channels")
     assert image["spatial_shape"] == pred["spatial_shape"] == parser["roi_size"]
 
 
@@ -307,22 +198,6 @@ def _expressions(part):
             yield from _expressions(value)
     elif isinstance(part, str) and part.startswith("$"):
         yield part[1:]
-
-
-@pytest.mark.parametrize(
-    "id", ["network_def", "network", "spacing", "num_classes", "device", "dataset_dir", "handlers"]
-)
-def test_native_inference_uses_what_inference_uses(native, id):
-    assert config(native, "inference_native")[id] == config(native, "inference")[id]
-
-
-def test_native_inference_differs_in_resampling_alone(native):
-    one, other = (config(native, name)["preprocessing"]["transforms"] for name in ("inference", "inference_native"))
-    assert other == [step for step in one if step["_target_"] not in ("CheckSpacingd", "Spacingd")]
-    assert len(other) == len(one) - 2
-
-
-CONFIGS = ["train", "evaluate", "inference", "inference_native", "multi_gpu_train", "multi_gpu_evaluate"]
 
 
 def unexpected(expression):
@@ -342,38 +217,54 @@ def unexpected(expression):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_expressions_are_few_and_plain(bundle, name):
-    if name == "inference_native":
-        skip_without_native(bundle)
     found = set(_expressions(config(bundle, name)))
     assert found
     assert {expression: unexpected(expression) for expression in found if unexpected(expression)} == {}
 
 
 @pytest.mark.parametrize(
-    ("configs", "workflow_type"),
+    ("configs", "kind"),
     [
         (["train"], "train"),
         (["train", "evaluate"], "train"),
         (["inference"], "infer"),
-        (["inference_native"], "infer"),
+        (["inference", "inference_native"], "infer"),
     ],
     ids=["train", "evaluate", "infer", "native"],
 )
-def test_monai_finds_its_properties(bundle, phantoms, tmp_path, configs, workflow_type):
-    if "inference_native" in configs:
-        skip_without_native(bundle)
-    workflow = ConfigWorkflow(
-        config_file=config_files(bundle, *configs),
-        workflow_type=workflow_type,
-        logging_file=False,
-        bundle_root=str(bundle),
-        dataset_dir=str(phantoms if workflow_type == "train" else phantoms / "imagesTr"),
-        output_dir=str(tmp_path / "out"),
-        device=CPU,
-        cache_rate=0,
-    )
-    workflow.initialize()
+def test_what_initialize_touches(bundle, phantoms, tmp_path, monkeypatch, configs, kind):
+    """Neither data nor disk; and nothing is written before the run, whatever MONAI builds to find its properties."""
+    monkeypatch.chdir(tmp_path)
+    before = files(bundle)
+    for data in ("/no/such/folder", str(phantoms if kind == "train" else phantoms / "imagesTr")):
+        given = {"bundle_root": str(bundle), "dataset_dir": data, "output_dir": str(tmp_path / "out"), "device": CPU}
+        workflow = ConfigWorkflow(config_files(bundle, *configs), workflow_type=kind, logging_file=False, **given)
+        workflow.initialize()
+        assert workflow.network_def is not None
     assert workflow.check_properties() == []
+    assert not list(tmp_path.iterdir())
+    assert files(bundle) == before
+
+
+def test_monai_loads_a_bundle_without_data(bundle, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for options in ({}, {"workflow_type": "inference"}):
+        loaded = monai.bundle.load(bundle.name, bundle_dir=str(bundle.parent), **options)
+        assert loaded is not None
+    assert not list(tmp_path.iterdir())
+
+
+def test_seed_decides_the_first_weights(bundle):
+    def weights(seed):
+        workflow = ConfigWorkflow(
+            config_files(bundle, "train"), "train", logging_file=False, seed=seed, device=CPU, **tiny(bundle)
+        )
+        workflow.initialize()
+        return torch.cat([p.flatten() for p in workflow.network_def.parameters()])
+
+    first = weights(0)
+    assert torch.equal(first, weights(0))
+    assert not torch.equal(first, weights(1))
 
 
 # --- network and exports ---
@@ -389,18 +280,18 @@ def test_verify_net_in_out(bundle):
 
 
 @pytest.fixture(scope="module")
-def shipped(bundle, weights):
+def shipped(bundle):
     """The network with the weights that the bundle ships."""
     shipped = network(bundle)
-    shipped.load_state_dict(load(weights))
+    shipped.load_state_dict(load(bundle / "models" / "model.pt"))
     return shipped
 
 
-def _export(command, bundle, weights, target, **options):
+def _export(command, bundle, target, **options):
     command(
         net_id="network_def",
         filepath=str(target),
-        ckpt_file=str(weights),
+        ckpt_file=str(bundle / "models" / "model.pt"),
         meta_file=str(bundle / "configs" / "metadata.json"),
         config_file=config_files(bundle, "inference"),
         **options,
@@ -408,8 +299,8 @@ def _export(command, bundle, weights, target, **options):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_torchscript_computes_the_same(bundle, weights, shipped, tmp_path):
-    _export(monai.bundle.ckpt_export, bundle, weights, tmp_path / "model.ts")
+def test_torchscript_computes_the_same(bundle, shipped, tmp_path):
+    _export(monai.bundle.ckpt_export, bundle, tmp_path / "model.ts")
     exported = torch.jit.load(tmp_path / "model.ts")
     for size in (config(bundle, "train")["roi_size"], [19, 22, 17]):
         image = torch.randn(1, 1, *size)
@@ -418,7 +309,7 @@ def test_torchscript_computes_the_same(bundle, weights, shipped, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_onnx_computes_the_same_at_any_size(bundle, weights, shipped, tmp_path):
+def test_onnx_computes_the_same_at_any_size(bundle, shipped, tmp_path):
     axes = {0: "batch", 2: "x", 3: "y", 4: "z"}
     converter = {
         "input_names": ["image"],
@@ -428,7 +319,7 @@ def test_onnx_computes_the_same_at_any_size(bundle, weights, shipped, tmp_path):
         "use_ort": True,
         "atol": 1e-4,
     }
-    _export(monai.bundle.onnx_export, bundle, weights, tmp_path / "model.onnx", converter_kwargs=converter)
+    _export(monai.bundle.onnx_export, bundle, tmp_path / "model.onnx", converter_kwargs=converter)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     for shape in ((1, 1, 19, 22, 17), (2, 1, *SIZE)):
         image = torch.randn(shape)
@@ -440,117 +331,148 @@ def test_onnx_computes_the_same_at_any_size(bundle, weights, shipped, tmp_path):
 # --- training ---
 
 
-def test_checkpoints(bundle, trained):
+def test_what_a_training_leaves(bundle, trained):
     folder = trained / "models"
-    kept = {"checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt"}
-    assert {path.name for path in folder.iterdir()} == {"model.pt", "checkpoint_best.pt", *kept}
-    model = load(folder / "model.pt")
-    network(bundle, **tiny(bundle)).load_state_dict(model, strict=True)
-    best, last = load(folder / "checkpoint_best.pt"), load(folder / "checkpoint_epoch=2.pt")
-    assert set(best) == {"network", "optimizer", "lr_scheduler", "trainer"}
-    assert set(last) >= set(best)
-    for checkpoint in (best, last):
-        assert set(checkpoint["network"]) == set(model)
-    assert all(torch.equal(best["network"][name], model[name]) for name in model)
-    assert last["lr_scheduler"]["last_epoch"] == 2
-    assert last["trainer"]["iteration"] == 2 * last["trainer"]["epoch_length"]
-
-
-def test_training_moves_every_weight(bundle, repeated):
-    first, second = (load(repeated / "models" / f"checkpoint_epoch={n}.pt")["network"] for n in (1, 2))
-    same = [name for name in first if first[name].is_floating_point() and torch.equal(first[name], second[name])]
-    assert same == []
-
-
-def test_tensorboard(trained):
+    epochs = [load(folder / f"checkpoint_epoch={n}.pt") for n in (1, 2)]
+    assert {path.name for path in folder.iterdir()} == {
+        "model.pt",
+        "model.json",
+        "checkpoint_epoch=1.pt",
+        "checkpoint_epoch=2.pt",
+    }
+    made = network(bundle, **tiny(bundle))
+    made.load_state_dict(load(folder / "model.pt"), strict=True)
+    assert epochs[1]["lr_scheduler"]["last_epoch"] == 2
+    assert epochs[1]["trainer"]["iteration"] == 2 * epochs[1]["trainer"]["epoch_length"]
+    first, second = (epoch["network"] for epoch in epochs)
+    assert set(first) == set(load(folder / "model.pt"))
+    assert [name for name in first if first[name].is_floating_point() and torch.equal(first[name], second[name])] == []
     losses, dice = scalars(trained, "train_loss"), scalars(trained, "val_mean_dice")
-    assert len(losses) == load(trained / "models" / "checkpoint_epoch=2.pt")["trainer"]["iteration"]
+    assert len(losses) == epochs[1]["trainer"]["iteration"]
     assert all(np.isfinite(loss) and loss > 0 for loss in losses.values())
     assert set(dice) == {1, 2}
     assert all(0 <= value <= 1 for value in dice.values())
+    record = read_record(folder / "model.pt")
+    assert record["network_def"] == definition_of(made)
+    assert len(record["training_cases"]) == 4
+    assert record["spacing"] == [1.0, 1.0, 1.0]
 
 
-def test_same_seed_same_weights(trained, repeated):
-    first, second = (load(output / "models" / "checkpoint_epoch=2.pt") for output in (trained, repeated))
-    assert all(torch.equal(first["network"][name], second["network"][name]) for name in first["network"])
-    assert scalars(trained, "train_loss") == scalars(repeated, "train_loss")
-
-
-def test_another_seed_another_training(bundle, phantoms, trained, tmp_path):
-    other = train(bundle, phantoms, tmp_path, seed=1, epochs=1)
-    assert scalars(other, "train_loss")[1] != scalars(trained, "train_loss")[1]
-
-
-def test_resuming_goes_on_where_training_stopped(bundle, phantoms, repeated, tmp_path):
-    start = repeated / "models" / "checkpoint_epoch=1.pt"
-    train(bundle, phantoms, tmp_path, resume=str(start))
-    assert set(scalars(tmp_path, "val_mean_dice")) == {2}
-    resumed, whole = (load(output / "models" / "checkpoint_epoch=2.pt") for output in (tmp_path, repeated))
-    assert resumed["trainer"]["iteration"] == whole["trainer"]["iteration"]
-    assert resumed["lr_scheduler"]["last_epoch"] == 2
-    assert resumed["lr_scheduler"]["_last_lr"] == whole["lr_scheduler"]["_last_lr"]
-    assert {path.name for path in (tmp_path / "models").iterdir()} >= {"model.pt", "checkpoint_best.pt"}
-
-
-def test_resuming_with_more_epochs_goes_on_learning(bundle, phantoms, repeated, tmp_path):
+def test_resuming_with_more_epochs_goes_on_learning(bundle, phantoms, trained, tmp_path):
     # The schedule follows the number of epochs now asked for, not the one in the checkpoint.
-    keep = {"train#last_checkpoint#n_saved": 2}
-    train(bundle, phantoms, tmp_path, resume=str(repeated / "models" / "checkpoint_epoch=1.pt"), epochs=3, **keep)
-    second, third = (load(tmp_path / "models" / f"checkpoint_epoch={n}.pt")["network"] for n in (2, 3))
+    train(bundle, phantoms, tmp_path, resume=str(trained / "models" / "checkpoint_epoch=1.pt"), epochs=3)
+    assert set(scalars(tmp_path, "val_mean_dice")) == {2, 3}
+    second, third = (load(tmp_path / "models" / f"checkpoint_epoch={n}.pt") for n in (2, 3))
+    assert third["trainer"]["iteration"] == 3 * third["trainer"]["epoch_length"]
     weights = [name for name, _ in network(bundle, **tiny(bundle)).named_parameters()]
-    assert [name for name in weights if torch.equal(second[name], third[name])] == []
+    assert [name for name in weights if torch.equal(second["network"][name], third["network"][name])] == []
 
 
-def test_resuming_does_not_replace_better_weights(bundle, phantoms, trained, tmp_path):
+def test_resuming_does_not_replace_a_better_network(bundle, phantoms, trained, tmp_path):
     output = Path(shutil.copytree(trained, tmp_path / "output"))
-    worse = load(output / "models" / "checkpoint_epoch=2.pt")
+    last = output / "models" / "checkpoint_epoch=2.pt"
+    worse = load(last)
     worse["network"] = {name: torch.zeros_like(weight) for name, weight in worse["network"].items()}
     worse["trainer"]["iteration"] = worse["trainer"]["epoch_length"]
-    torch.save(worse, tmp_path / "worse.pt")
+    torch.save(worse, last)
     assert max(scalars(trained, "val_mean_dice").values()) > 0
-    try:
-        train(bundle, phantoms, output, resume=str(tmp_path / "worse.pt"))
-    except RuntimeError as error:  # a folder of its own asked for is as good
-        assert isinstance(root_cause(error), FileExistsError)  # noqa: PT017
-    for name in ("model.pt", "checkpoint_best.pt"):
-        assert (output / "models" / name).read_bytes() == (trained / "models" / name).read_bytes()
+    train(bundle, phantoms, output, resume=str(last), learning_rate=0.0)
+    assert (output / "models" / "model.pt").read_bytes() == (trained / "models" / "model.pt").read_bytes()
 
 
-def test_second_training_into_the_same_folder_is_refused(bundle, phantoms, trained):
+def test_second_training_into_the_same_folder_is_an_error(bundle, phantoms, trained):
     before = files(trained)
-    with pytest.raises(RuntimeError) as refused:
+    with pytest.raises(RuntimeError) as error:
         train(bundle, phantoms, trained, seed=1)
-    error = root_cause(refused.value)
-    assert isinstance(error, FileExistsError)
-    assert "choose another output_dir" in str(error)
+    assert isinstance(root_cause(error.value), FileExistsError)
+    assert "choose another output_dir" in str(root_cause(error.value))
     assert files(trained) == before
+
+
+def test_training_from_weights_with_other_classes_and_channels(bundle, phantoms, trained, tmp_path):
+    """Two modalities and four classes, from weights of one modality and three: the first layer is the hint's case."""
+    weights = str(trained / "models" / "model.pt")
+    train(bundle, phantoms, tmp_path / "four", weights=weights, num_classes=4, epochs=1, learning_rate=0.0)
+    old, new = load(weights), load(tmp_path / "four" / "models" / "model.pt")
+    heads = [name for name in old if old[name].shape != new[name].shape]
+    assert heads
+    assert all(old[name].shape[1:] == new[name].shape[1:] and len(new[name]) == 4 for name in heads)
+    parameters = {name for name, _ in network(bundle, **tiny(bundle)).named_parameters()} - set(heads)
+    assert all(torch.equal(old[name], new[name]) for name in parameters)
+    record = read_record(tmp_path / "four" / "models" / "model.pt")
+    assert record["num_classes"] == record["network_def"]["out_channels"] == 4
+    with pytest.raises(RuntimeError) as error:
+        train(bundle, phantoms, tmp_path / "two", weights=weights, in_channels=2)
+    assert "\n" not in str(root_cause(error.value))
+
+
+def test_two_modalities(bundle, phantoms, tmp_path):
+    folder = Path(shutil.copytree(phantoms, tmp_path / "two"))
+    for path in (folder / "imagesTr").iterdir():
+        image = nib.load(path)
+        values = np.asarray(image.dataobj)
+        nib.save(nib.Nifti1Image(np.stack([values, 3 * values + 1], -1), image.affine), path)
+    given = {**tiny(bundle), "in_channels": 2, "roi_size": list(SIZE)}
+    output = train(bundle, folder, tmp_path / "out", in_channels=2, epochs=1)
+    weights = {"ckpt_path": output / "models" / "model.pt", **given}
+    run(bundle, "train", "evaluate", dataset_dir=folder, output_dir=tmp_path / "eval", **weights)
+    assert len(per_case(tmp_path / "eval", "val_mean_dice")) == 1
+    image = folder / "imagesTr" / "phantom_000.nii.gz"
+    run(bundle, "inference", dataset_dir=image, output_dir=tmp_path / "seg", **weights)
+    assert nib.load(tmp_path / "seg" / "phantom_000_seg.nii.gz").shape == SIZE
+    with pytest.raises(RuntimeError) as error:
+        run(bundle, "inference", dataset_dir=image, output_dir=tmp_path / "one")
+    assert "expected 1 channel(s), got 2" in str(root_cause(error.value))
+
+
+def test_inference_of_another_training_s_weights_is_an_error(bundle, phantoms, trained, tmp_path):
+    image = phantoms / "imagesTr" / "phantom_000.nii.gz"
+    given = {"dataset_dir": image, "ckpt_path": trained / "models" / "model.pt", **tiny(bundle)}
+    for id, value in (("spacing", [2.0, 2.0, 2.0]), ("normalization", {"nonzero": True, "channel_wise": True})):
+        with pytest.raises(RuntimeError) as error:
+            run(bundle, "inference", output_dir=tmp_path, **given, **{id: value})
+        assert re.search(rf"model\.pt: expected {id}.* got ", str(root_cause(error.value)))
+    if "seunet" in bundle.name:
+        with pytest.raises(RuntimeError) as error:
+            run(bundle, "inference", output_dir=tmp_path, **given, **{"network_def#filters#sigma": 0.9})
+        assert "expected network_def#filters#sigma=1.0" in str(root_cause(error.value))
+    assert not list(tmp_path.iterdir())
+
+
+def test_federated_learning_measures_the_weights_it_is_given(bundle, phantoms, trained, tmp_path):
+    from monai.fl.client import MonaiAlgo
+    from monai.fl.utils.exchange_object import ExchangeObject
+
+    given = {
+        "dataset_dir": str(phantoms),
+        "device": CPU,
+        "roi_size": list(SIZE),
+        **tiny(bundle),
+        "bundle_root": str(bundle),
+    }
+    algo = MonaiAlgo(
+        bundle_root=str(bundle),
+        config_train_filename="configs/train.json",
+        train_kwargs={**given, **QUICK, "epochs": 1, "output_dir": str(tmp_path / "train")},
+        eval_kwargs={**given, "output_dir": str(tmp_path / "eval"), "ckpt_path": str(trained / "models" / "model.pt")},
+    )
+    algo.initialize({})
+    best = load(trained / "models" / "model.pt")
+    zero = {name: torch.zeros_like(weight) for name, weight in best.items()}
+    scores = [algo.evaluate(ExchangeObject(weights=dict(w))).metrics["val_mean_dice"] for w in (best, zero, best)]
+    assert scores[0] == scores[2] == pytest.approx(max(scalars(trained, "val_mean_dice").values()), abs=1e-4)
+    assert scores[1] == 0
+    for _ in range(2):
+        algo.train(ExchangeObject(weights=dict(best)))
+    assert load(tmp_path / "train" / "models" / "checkpoint_epoch=2.pt")["trainer"]["iteration"] == 4
 
 
 # --- evaluation and inference ---
 
 
-@pytest.fixture(scope="module")
-def probe(bundle, tmp_path_factory):
-    """Overrides with a network that tells classes by brightness alone, so that what comes out is known."""
-    inference = config(bundle, "inference")
-    classes = inference["num_classes"]
-    thresholds = probe_thresholds(classes)
-    layer = torch.nn.Conv3d(1, classes, 1)
-    with torch.no_grad():
-        layer.weight.copy_(20 * torch.arange(classes).reshape(-1, 1, 1, 1, 1))
-        layer.bias.copy_(-20 * torch.tensor([0.0, *thresholds]).cumsum(0))
-    path = tmp_path_factory.mktemp("probe") / "probe.pt"
-    torch.save(layer.state_dict(), path)
-    definition = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": classes, "kernel_size": 1}
-    return {"network_def": definition, "ckpt_path": str(path), "roi_size": list(SIZE)}
-
-
-def probe_thresholds(classes):
-    return np.linspace(0.5, 1.5, classes - 1).tolist()
-
-
-def probe_labels(image, classes):
-    return np.digitize((image - image.mean()) / image.std(), probe_thresholds(classes)).astype(np.uint8)
+def sizes(folder, *numbers):
+    paths = [folder / "imagesTr" / f"phantom_{number:03d}.nii.gz" for number in numbers]
+    return {path.name: path.stat().st_size for path in paths}
 
 
 @pytest.fixture(scope="module")
@@ -562,7 +484,8 @@ def evaluated(bundle, phantoms, probe, tmp_path_factory):
         values = np.asanyarray(nib.load(path).dataobj)
         nib.save(nib.Nifti1Image(values, affine), path)
     output = tmp_path_factory.mktemp("evaluated")
-    options = {"dataset_dir": str(folder), "split#ratios": [0.4, 0.6], **probe}
+    write_record(Path(probe["ckpt_path"]).with_suffix(".json"), {"training_cases": sizes(folder, 0, 3)})
+    options = {"dataset_dir": str(folder), **probe}
     run(bundle, "train", "evaluate", output_dir=output, **options)
     return output, folder, options
 
@@ -611,22 +534,20 @@ def test_evaluation_measures_label_maps_of_the_inference(bundle, evaluated, prob
 
 
 def test_evaluation_of_the_trained_network_gives_its_best_validation(bundle, phantoms, trained, tmp_path):
-    run(
-        bundle,
-        "train",
-        "evaluate",
-        dataset_dir=phantoms,
-        output_dir=tmp_path,
-        ckpt_path=trained / "models" / "model.pt",
+    given = {
+        "dataset_dir": phantoms,
+        "output_dir": tmp_path,
+        "ckpt_path": trained / "models" / "model.pt",
         **tiny(bundle),
-        roi_size=list(SIZE),
-    )
+    }
+    with pytest.warns(UserWarning, match=r"1 of 5 labelled cases are measured; the training of .* saw the others"):
+        run(bundle, "train", "evaluate", roi_size=list(SIZE), **given)
     assert metrics(tmp_path)["val_mean_dice"] == pytest.approx(
         max(scalars(trained, "val_mean_dice").values()), abs=1e-4
     )
 
 
-def test_inference_with_the_shipped_weights(bundle, weights, phantoms, tmp_path):
+def test_inference_with_the_shipped_weights(bundle, phantoms, tmp_path):
     image = phantoms / "imagesTr" / "phantom_000.nii.gz"
     run(bundle, "inference", dataset_dir=image, output_dir=tmp_path)
     (saved,) = tmp_path.iterdir()
@@ -689,14 +610,14 @@ def test_label_map_of_an_oblique_volume_with_thick_slices(bundle, probe, tmp_pat
         assert dice > 0.85, c
 
 
-def test_inference_replaces_label_maps_only_if_told_to(bundle, phantoms, probe, tmp_path):
+def test_inference_replaces_label_maps_only_with_overwrite(bundle, phantoms, probe, tmp_path):
     image = phantoms / "imagesTr" / "phantom_000.nii.gz"
     options = {**probe, "dataset_dir": image, "output_dir": tmp_path}
     target = tmp_path / "phantom_000_seg.nii.gz"
     target.write_bytes(b"mine")
-    with pytest.raises(RuntimeError) as refused:
+    with pytest.raises(RuntimeError) as error:
         run(bundle, "inference", **options)
-    assert isinstance(root_cause(refused.value), FileExistsError)
+    assert isinstance(root_cause(error.value), FileExistsError)
     assert target.read_bytes() == b"mine"
     run(bundle, "inference", **options, overwrite=True)
     assert nib.load(target).shape == nib.load(image).shape
@@ -716,23 +637,58 @@ def test_volume_smaller_than_the_crop(bundle, tmp_path):
     assert nib.load(tmp_path / "out" / "a_seg.nii.gz").shape == (5, 9, 1)
 
 
-def test_inference_names_a_bad_volume(bundle, probe, tmp_path):
+def test_inference_names_a_bad_volume_and_stops(bundle, probe, tmp_path):
     values = np.zeros(SIZE, np.float32)
     values[0, 0, 0] = np.nan
     nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "bad.nii.gz")
-    with pytest.raises(RuntimeError) as refused:
+    with pytest.raises(RuntimeError) as error:
         run(bundle, "inference", **{**probe, "dataset_dir": tmp_path / "bad.nii.gz", "output_dir": tmp_path / "out"})
-    error = root_cause(refused.value)
-    assert str(error).startswith(f"{tmp_path / 'bad.nii.gz'}, image: expected finite values, got 1")
+    assert re.match(rf"{tmp_path / 'bad.nii.gz'}.*: expected finite values, got 1", str(root_cause(error.value)))
+    assert not list((tmp_path / "out").iterdir())
 
 
-def test_evaluation_replaces_tables_only_if_told_to(bundle, evaluated, tmp_path):
+@pytest.mark.parametrize("configs", [["inference"], ["inference", "inference_native"], ["train", "evaluate"]])
+def test_random_weights_write_nothing(bundle, phantoms, tmp_path, configs):
+    loader = "validate#handlers#1#_disabled_" if "evaluate" in configs else "handlers#1#_disabled_"
+    data = phantoms if "evaluate" in configs else phantoms / "imagesTr" / "phantom_000.nii.gz"
+    for without in ({loader: True}, {"load_pretrain": False}):
+        if "evaluate" in configs and loader not in without:
+            continue
+        with pytest.raises(RuntimeError) as error:
+            run(bundle, *configs, dataset_dir=data, output_dir=tmp_path / "out", **without)
+        assert "expected weights, got the random ones of a new " in str(root_cause(error.value))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_transforms_take_what_is_in_memory(bundle, probe):
+    """As MONAI Label and MONAI Deploy hand it over: a MetaTensor, with the reading left out."""
+    parser = ConfigParser()
+    parser.read_config(config_files(bundle, "inference"))
+    parser.update({**probe, "output_dir": ".", "device": CPU})
+    steps = parser.get_parsed_content("preprocessing").transforms
+    prepare = Compose([step for step in steps if type(step).__name__ not in ("LoadImaged", "EnsureChannelFirstd")])
+    affine = torch.diag(torch.tensor([-1.0, 1.5, 1.0, 1.0], dtype=torch.float64))
+    data = prepare({"image": MetaTensor(torch.rand(1, 12, 14, 10), affine=affine)})
+    with torch.no_grad():
+        data["pred"] = parser.get_parsed_content("inferer")(data["image"][None], parser.get_parsed_content("network"))[
+            0
+        ]
+    (invert,) = [
+        step for step in parser.get_parsed_content("postprocessing").transforms if "Argmax" in type(step).__name__
+    ]
+    invert.transform = prepare
+    found = invert(data)["pred"]
+    assert found.shape == (1, 12, 14, 10)
+    torch.testing.assert_close(found.affine, affine)
+
+
+def test_evaluation_replaces_tables_only_with_overwrite(bundle, evaluated, tmp_path):
     output, _, options = evaluated
     for table in output.iterdir():
         (tmp_path / table.name).write_bytes(b"mine")
-        with pytest.raises(RuntimeError) as refused:
+        with pytest.raises(RuntimeError) as error:
             run(bundle, "train", "evaluate", output_dir=tmp_path, **options)
-        assert isinstance(root_cause(refused.value), FileExistsError)
+        assert isinstance(root_cause(error.value), FileExistsError)
         assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
         (tmp_path / table.name).unlink()
     (tmp_path / "metrics.csv").write_bytes(b"mine")
@@ -751,7 +707,7 @@ def grids(phantoms, tmp_path_factory):
     folder = tmp_path_factory.mktemp("grids")
     image = nib.load(phantoms / "imagesTr" / "phantom_000.nii.gz")
     values = torch.from_numpy(image.get_fdata(dtype=np.float32))
-    fine = monai_scaleequiv.rescale(values, [2 * SIZE[0], SIZE[1], SIZE[2]]).numpy()
+    fine = rescale(values, [2 * SIZE[0], SIZE[1], SIZE[2]]).numpy()
     half = np.diag([0.5, 1.0, 1.0, 1.0])
     half[0, 3] = -0.25
     nib.save(nib.Nifti1Image(values.numpy(), image.affine), folder / "plain.nii.gz")
@@ -771,9 +727,17 @@ def on_their_grids(results, images, postfix):
     return found
 
 
-def test_native_inference_sees_millimetres(native, grids, trained, tmp_path):
+def test_native_inference_sees_millimetres(bundle, grids, trained, tmp_path):
     weights = trained / "models" / "model.pt"
-    run(native, "inference_native", dataset_dir=grids, output_dir=tmp_path, ckpt_path=weights, **tiny(native))
+    run(
+        bundle,
+        "inference",
+        "inference_native",
+        dataset_dir=grids,
+        output_dir=tmp_path,
+        ckpt_path=weights,
+        **tiny(bundle),
+    )
     assert len(list(tmp_path.iterdir())) == 3
     labels = on_their_grids(tmp_path, grids, "seg")
     plain = nib.Nifti1Image(np.asarray(labels["plain"].dataobj).repeat(2, 0), np.eye(4))
@@ -784,10 +748,18 @@ def test_native_inference_sees_millimetres(native, grids, trained, tmp_path):
     assert labels["fine"].get_data_dtype() == np.uint8
 
 
-def test_native_label_map_is_the_known_one(native, grids, probe, tmp_path):
+def test_native_label_map_is_the_known_one(bundle, grids, probe, tmp_path):
     options = {key: value for key, value in probe.items() if key != "roi_size"}
-    run(native, "inference_native", dataset_dir=grids, output_dir=tmp_path, window=[14, 18, 14], **options)
-    classes = config(native, "inference")["num_classes"]
+    run(
+        bundle,
+        "inference",
+        "inference_native",
+        dataset_dir=grids,
+        output_dir=tmp_path,
+        roi_size=[14, 18, 14],
+        **options,
+    )
+    classes = config(bundle, "inference")["num_classes"]
     for name, labels in on_their_grids(tmp_path, grids, "seg").items():
         expected = probe_labels(nib.load(grids / f"{name}.nii.gz").get_fdata(), classes)
         found = np.asarray(labels.dataobj)
@@ -795,11 +767,13 @@ def test_native_label_map_is_the_known_one(native, grids, probe, tmp_path):
         assert (found == expected)[inner].mean() > 0.97, name
 
 
-def test_native_inference_writes_the_scale_map_in_mm(native, grids, trained, tmp_path):
-    options = {"dataset_dir": grids, "ckpt_path": trained / "models" / "model.pt", **tiny(native)}
+def test_native_inference_writes_the_scale_map_in_mm(bundle, grids, trained, tmp_path):
+    options = {"dataset_dir": grids, "ckpt_path": trained / "models" / "model.pt", **tiny(bundle)}
     scales = {"scales": [0.8, 1.0, 1.25], "spacing": [2.0, 1.0, 1.0]}
-    run(native, "inference_native", output_dir=tmp_path, save_scale_map=True, **scales, **options)
-    assert len(list(tmp_path.iterdir())) == 6
+    shutil.copy(options.pop("ckpt_path"), tmp_path / "weights.pt")  # without the record, which says otherwise
+    options["ckpt_path"] = tmp_path / "weights.pt"
+    run(bundle, "inference", "inference_native", output_dir=tmp_path, save_scale_map=True, **scales, **options)
+    assert len(list(tmp_path.glob("*.nii.gz"))) == 6
     mean = 2 ** (1 / 3)
     for name, scale_map in on_their_grids(tmp_path, grids, "scale").items():
         assert scale_map.get_data_dtype() == np.float32
@@ -810,28 +784,28 @@ def test_native_inference_writes_the_scale_map_in_mm(native, grids, trained, tmp
         if name != "wrong":  # that one has two windows, which are averaged where they overlap
             assert all(np.isclose(value, [0.8 * mean, mean, 1.25 * mean], atol=1e-4).any() for value in values)
     labels = on_their_grids(tmp_path, grids, "seg")["fine"]
-    assert set(np.unique(labels.dataobj)) <= set(range(config(native, "inference")["num_classes"]))
+    assert set(np.unique(labels.dataobj)) <= set(range(config(bundle, "inference")["num_classes"]))
 
 
-def test_native_inference_keeps_an_earlier_scale_map(native, grids, tmp_path):
+def test_native_inference_keeps_an_earlier_scale_map(bundle, grids, tmp_path):
     (tmp_path / "plain_scale.nii.gz").write_bytes(b"mine")
-    with pytest.raises(RuntimeError) as refused:
-        run(native, "inference_native", dataset_dir=grids, output_dir=tmp_path, save_scale_map=True)
-    assert isinstance(root_cause(refused.value), FileExistsError)
+    with pytest.raises(RuntimeError) as error:
+        run(bundle, "inference", "inference_native", dataset_dir=grids, output_dir=tmp_path, save_scale_map=True)
+    assert isinstance(root_cause(error.value), FileExistsError)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"mine"]
 
 
-def test_native_inference_adds_a_scale_map_and_keeps_an_edited_mask(native, grids, probe, tmp_path):
+def test_native_inference_adds_a_scale_map_and_keeps_an_edited_mask(bundle, grids, probe, tmp_path):
     options = {key: value for key, value in probe.items() if key != "roi_size"}
     options |= {"dataset_dir": grids, "output_dir": tmp_path}
-    run(native, "inference_native", **options)
+    run(bundle, "inference", "inference_native", **options)
     mask = tmp_path / "plain_seg.nii.gz"
     edited = np.asarray(nib.load(mask).dataobj).copy()
     edited[0] = 2
     nib.save(nib.Nifti1Image(edited, nib.load(mask).affine), mask)
     (tmp_path / "fine_seg.nii.gz").write_bytes(b"")
     before = files(tmp_path)
-    run(native, "inference_native", **options, save_scale_map=True, skip_existing=True)
+    run(bundle, "inference", "inference_native", **options, save_scale_map=True, skip_existing=True)
     after = files(tmp_path)
     assert {path.name for path in set(after) - set(before)} == {f"{n}_scale.nii.gz" for n in ("plain", "fine", "wrong")}
     assert {path.name for path in before if before[path] != after[path]} == {"fine_seg.nii.gz"}  # the empty one
@@ -840,80 +814,72 @@ def test_native_inference_adds_a_scale_map_and_keeps_an_edited_mask(native, grid
 
 # --- two processes ---
 
+ONE = pytest.mark.parametrize("bundle", ["seunet_hippocampus_segmentation"], indirect=True)
 
-# Told by each process before its interpreter shuts down.
+# Noted by each process before its interpreter shuts down.
 AT_EXIT = """
 import atexit, os
 from pathlib import Path
 
-def tell():
+def note():
     names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
     Path(os.environ["THREADS"], os.environ["RANK"]).write_text(" ".join(names))
 
-"RANK" in os.environ and atexit.register(tell)
+"RANK" in os.environ and atexit.register(note)
 """
 
 
-def run_on_two(bundle, folder, *configs, **overrides):
-    """``torchrun`` with two processes on the CPU, of which no thread may outlive its work."""
-    (folder / "sitecustomize.py").write_text(AT_EXIT)
-    arguments = [f"--{key}={value}" for key, value in overrides.items()]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-            *("-m", "monai.bundle", "run", f"--config_file={config_files(bundle, *configs)}"),
-            *(f"--bundle_root={bundle}", *arguments),
-        ],
-        env={
-            **os.environ,
-            "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])),
-            "THREADS": str(folder),
-        },
-        cwd=bundle.parent,
-        capture_output=True,
-        text=True,
+def run_on_two(bundle, phantoms, output, *configs, **overrides):
+    """Two processes, of which no thread may outlive its work."""
+    seen = output.parent / "seen"
+    seen.mkdir()
+    (seen / "sitecustomize.py").write_text(AT_EXIT)
+    paths = os.pathsep.join(filter(None, [str(seen), os.environ.get("PYTHONPATH")]))
+    job = torchrun(
+        bundle, phantoms, output, *configs, environment={"PYTHONPATH": paths, "THREADS": str(seen)}, **overrides
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert job.wait(300) == 0, output.with_name(f"{output.name}.log").read_text()[-3000:]
     if Path("/proc/self/task").is_dir():
-        assert not any("gloo" in (folder / rank).read_text() for rank in "01")
+        assert not any("gloo" in (seen / rank).read_text() for rank in "01")
 
 
-def test_evaluation_in_two_processes_equals_one(bundle, evaluated, tmp_path_factory, tmp_path):
-    output, _, options = evaluated
-    seen = tmp_path_factory.mktemp("seen")
-    run_on_two(bundle, seen, "train", "evaluate", "multi_gpu_evaluate", output_dir=tmp_path, **options)
-    one, two = metrics(output), metrics(tmp_path)
+@ONE
+def test_evaluation_in_two_processes_equals_one(bundle, evaluated, tmp_path):
+    output, folder, options = evaluated
+    run_on_two(bundle, folder, tmp_path / "out", "train", "evaluate", "multi_gpu_evaluate", **options)
+    one, two = metrics(output), metrics(tmp_path / "out")
     assert two == pytest.approx(one, abs=1e-6)
     for metric in one:
-        in_one, in_two = dict(per_case(output, metric)), per_case(tmp_path, metric)
+        in_one, in_two = dict(per_case(output, metric)), per_case(tmp_path / "out", metric)
         assert sorted(name for name, _ in in_two) == sorted(in_one)
         for name, values in in_two:
             assert values == pytest.approx(in_one[name], abs=1e-6, nan_ok=True)
 
 
-def test_training_in_two_processes(bundle, phantoms, tmp_path_factory, tmp_path):
-    options = {**tiny(bundle), **QUICK, "epochs": 1, "split#ratios": [0.6, 0.4]}
-    seen = tmp_path_factory.mktemp("seen")
-    run_on_two(bundle, seen, "train", "multi_gpu_train", dataset_dir=phantoms, output_dir=tmp_path, **options)
-    folder = tmp_path / "models"
-    assert {path.name for path in folder.iterdir()} == {"model.pt", "checkpoint_best.pt", "checkpoint_epoch=1.pt"}
-    network(bundle, **tiny(bundle)).load_state_dict(load(folder / "model.pt"), strict=True)
+@ONE
+def test_training_in_two_processes(bundle, phantoms, tmp_path):
+    options = {**tiny(bundle), **QUICK, "epochs": 1, "split#ratio": 0.6}
+    run_on_two(bundle, phantoms, tmp_path / "out", "train", "multi_gpu_train", **options)
+    folder = tmp_path / "out" / "models"
+    assert {path.name for path in folder.iterdir()} == {"model.pt", "model.json", "checkpoint_epoch=1.pt"}
+    made = network(bundle, **tiny(bundle))
+    made.load_state_dict(load(folder / "model.pt"), strict=True)
+    assert read_record(folder / "model.pt")["network_def"] == definition_of(made)
     assert load(folder / "checkpoint_epoch=1.pt")["trainer"]["epoch_length"] == 1  # two batches of two, one a process
-    assert set(scalars(tmp_path, "val_mean_dice")) == {1}
+    assert set(scalars(tmp_path / "out", "val_mean_dice")) == {1}
 
 
 @pytest.mark.parametrize("name", ["evaluate", "inference", "inference_native", "train"])
-def test_unwritable_output_is_told_before_the_work(bundle, phantoms, tmp_path, name):
-    configs = ["train", "evaluate"] if name == "evaluate" else [name]
-    if not (bundle / "configs" / f"{name}.json").exists():
-        pytest.skip(f"{bundle.name} has no {name}.json")
+def test_unwritable_output_is_an_error_before_the_work(bundle, phantoms, tmp_path, name):
+    configs = {"evaluate": ["train", "evaluate"], "inference_native": ["inference", "inference_native"]}.get(
+        name, [name]
+    )
     (tmp_path / "file").write_text("mine")
     output = tmp_path / "file" / "out"
     reason = rf"(output|ckpt)_dir: expected a folder that can be written to, got {re.escape(str(output))}.*Not a dir"
     # The missing weights would be the next error.
     options = {} if name == "train" else {"ckpt_path": tmp_path / "missing.pt"}
+    data = phantoms if name in ("train", "evaluate") else phantoms / "imagesTr"
     with pytest.raises(RuntimeError) as error:
-        run(bundle, *configs, dataset_dir=phantoms, output_dir=output, **options)
-    assert re.match(reason, str(error.value.__cause__))
+        run(bundle, *configs, dataset_dir=data, output_dir=output, **options)
+    assert re.match(reason, str(root_cause(error.value)))

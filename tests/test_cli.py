@@ -1,6 +1,4 @@
-"""Command line: what is refused, how it is told, and what reaches ``monai.bundle``."""
-
-from __future__ import annotations
+"""Command line: arguments and their errors, what reaches ``monai.bundle``, the data check, the equivariance report."""
 
 import csv
 import itertools
@@ -16,16 +14,19 @@ import torch
 from monai.bundle import ConfigParser
 from monai.networks.nets import UNet
 
-from monai_scaleequiv import SEUNet, consistency_dice, equivariance_error, make_phantom_dataset, rescale
+from monai_scaleequiv import SEUNet, consistency_dice, equivariance_error, rescale
 from monai_scaleequiv.cli import main
 from monai_scaleequiv.cli._bundles import find_bundle
 from monai_scaleequiv.cli._commands import COMMANDS
 from monai_scaleequiv.cli._equivariance import ratios_to_measure, whole_sizes
 from monai_scaleequiv.cli._overrides import check_overrides, override_value
+from monai_scaleequiv.data import make_phantom_dataset
 
 from . import memory_run
+from .fault_files import cut, write_task
 
 BUNDLE = "seunet_hippocampus_segmentation"
+POINTWISE = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 3, "kernel_size": 1}
 
 
 @pytest.fixture
@@ -37,14 +38,16 @@ def parser():
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory):
-    return make_phantom_dataset(tmp_path_factory.mktemp("data") / "phantom", cases=2).parent
+    return make_phantom_dataset(tmp_path_factory.mktemp("data") / "phantom", cases=3).parent
 
 
 @pytest.fixture
 def handed_over(monkeypatch):
-    """What ``monai.bundle.run`` is called with; nothing runs."""
+    """What MONAI is called with; nothing runs."""
     calls = []
     monkeypatch.setattr("monai.bundle.run", lambda **arguments: calls.append(arguments))
+    monkeypatch.setattr("monai_scaleequiv.cli._bundles.ConfigWorkflow", lambda **arguments: calls.append(arguments))
+    monkeypatch.setattr("monai_scaleequiv.cli._bundles.segment", lambda workflow: None)
     return calls
 
 
@@ -57,87 +60,72 @@ def _error(capsys, *argv):
     return err
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("3", 3),
-        ("1e-3", 1e-3),
-        ("false", False),
-        ("False", False),
-        ("null", "$None"),
-        ("None", "$None"),
-        ("[32,48,32]", [32, 48, 32]),
-        ("[axial,coronal]", ["axial", "coronal"]),
-        ('{"lr": 1}', {"lr": 1}),
-        ("@train#dataset", "@train#dataset"),
-        ("word#part", "word#part"),
-        ("$torch.device('cpu')", "$torch.device('cpu')"),
-        ("some/model.pt", "some/model.pt"),
-        ("~/model.pt", str(Path.home() / "model.pt")),
-    ],
-)
-def test_override_value(text, value):
-    assert override_value(text) == value
+def test_override_value():
+    table = {
+        "3": 3,
+        "1e-3": 1e-3,
+        "false": False,
+        "False": False,
+        "null": "$None",
+        "None": "$None",
+        "[32,48,32]": [32, 48, 32],
+        "[axial,coronal]": ["axial", "coronal"],
+        '{"lr": 1}': {"lr": 1},
+        "~/model.pt": str(Path.home() / "model.pt"),
+        **{text: text for text in ("@train#dataset", "word#part", "$torch.device('cpu')", "some/model.pt")},
+    }
+    for text, value in table.items():
+        assert override_value(text) == value
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("epochs", 5),
-        ("train#trainer#max_epochs", 3),
-        ("train::trainer::max_epochs", 3),
-        ("train#trainer#epoch_length", 1),  # not in the config, but a parameter of SupervisedTrainer
-        ("optimizer#betas", [0.9, 0.99]),
-        ("to_working_grid#6#pixdim", 2),
-        ("train#handlers#0#_disabled_", True),
-    ],
-)
-def test_known_ids_are_applied(parser, key, value):
-    check_overrides(parser, {key: value})
-    assert parser[key] == value
+def test_known_ids_are_applied(parser):
+    table = {
+        "epochs": 5,
+        "train#trainer#max_epochs": 3,
+        "train::trainer::max_epochs": 3,
+        "train#trainer#epoch_length": 1,  # not in the config, but a parameter of SupervisedTrainer
+        "optimizer#betas": [0.9, 0.99],
+        "to_working_grid#5#pixdim": 2,
+        "train#handlers#2#_disabled_": True,
+    }
+    for key, value in table.items():
+        check_overrides(parser, {key: value})
+        assert parser[key] == value
+    check_overrides(parser, {"loss": {"_target_": "FocalLoss"}, "loss#gamma": 2.0})  # a later one sees earlier ones
+    assert parser["loss"] == {"_target_": "FocalLoss", "gamma": 2.0}
 
 
-@pytest.mark.parametrize(
-    ("key", "near"),
-    [
-        ("epoch", "--epochs?"),
-        ("train#trainer#max_epoch", "--train#trainer#max_epochs?"),
-        ("train::trainer::max_epoch", "--train::trainer::max_epochs?"),
-        ("trian#trainer#max_epochs", "--train#trainer#max_epochs?"),
-        ("optimizer#weight_deacy", "--optimizer#weight_decay?"),
-        ("network_def#chanels", "--network_def#channels?"),
-        ("to_working_grid#30#pixdim", "--to_working_grid#6#pixdim?"),
-        ("network#channels", "override it whole."),
-        ("zzzzzzzz", "choose one of "),
-    ],
-)
-def test_unknown_ids_are_refused(parser, key, near):
-    with pytest.raises(ValueError, match=f"^--{key}: ") as refused:
-        check_overrides(parser, {key: 1})
-    assert near in str(refused.value)
+def test_unknown_ids(parser):
+    table = {
+        "epoch": "--epochs?",
+        "train#trainer#max_epoch": "--train#trainer#max_epochs?",
+        "train::trainer::max_epoch": "--train::trainer::max_epochs?",
+        "trian#trainer#max_epochs": "--train#trainer#max_epochs?",
+        "optimizer#weight_deacy": "--optimizer#weight_decay?",
+        "network_def#chanels": "--network_def#channels?",
+        "to_working_grid#50#pixdim": "--to_working_grid#5#pixdim?",
+        "network#channels": "override it whole.",
+        "zzzzzzzz": "choose one of ",
+    }
+    for key, hint in table.items():
+        with pytest.raises(ValueError, match=f"^--{key}: ") as raised:
+            check_overrides(parser, {key: 1})
+        assert hint in str(raised.value)
 
 
 WORDS = ("no", "off", "n", "FALSE", "'false'", '"no"', "yes")
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        *itertools.product(("overwrite", "skip_existing", "load_pretrain"), (*WORDS, "0", "1", "[]", "epoch")),
-        *(("amp", word) for word in WORDS),  # an expression in the config, which tells no kind
-    ],
-)
-def test_no_text_counts_as_true(capsys, handed_over, phantoms, key, value):
-    error = _error(capsys, "infer", f"--input={phantoms}", "--output=out", f"--{key}={value}")
-    assert error.startswith(f"error: --{key}: expected true or false, got ")
-    assert error.endswith(f"; write --{key}=true or --{key}=false.\n")
+def test_no_text_counts_as_true(capsys, handed_over, phantoms):
+    texts = itertools.product(("overwrite", "skip_existing", "load_pretrain"), (*WORDS, "0", "1", "[]", "epoch"))
+    for key, value in [*texts, *(("amp", word) for word in WORDS)]:  # amp is an expression in the config, of no kind
+        error = _error(capsys, "infer", f"--input={phantoms}", "--output=out", f"--{key}={value}")
+        assert error.startswith(f"error: --{key}: expected true or false, got ")
+        assert error.endswith(f"; write --{key}=true or --{key}=false.\n")
     assert not handed_over
-
-
-@pytest.mark.parametrize("value", ["true", "True", "false", "$True", "@load_pretrain"])
-def test_truth_values_expressions_and_references_are_taken(handed_over, phantoms, value):
-    assert main(["infer", f"--input={phantoms}", "--output=out", f"--overwrite={value}"]) == 0
-    assert handed_over[0]["overwrite"] == {"true": True, "True": True, "false": False}.get(value, value)
+    for value, taken in {"true": True, "True": True, "false": False, "$True": "$True", "@amp": "@amp"}.items():
+        assert main(["infer", f"--input={phantoms}", "--output=out", f"--overwrite={value}"]) == 0
+        assert handed_over.pop()["overwrite"] == taken
 
 
 def test_weights_in_a_file_with_the_name_of_a_truth_value(handed_over, phantoms, tmp_path, monkeypatch):
@@ -147,79 +135,46 @@ def test_weights_in_a_file_with_the_name_of_a_truth_value(handed_over, phantoms,
     assert handed_over[0]["ckpt_path"] == "no"
 
 
-def test_overwrite_no_replaces_nothing(capsys, phantoms, tmp_path):
-    (tmp_path / "phantom_000_seg.nii.gz").write_bytes(b"mine")
-    image = phantoms / "imagesTr" / "phantom_000.nii.gz"
-    _error(capsys, "infer", f"--input={image}", f"--output={tmp_path}", "--overwrite=no")
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
-
-
-@pytest.mark.parametrize(
-    ("option", "told"),
-    [
-        ("--epochs=0", "--epochs: expected a whole number of at least 1, got 0; write --epochs=3"),
-        ("--epochs=1.5", "--epochs: expected a whole number of at least 1, got 1.5"),
-        ("--num_classes=abc", "--num_classes: expected a whole number of at least 1, got 'abc'"),
-        ("--num_classes=null", "--num_classes: expected a whole number of at least 1, got None"),
-        ("--batch_size", "--batch_size: expected a whole number of at least 1, got True"),
-        ("--validate#inferer#sw_batch_size=-1", "sw_batch_size: expected a whole number of at least 1, got -1"),
-        ("--learning_rate=fast", "--learning_rate: expected a number such as 0.004, got 'fast'"),
-        ("--roi_size=large", "--roi_size: expected a list such as [40, 56, 40], got 'large'; write it in brackets"),
-        ("--train#handlers=none", "--train#handlers: expected a list such as [...], got 'none'"),
-    ],
-)
-def test_values_of_another_kind(capsys, handed_over, phantoms, option, told):
-    assert told in _error(capsys, "train", f"--input={phantoms}", "--output=out", option)
+def test_values_of_another_kind(capsys, handed_over, phantoms):
+    table = {
+        "--epochs=0": "--epochs: expected a whole number of at least 1, got 0; write --epochs=3",
+        "--epochs=1.5": "--epochs: expected a whole number of at least 1, got 1.5",
+        "--num_classes=abc": "--num_classes: expected a whole number of at least 1, got 'abc'",
+        "--num_classes=null": "--num_classes: expected a whole number of at least 1, got None",
+        "--batch_size": "--batch_size: expected a whole number of at least 1, got True",
+        "--validate#inferer#sw_batch_size=-1": "sw_batch_size: expected a whole number of at least 1, got -1",
+        "--learning_rate=fast": "--learning_rate: expected a number such as 0.004, got 'fast'",
+        "--roi_size=large": "--roi_size: expected a list such as [40, 56, 40], got 'large'; write it in brackets",
+        "--train#handlers=none": "--train#handlers: expected a list such as [...], got 'none'",
+        "--device=gpu": "--device: expected a device such as cpu or cuda:0, got 'gpu'",
+        "--device=cuda:99": "--device: expected a device of this machine, got cuda:99 with ",
+        "--weights=": "--weights: expected a path, got ''",
+    }
+    for option, text in table.items():
+        assert text in _error(capsys, "train", f"--input={phantoms}", "--output=out", option)
+    for command, (value, got) in itertools.product(
+        ("evaluate", "infer"), {"": "''", "null": "None", "3": "3", "true": "True"}.items()
+    ):
+        error = _error(capsys, command, f"--input={phantoms}", "--output=out", f"--ckpt_path={value}")
+        assert error == f"error: --ckpt_path: expected a path, got {got}; leave it out for what the config names.\n"
     assert not handed_over
 
 
-@pytest.mark.parametrize("command", ["evaluate", "infer"])
-@pytest.mark.parametrize(("value", "got"), [("", "''"), ("null", "None"), ("3", "3"), ("true", "True")])
-def test_weights_without_a_path(capsys, handed_over, phantoms, command, value, got):
-    error = _error(capsys, command, f"--input={phantoms}", "--output=out", f"--ckpt_path={value}")
-    assert (
-        error
-        == f"error: --ckpt_path: expected a path, got {got}; leave it out for the weights that the config names.\n"
-    )
-    assert not handed_over
+@pytest.mark.skipif(torch.version.cuda is not None, reason="needs a PyTorch without CUDA")
+def test_a_gpu_without_cuda(capsys, phantoms, tmp_path):
+    error = _error(capsys, "infer", f"--input={phantoms}", f"--output={tmp_path}", "--device=cuda:0")
+    assert f"got cuda:0 with a PyTorch without CUDA ({torch.__version__})" in error
 
 
 @pytest.mark.parametrize("command", ["infer", "equivariance"])
-@pytest.mark.parametrize("name", ["{0},", ",{0}", "{0},,{0}", ",", "{0}, "])
-def test_comma_with_nothing_beside_it_is_not_the_current_folder(
-    capsys, handed_over, phantoms, monkeypatch, command, name
-):
+def test_comma_with_nothing_beside_it_is_not_the_current_folder(capsys, handed_over, phantoms, monkeypatch, command):
     monkeypatch.chdir(phantoms / "imagesTr")
-    name = name.format("phantom_000.nii.gz")
-    error = _error(capsys, command, f"--input={name}", "--output=out")
-    assert error == f"error: --input: expected paths with commas between, got an empty one in {name!r}; take it out.\n"
+    for form in ("{0},", ",{0}", "{0},,{0}", ",", "{0}, "):
+        name = form.format("phantom_000.nii.gz")
+        error = _error(capsys, command, f"--input={name}", "--output=out")
+        assert f"--input: expected paths with commas between, got an empty one in {name!r}; take it out.\n" in error
     assert not handed_over
     assert not Path("out").exists()
-
-
-def test_evaluation_replaces_no_tables_unless_told_to(capsys, phantoms, tmp_path):
-    weights = memory_run.write_weights(tmp_path / "weights.pt", 3)
-    definition = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 3, "kernel_size": 1}
-    arguments = ["evaluate", f"--input={phantoms}", f"--output={tmp_path / 'out'}", f"--ckpt_path={weights}"]
-    arguments += [f"--network_def={json.dumps(definition)}", "--split#ratios=[0.5,0.5]"]
-    assert main(arguments) == 0
-    capsys.readouterr()
-    tables = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert len(tables) == 5
-    for path in tables:
-        for other in tables:
-            other.unlink(missing_ok=True)
-        path.write_bytes(b"mine")
-        assert f"output_dir: {path} exists already; choose another folder, or set" in _error(capsys, *arguments)
-        assert "--overwrite: expected true or false" in _error(capsys, *arguments, "--overwrite=no")
-        assert [file.read_bytes() for file in (tmp_path / "out").iterdir()] == [b"mine"]
-    assert main([*arguments, "--overwrite"]) == 0
-    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == tables
-
-
-def test_later_overrides_see_earlier_ones(parser):
-    check_overrides(parser, {"loss": {"_target_": "FocalLoss"}, "loss#gamma": 2.0})
-    assert parser["loss"] == {"_target_": "FocalLoss", "gamma": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -228,7 +183,7 @@ def test_later_overrides_see_earlier_ones(parser):
         ("train", ["train"]),
         ("evaluate", ["train", "evaluate"]),
         ("infer", ["inference"]),
-        ("infer --native", ["inference_native"]),
+        ("infer --native", ["inference", "inference_native"]),
         ("infer --native=false", ["inference"]),
     ],
 )
@@ -236,103 +191,75 @@ def test_hands_over_absolute_paths(handed_over, phantoms, monkeypatch, command, 
     monkeypatch.chdir(phantoms.parent)
     assert main([*command.split(), "--input=phantom", "--output=2024", "--amp=false"]) == 0
     root = find_bundle(BUNDLE)
-    assert handed_over == [
-        {
-            "config_file": [str(root / "configs" / f"{name}.json") for name in configs],
-            "meta_file": str(root / "configs" / "metadata.json"),
-            "bundle_root": str(root),
-            "dataset_dir": str(phantoms),
-            "output_dir": str(phantoms.parent / "2024"),
-            "amp": False,
-        }
-    ]
-
-
-@pytest.mark.parametrize("options", [[], ["--native"]])
-def test_infer_takes_several_files(handed_over, phantoms, options):
+    expected = {
+        "config_file": [str(root / "configs" / f"{name}.json") for name in configs],
+        "meta_file": str(root / "configs" / "metadata.json"),
+        "bundle_root": str(root),
+        "dataset_dir": str(phantoms),
+        "output_dir": str(phantoms.parent / "2024"),
+        "amp": False,
+    }
+    assert {key: handed_over[0][key] for key in expected} == expected
     files = [str(phantoms / "imagesTr" / f"phantom_{i:03d}.nii.gz") for i in (0, 1)]
-    assert main(["infer", *options, f"--input={','.join(files)}", "--output=out"]) == 0
-    assert handed_over[0]["dataset_dir"] == files
+    if command.startswith("infer"):
+        assert main([*command.split(), f"--input={','.join(files)}", "--output=out"]) == 0
+        assert handed_over[1]["dataset_dir"] == files
 
 
 def test_bundle_in_a_folder(handed_over, phantoms, tmp_path, monkeypatch):
     (tmp_path / "mine" / "configs").mkdir(parents=True)
-    (tmp_path / "mine" / "configs" / "train.json").write_text(
-        '{"bundle_root": "", "dataset_dir": "", "output_dir": ""}'
-    )
+    config = '{"bundle_root": "", "dataset_dir": "", "output_dir": ""}'
+    (tmp_path / "mine" / "configs" / "train.json").write_text(config)
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--bundle=mine", f"--input={phantoms}", "--output=out"]) == 0
     assert handed_over[0]["bundle_root"] == str(tmp_path / "mine")
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "infer"])
-@pytest.mark.parametrize("missing", ["input", "output"])
-def test_missing_paths(capsys, command, missing):
-    given = {"input": "output", "output": "input"}[missing]
-    assert f"{command}: expected --{missing}=PATH" in _error(capsys, command, f"--{given}=somewhere")
+LINES = [
+    (["trian"], "did you mean train?"),
+    *(([c, "--output=x"], f"{c}: expected --input=PATH") for c in ("train", "evaluate", "infer")),
+    *(([c, "--input=x"], f"{c}: expected --output=PATH") for c in ("train", "evaluate", "infer", "equivariance")),
+    (["train", "--input=no/such", "--output=out"], "no/such does not exist"),
+    (["train", "--input=.", "--output=out", "--epoch=5"], "train.json has no such id; did you mean --epochs?"),
+    (["train", "--input=.", "--output=out", "--network_def#chanels=[4]"], "did you mean --network_def#channels?"),
+    (["evaluate", "--input=.", "--output=out", "--num_clases=3"], "did you mean --num_classes?"),
+    (["infer", "--input=.", "--output=out", "--skip_exsting"], "did you mean --skip_existing?"),
+    (["infer", "--input=.", "--output=out", "--evaluator#ampp=true"], "did you mean --evaluator#amp?"),
+    (["train", "--input=.", "--output=out", "--dataset_dir=."], "give it as --input=PATH"),
+    (["train", "--input=.", "--output=out", "--weights=no.pt"], "--weights: no.pt does not exist"),
+    (["infer", "--input=.", "--output=out", "--ckpt_path=no.pt"], "--ckpt_path: no.pt does not exist"),
+    (["infer", "--input=.", "--output=out", "--native=3"], "--native=3: expected true or false"),
+    (["infer", "--native", "--input=.", "--output=out", "--bundle=."], "inference.json does not exist"),
+    (["train", "--input=.", "--output=out", "stray"], "Could not consume arg: stray"),
+    (["train", "--input=.", "--output=out", "--bundle=seunet_hippocampus"], f"did you mean {BUNDLE}?"),
+    (["train", "--input=.", "--output=out", "--bundle=."], "train.json does not exist"),
+    (["phantom"], "output"),
+    (["phantom", "--output=out", "--cases=none"], "cases='none': expected a whole number"),
+    (["demo", "--outptu=out"], "--outptu=out; did you mean --output?"),
+    (["check", ".", "--channls=2"], "check: Could not consume arg: --channls=2; did you mean --channels?"),
+    (["check", "--imges=a", "--labels=b"], "did you mean --images?"),
+    (["check"], "expected a data set, or --images=PATH"),
+    (["check", ".", "--images=."], "expected a data set, or --images=PATH"),
+    (["check", "--labels=b"], "expected a data set, or --images=PATH"),
+    (["phantom", "--output=out", "--case=3"], "did you mean --cases?"),
+    (["phantom", "--output=out", "--zzz=3"], "choose one of cases, output, seed."),
+    (["phantom", "--output=out", "--debug=no"], "Could not consume arg: --debug=no"),
+]
 
 
-@pytest.mark.parametrize(
-    ("argv", "told"),
-    [
-        (["trian"], "did you mean train?"),
-        (["train", "--input=no/such", "--output=out"], "no/such does not exist"),
-        (["train", "--input=.", "--output=out", "--epoch=5"], "did you mean --epochs?"),
-        (["train", "--input=.", "--output=out", "--dataset_dir=."], "give it as --input=PATH"),
-        (["infer", "--input=.", "--output=out", "--ckpt_path=no.pt"], "--ckpt_path: no.pt does not exist"),
-        (["infer", "--input=.", "--output=out", "--native=3"], "--native=3: expected true or false"),
-        (["infer", "--native", "--input=.", "--output=out", "--bundle=."], "inference_native.json does not exist"),
-        (["infer", "--native", "--input=.", "--output=out", "--roi_size=[9,9,9]"], "inference_native.json has no such"),
-        (["train", "--input=.", "--output=out", "stray"], "Could not consume arg: stray"),
-        (["train", "--input=.", "--output=out", "--bundle=seunet_hippocampus"], f"did you mean {BUNDLE}?"),
-        (["train", "--input=.", "--output=out", "--bundle=."], "train.json does not exist"),
-        (["phantom"], "output"),
-        (["phantom", "--output=out", "--cases=none"], "cases='none': expected a whole number"),
-        (["demo", "--outptu=out"], "--outptu=out; did you mean --output?"),
-        (["check", ".", "--frsh"], "check: Could not consume arg: --frsh; did you mean --fresh?"),
-        (["check", "--imges=a", "--labels=b"], "did you mean --images?"),
-        (["phantom", "--output=out", "--case=3"], "did you mean --cases?"),
-        (["phantom", "--output=out", "--zzz=3"], "choose one of cases, debug, output, seed."),
-        (["phantom", "--output=out", "--debug=no"], "--debug: expected true or false, got 'no'"),
-    ],
-)
-def test_errors_take_one_line(capsys, tmp_path, monkeypatch, handed_over, argv, told):
+@pytest.mark.parametrize(("argv", "text"), LINES, ids=lambda value: value[0] if isinstance(value, list) else "")
+def test_errors_take_one_line(capsys, tmp_path, monkeypatch, handed_over, argv, text):
     monkeypatch.chdir(tmp_path)
-    assert told in _error(capsys, *argv)
-    assert not handed_over
-    assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("argv", "told"),
-    [
-        (["train", "--epoch=5"], "train.json has no such id; did you mean --epochs?"),
-        (["train", "--network_def#chanels=[4,8]"], "did you mean --network_def#channels?"),
-        (["evaluate", "--num_clases=3"], "did you mean --num_classes?"),
-        (["infer", "--skip_exsting"], "did you mean --skip_existing?"),
-        (["infer", "--evaluator#failure=x.json"], "did you mean --evaluator#failures?"),
-        (["infer", "--evaluator#ampp=true"], "did you mean --evaluator#amp?"),
-    ],
-)
-def test_misspelt_override(capsys, tmp_path, monkeypatch, handed_over, argv, told):
-    monkeypatch.chdir(tmp_path)
-    assert told in _error(capsys, *argv, "--input=.", "--output=out")
+    assert text in _error(capsys, *argv)
     assert not handed_over
     assert not any(tmp_path.iterdir())
 
 
 def test_root_cause_of_what_monai_raises(capsys, tmp_path, phantoms):
     # The network's own complaint, which MONAI wraps in an error for each config item that needs the network.
-    error = _error(capsys, "train", f"--input={phantoms}", f"--output={tmp_path / 'out'}", "--network_def#max_order=-1")
+    error = _error(capsys, "train", f"--input={phantoms}", f"--output={tmp_path}", "--network_def#filters#max_order=-1")
     assert "max_order" in error
     assert "instantiate" not in error
-
-
-def test_names_the_file_that_cannot_be_read(capsys, tmp_path, phantoms):
-    cut = tmp_path / "cut.nii.gz"
-    cut.write_bytes((phantoms / "imagesTr" / "phantom_000.nii.gz").read_bytes()[:4000])
-    error = _error(capsys, "infer", f"--input={cut}", f"--output={tmp_path / 'out'}")
-    assert str(cut) in error
 
 
 def test_long_errors_are_cut(capsys, monkeypatch, phantoms):
@@ -368,10 +295,66 @@ def test_help(capsys, argv):
     out, err = capsys.readouterr()
     assert "SYNOPSIS" in out
     assert err == ""
+    assert "takes --debug" in out
     assert all(name in out for name in (COMMANDS if argv[:1] != ["train"] else ("--input", "--output", "--bundle")))
 
 
-def test_demo_refuses_a_folder_in_use(capsys, tmp_path):
+def test_training_starts_with_a_check_of_the_data(capsys, handed_over, tmp_path):
+    task = write_task(tmp_path / "task", cases=4)
+    arguments = ["train", f"--input={task / 'dataset.json'}", "--output=out"]
+    assert main(arguments) == 0
+    assert handed_over.pop()["dataset_dir"] == str(task)
+    assert "in_channels=2" not in capsys.readouterr().err
+    assert "expected 2 channel(s), got 1" in _error(capsys, *arguments, "--in_channels=2")
+    assert "expected whole numbers from 0 to 0" in _error(capsys, *arguments, "--num_classes=1")
+    cut(task / "imagesTr" / "case_1.nii.gz")
+    error = _error(capsys, *arguments)
+    assert error.startswith(f"error: {task / 'dataset.json'}: 1 error; ")
+    assert str(task / "imagesTr" / "case_1.nii.gz") in error
+    assert not handed_over
+
+
+def test_check_writes_its_report(capsys, tmp_path):
+    task = write_task(tmp_path / "task")
+    assert main(["check", str(task), f"--output={tmp_path / 'report.json'}"]) == 0
+    assert "3 cases" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())
+    assert "report.json exists already" in _error(capsys, "check", str(task), f"--output={tmp_path / 'report.json'}")
+    cut(task / "imagesTr" / "case_1.nii.gz")
+    assert main(["check", str(task)]) == 1
+    out, err = capsys.readouterr()
+    assert f"error {task / 'imagesTr' / 'case_1.nii.gz'}: " in out
+    assert err == f"error: {task / 'dataset.json'}: expected no errors, got 1; see the lines above.\n"
+
+
+def test_evaluation_of_a_held_out_set(capsys, phantoms, tmp_path):
+    """Of the cases that the training has not seen, in one line how many and why; tables are kept unless asked for."""
+    weights = memory_run.write_weights(tmp_path / "weights.pt", 3)
+    sizes = {file.name: file.stat().st_size for file in (phantoms / "imagesTr").glob("*_000.nii.gz")}
+    (tmp_path / "weights.json").write_text(json.dumps({"num_classes": 3, "training_cases": sizes}))
+    arguments = ["evaluate", f"--input={phantoms}", f"--output={tmp_path / 'out'}", f"--ckpt_path={weights}"]
+    arguments.append(f"--network_def={json.dumps(POINTWISE)}")
+    assert main(arguments) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert "2 of 3" in line
+    tables = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert len(tables) == 5
+    with (tmp_path / "out" / "val_mean_dice_raw.csv").open() as file:
+        names = [Path(row["filename"]).name for row in csv.DictReader(file)]
+    assert names == ["phantom_001.nii.gz", "phantom_002.nii.gz"]
+    for path in tables:
+        for other in tables:
+            other.unlink(missing_ok=True)
+        path.write_bytes(b"mine")
+        assert main(arguments) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"error: output_dir: {path} exists already; choose another folder, or set")
+        assert [file.read_bytes() for file in (tmp_path / "out").iterdir()] == [b"mine"]
+    assert main([*arguments, "--overwrite"]) == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == tables
+
+
+def test_demo_needs_a_new_folder(capsys, tmp_path):
     (tmp_path / "notes.txt").touch()
     assert "exists and is not empty" in _error(capsys, "demo", f"--output={tmp_path}")
 
@@ -386,24 +369,25 @@ def test_overlay(phantoms, tmp_path):
 
 def test_as_a_module(tmp_path):
     def module(*argv):
-        return subprocess.run(
-            [sys.executable, "-m", "monai_scaleequiv", *argv], cwd=tmp_path, capture_output=True, text=True
-        )
+        command = [sys.executable, "-m", "monai_scaleequiv", *argv]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
     made = module("phantom", "--output=made", "--cases=1")
     assert (made.returncode, made.stderr) == (0, "")
     assert (tmp_path / "made" / "dataset.json").is_file()
-    refused = module("phantom", "--output=made", "--cases=1")
-    assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr.count("\n") == 1
-    assert "exists already" in refused.stderr
+    again = module("phantom", "--output=made", "--cases=1")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert again.stderr.count("\n") == 1
+    assert "exists already" in again.stderr
 
+
+# The equivariance report.
 
 SMALL = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [2, 3], "strides": [2]}
 
 
 def _report(capsys, folder, *argv):
-    """What the command tells, and the numbers it writes."""
+    """What the command says, and the numbers it writes."""
     assert main(["equivariance", f"--output={folder}", *argv]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -421,7 +405,7 @@ def _volumes(folder, *shapes):
 
 
 def test_equivariance_of_a_network_with_a_scale_axis(capsys, tmp_path):
-    definition = json.dumps({"_target_": "SEUNet", **SMALL, "scales": [1.0, 0.9]})
+    definition = json.dumps({"_target_": "SEUNet", **SMALL, "filters": {"scales": [1.0, 0.9]}})
     out, report = _report(capsys, tmp_path / "out", f"--network={definition}", "--cases=1", "--ratios=0.8,0.9")
     assert report["network"]["class"] == "SEUNet"
     assert report["network"]["scales"] == [1.0, 0.9]
@@ -514,14 +498,14 @@ def test_equivariance_keeps_an_earlier_report(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "text"),
     [
         (["--network=UNet"], "--network: expected a JSON file"),
         (['--network={"spatial_dims": 2}'], "expected a _target_"),
         (['--network={"_target_": "UNett"}'], "UNett"),
         (['--network={"_target_": "DiceLoss"}', "--ckpt_path=no.pt"], "no.pt does not exist"),
         (['--network={"_target_": "NormalizeIntensity"}'], "expected a torch.nn.Module"),
-        (['--network={"_target_": "torch.nn.Identity"}', "--epochs=3"], "--epochs: overrides belong to a bundle"),
+        (['--network={"_target_": "torch.nn.Identity"}', "--epochs=3"], "--epochs: a bundle has overrides"),
         (['--network={"_target_": "torch.nn.Identity"}', f"--bundle={BUNDLE}"], "got both"),
         (['--network={"_target_": "torch.nn.Identity"}', "--ratios=1"], "--ratios must be numbers above 0"),
         (['--network={"_target_": "torch.nn.Identity"}', "--ratios=half"], "--ratios must be numbers above 0"),
@@ -533,20 +517,16 @@ def test_equivariance_keeps_an_earlier_report(capsys, tmp_path):
         (["--bundle=."], "inference.json does not exist"),
     ],
 )
-def test_equivariance_errors_take_one_line(capsys, tmp_path, monkeypatch, argv, told):
+def test_equivariance_errors_take_one_line(capsys, tmp_path, monkeypatch, argv, text):
     monkeypatch.chdir(tmp_path)
-    assert told in _error(capsys, "equivariance", "--output=out", *argv)
+    assert text in _error(capsys, "equivariance", "--output=out", *argv)
     assert not any(tmp_path.iterdir())
-
-
-def test_equivariance_needs_an_output(capsys):
-    assert "expected --output=PATH" in _error(capsys, "equivariance")
 
 
 def test_equivariance_with_weights_of_another_network(capsys, tmp_path):
     torch.save(SEUNet(**SMALL).state_dict(), tmp_path / "model.pt")
     error = _error(capsys, "equivariance", f"--output={tmp_path}", f"--ckpt_path={tmp_path / 'model.pt'}")
-    assert "does not fit the network" in error
+    assert "expected weights of this SEUNet, got others" in error
 
 
 @pytest.mark.parametrize("scales", [None, [1.0], [1.0, 0.9], [1.0, 0.87], [1.0, 0.95, 0.9025]])

@@ -1,32 +1,30 @@
-"""Distances in millimetres, equivariance, the progress bar, and care for earlier checkpoints."""
-
-from __future__ import annotations
+"""Weights, records and folders at the start of a run; the best network; distances and equivariance of an evaluator."""
 
 import math
-import re
-import sys
 
 import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import DataLoader, Dataset, IterableDataset, MetaTensor
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import IgniteMetricHandler, MeanDice, StatsHandler, ValidationHandler, from_engine
+from monai.engines import SupervisedEvaluator
+from monai.handlers import IgniteMetricHandler, MeanDice, StatsHandler, from_engine
 from monai.inferers import SlidingWindowInferer
 from monai.metrics import HausdorffDistanceMetric
 from monai.transforms import AsDiscreted
 from torch import nn
 
-from monai_scaleequiv import (
-    EngineProgressBar,
+from monai_scaleequiv.data import definition_of, read_record, write_record
+from monai_scaleequiv.handlers import (
     EquivarianceHandler,
+    LateSummaryWriter,
+    OutputDirHandler,
+    RequireWeightsHandler,
     ResumableCheckpointSaver,
-    SpacingHausdorffDistanceMetric,
-    claim_checkpoint_dir,
-    consistency_dice,
-    equivariance_error,
-    rescale,
+    TrainingRecordHandler,
+    WeightsCheckpointLoader,
 )
+from monai_scaleequiv.maths import rescale
+from monai_scaleequiv.metrics import SpacingHausdorffDistanceMetric, consistency_dice, equivariance_error
 
 
 def one_hot(foreground: torch.Tensor, spacing=(1.0, 1.0, 1.0)) -> MetaTensor:
@@ -139,22 +137,6 @@ def test_as_metric_of_an_engine():
     assert engine.state.metrics["distance"] == pytest.approx((5.0 + 3.0) / 2)
 
 
-def trainer(validator=None):
-    network = nn.Conv3d(1, 2, 1)
-    image = torch.rand(1, 1, 4, 4, 4)
-    engine = SupervisedTrainer(
-        device=torch.device("cpu"),
-        max_epochs=2,
-        train_data_loader=[{"image": image, "label": (image > 0.5).long()}] * 3,
-        network=network,
-        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
-        loss_function=lambda prediction, label: nn.functional.cross_entropy(prediction, label[:, 0]),
-    )
-    if validator is not None:
-        ValidationHandler(interval=1, validator=validator).attach(engine)
-    return engine
-
-
 def validator(share):
     """An evaluator whose key metric is known: the share of cases that are right."""
     right, wrong = one_hot(voxel(1, 1, 1, shape=(3, 3, 3))), one_hot(voxel(0, 0, 0, shape=(3, 3, 3)))
@@ -163,94 +145,159 @@ def validator(share):
     return evaluator([right] * 4, labels, val_mean_dice=metric)
 
 
-def run_on_a_terminal(engine, bar, monkeypatch, capsys):
-    """What the bar shows while the engine runs."""
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    bar.attach(engine)
-    engine.run()
-    out, err = capsys.readouterr()
-    assert out == ""
-    return err
+def started(*handlers, resumes=False):
+    """An engine after the handlers' work at the start of a run."""
+    engine = Engine(lambda engine, batch: None)
+    for handler in handlers:
+        handler.attach(engine)
+    if resumes:
+        engine.load_state_dict({"iteration": 1, "max_epochs": 2, "epoch_length": 1})
+    engine.run([0])
+    return engine
 
 
-def test_no_bar_where_nobody_watches(capsys):
-    checker = validator(0.75)
-    engine = trainer(checker)
-    EngineProgressBar(checker, "train").attach(engine)
-    engine.run()
-    assert engine.state.epoch == 2
-    assert capsys.readouterr() == ("", "")
+# --- weights ---
 
 
-def test_bar_shows_loss_and_then_the_key_metric(monkeypatch, capsys):
-    checker = validator(0.75)
-    shown = run_on_a_terminal(trainer(checker), EngineProgressBar(checker, "learning"), monkeypatch, capsys)
-    first, second = re.split(r"learning \[2/2\]", shown, maxsplit=1)
-    assert "learning [1/2]: [2/3]" in first
-    assert re.search(r"loss=0\.\d+", first)
-    assert "val_mean_dice" not in first  # not known before the first validation
-    assert re.search(r"loss=0\.\d+, val_mean_dice=0\.75", second)
+def saved(path, network, record=None):
+    torch.save(network.state_dict(), path)
+    if record is not None:
+        write_record(path.with_suffix(".json"), {"network_def": definition_of(network), **record})
+    return str(path)
 
 
-def test_bar_without_validator(monkeypatch, capsys):
-    shown = run_on_a_terminal(trainer(), EngineProgressBar(), monkeypatch, capsys)
-    assert "Epoch [2/2]" in shown
-    assert re.search(r"loss=0\.\d+", shown)
-    assert "val_mean_dice" not in shown
+@pytest.mark.parametrize("wrap", [lambda network: network, nn.DataParallel])
+def test_weights_are_loaded(tmp_path, wrap):
+    source, network = nn.Conv3d(1, 2, 1), nn.Conv3d(1, 2, 1)
+    started(WeightsCheckpointLoader(saved(tmp_path / "a.pt", source), {"net": wrap(network)}, record={"spacing": [1]}))
+    assert torch.equal(network.weight, source.weight)
 
 
-def test_bar_of_an_evaluator_shows_progress_without_loss(monkeypatch, capsys):
-    shown = run_on_a_terminal(validator(1), EngineProgressBar(desc="segment"), monkeypatch, capsys)
-    assert "segment" in shown
-    assert "/4]" in shown
-    assert "loss" not in shown
+def test_weights_are_not_loaded_into_a_training_that_goes_on(tmp_path):
+    source, network = nn.Conv3d(1, 2, 1), nn.Conv3d(1, 2, 1)
+    started(WeightsCheckpointLoader(saved(tmp_path / "a.pt", source), {"net": network}), resumes=True)
+    assert not torch.equal(network.weight, source.weight)
 
 
-def test_checkpoint_folder_is_made_with_its_parents(tmp_path):
-    claim_checkpoint_dir(tmp_path / "output" / "models")
-    assert (tmp_path / "output" / "models").is_dir()
+@pytest.mark.parametrize(
+    ("network", "current", "message"),
+    [
+        (nn.Conv3d(1, 2, 1), {"spacing": [2.0, 2.0, 2.0]}, r"spacing=\[1.0, 1.0, 1.0\].*got \[2.0, 2.0, 2.0\]"),
+        (nn.Conv3d(1, 2, 1, dilation=2), {}, r"network_def#dilation=\[1, 1, 1\].*got \[2, 2, 2\]"),
+    ],
+)
+def test_weights_of_another_training_are_an_error(tmp_path, network, current, message):
+    path = saved(tmp_path / "a.pt", nn.Conv3d(1, 2, 1), {"spacing": [1.0, 1.0, 1.0]})
+    with pytest.raises(ValueError, match=rf"a\.pt: expected {message}"):
+        started(WeightsCheckpointLoader(path, {"net": network}, record=current))
+    if "dilation" not in message:  # what nobody compares is loaded
+        started(WeightsCheckpointLoader(path, {"net": network}))
 
 
-def test_checkpoint_folder_with_other_files_is_taken(tmp_path):
-    (tmp_path / "notes.txt").touch()
-    claim_checkpoint_dir(str(tmp_path))
-    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+def test_weights_under_a_new_head(tmp_path, caplog):
+    source, network = (nn.Sequential(nn.Conv3d(1, 4, 1), nn.Conv3d(4, classes, 1)) for classes in (2, 5))
+    head = network[1].weight.clone()
+    path = saved(tmp_path / "a.pt", source)
+    started(WeightsCheckpointLoader(path, {"net": network}, new_head=True))
+    assert torch.equal(network[0].weight, source[0].weight)
+    assert torch.equal(network[1].weight, head)
+    assert caplog.messages == [f"{path}: new values for 1.weight, 1.bias, whose number of classes differs."]
+    with pytest.raises(ValueError, match=r"a\.pt"):
+        started(WeightsCheckpointLoader(path, {"net": network}))
 
 
-@pytest.mark.parametrize("name", ["model.pt", "checkpoint_best.pt", "checkpoint_epoch=5.pt"])
-def test_folder_of_an_earlier_training_is_refused(tmp_path, name):
-    (tmp_path / name).write_bytes(b"weights")
-    with pytest.raises(FileExistsError, match=rf"{re.escape(name)} is left from an earlier training"):
-        claim_checkpoint_dir(tmp_path)
-    assert (tmp_path / name).read_bytes() == b"weights"
+def test_random_weights_end_the_run(tmp_path):
+    network, path = nn.Conv3d(1, 2, 1), saved(tmp_path / "a.pt", nn.Conv3d(1, 2, 1))
+    with pytest.raises(ValueError, match="expected weights, got the random ones of a new Conv3d"):
+        started(RequireWeightsHandler(network))
+    require = RequireWeightsHandler(network)
+    started(WeightsCheckpointLoader(path, {"net": network}), require)
+    started(require)  # and again, as in a loop over volumes
 
 
-def test_folder_of_an_earlier_training_is_taken_to_resume_it(tmp_path):
-    checkpoint = tmp_path / "checkpoint_epoch=5.pt"
-    torch.save({}, checkpoint)
-    before = checkpoint.read_bytes()
-    claim_checkpoint_dir(tmp_path, str(checkpoint))
-    claim_checkpoint_dir(tmp_path / "new", str(checkpoint))
-    assert checkpoint.read_bytes() == before
-    assert (tmp_path / "new").is_dir()
+@pytest.mark.parametrize("assign", [False, True])
+def test_weights_that_a_program_gives_are_weights(assign):
+    network = nn.Conv3d(1, 2, 1)
+    require = RequireWeightsHandler(network)
+    network.load_state_dict(nn.Conv3d(1, 2, 1).state_dict(), assign=assign)
+    started(require)
 
 
-def test_folder_of_another_training_is_not_taken_to_go_on_in(tmp_path):
-    first, second = (tmp_path / name / "checkpoint_epoch=3.pt" for name in "ab")
-    for file in (first, second):
-        file.parent.mkdir()
-        torch.save({}, file)
-    for resume in (first, first.parent):
-        with pytest.raises(FileExistsError, match=r"checkpoint_epoch=3.pt is left from an earlier training"):
-            claim_checkpoint_dir(second.parent, str(resume))
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_brings_its_weights_along():
+    for network in (torch.jit.trace(nn.Conv3d(1, 2, 1), torch.rand(1, 1, 4, 4, 4)), nn.Identity()):
+        started(RequireWeightsHandler(network))
 
 
-@pytest.mark.parametrize(("resume", "told"), [("absent.pt", " does not exist"), (".", ": expected checkpoint_epoch")])
-def test_checkpoint_to_resume_from_must_be_there(tmp_path, monkeypatch, resume, told):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=f"resume={re.escape(resume)}{told}"):
-        claim_checkpoint_dir("models", resume)
-    assert not (tmp_path / "models").exists()
+# --- record and folders ---
+
+
+def record_of(folder, network, cases=(), weights="", **values):
+    return TrainingRecordHandler(folder / "model.json", network, {"spacing": [1, 1, 1], **values}, cases, weights)
+
+
+def test_record_of_a_training(tmp_path):
+    (tmp_path / "a.nii").write_bytes(b"abc")
+    network = nn.Conv3d(1, 2, 3)
+    started(record_of(tmp_path, network, [{"image": str(tmp_path / "a.nii")}]))
+    record = read_record(tmp_path / "model.pt")
+    assert record["training_cases"] == {"a.nii": 3}
+    assert record["spacing"] == [1, 1, 1]
+    assert record["network_def"] == definition_of(network)
+    # Cases of the weights that another training starts from have been seen as well.
+    (tmp_path / "b.nii").write_bytes(b"ab")
+    (tmp_path / "tuned").mkdir()
+    weights = str(tmp_path / "model.pt")
+    started(record_of(tmp_path / "tuned", network, [{"image": str(tmp_path / "b.nii")}], weights))
+    assert read_record(tmp_path / "tuned" / "model.pt")["training_cases"] == {"a.nii": 3, "b.nii": 2}
+
+
+def test_record_of_a_resumed_training_is_compared_and_extended(tmp_path):
+    (tmp_path / "b.nii").write_bytes(b"ab")
+    write_record(tmp_path / "model.json", {"spacing": [1, 1, 1], "training_cases": {"a.nii": 3}})
+    started(record_of(tmp_path, nn.Conv3d(1, 2, 3), [{"image": str(tmp_path / "b.nii")}]), resumes=True)
+    assert read_record(tmp_path / "model.pt")["training_cases"] == {"a.nii": 3, "b.nii": 2}
+    with pytest.raises(ValueError, match=r"expected spacing=\[1, 1, 1\] as in its training, got \[2, 2, 2\]"):
+        started(record_of(tmp_path, nn.Conv3d(1, 2, 3), spacing=[2, 2, 2]), resumes=True)
+
+
+def test_record_of_another_training_stays(tmp_path):
+    write_record(tmp_path / "model.json", {"spacing": [2, 2, 2]})
+    (tmp_path / "model.pt").touch()
+    with pytest.raises(ValueError, match=r"model\.json: expected spacing=\[2, 2, 2\] as in its training"):
+        started(record_of(tmp_path, nn.Conv3d(1, 2, 3)))
+    assert read_record(tmp_path / "model.pt") == {"spacing": [2, 2, 2]}
+    (tmp_path / "model.pt").unlink()  # of a training that left no network there is nothing to lose
+    started(record_of(tmp_path, nn.Conv3d(1, 2, 3)))
+    (tmp_path / "model.pt").touch()  # and a training that was killed before its first checkpoint starts anew
+    started(record_of(tmp_path, nn.Conv3d(1, 2, 3)))
+
+
+def test_output_folder(tmp_path):
+    folder = tmp_path / "a" / "b"
+    handler = OutputDirHandler(folder, ["*.csv"])
+    assert not folder.exists()
+    started(handler)
+    (folder / "metrics.csv").write_bytes(b"mine")
+    started(handler)  # what a run has written it may replace
+    with pytest.raises(FileExistsError, match="output_dir: .*metrics.csv exists already"):
+        started(OutputDirHandler(folder, ["*.csv"]))
+    started(OutputDirHandler(folder, ["*.csv"], overwrite=True))
+    assert (folder / "metrics.csv").read_bytes() == b"mine"
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"output_dir: expected a folder that can be written to, got .*Not a dir"):
+        started(OutputDirHandler(tmp_path / "file" / "out"))
+
+
+def test_summary_writer_leaves_nothing_before_there_is_something(tmp_path):
+    writer = LateSummaryWriter(str(tmp_path / "board"))
+    assert not list(tmp_path.iterdir())
+    writer.add_scalar("loss", 0.5, 1)
+    writer.flush()
+    assert len(list((tmp_path / "board").iterdir())) == 1
+
+
+# --- checkpoints ---
 
 
 def best_saver(folder, network):
@@ -289,11 +336,6 @@ def test_best_network_is_written_into_a_new_folder(tmp_path, share):
     engine.run()
     assert (tmp_path / "new" / "model.pt").is_file()
     assert (tmp_path / "old" / "model.pt").is_file()
-
-
-def test_without_key_metric_there_is_no_best_score(tmp_path):
-    with pytest.raises(ValueError, match="expected save_key_metric=True"):
-        ResumableCheckpointSaver(str(tmp_path), {"network": nn.Linear(1, 1)}).state_dict()
 
 
 def images(count, shape=(20, 15, 10)):

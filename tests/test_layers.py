@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.networks.layers.factories import Act, Conv, Dropout, Norm, Pool
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from monai_scaleequiv import (
     EquivarianceReading,
@@ -24,7 +23,6 @@ from monai_scaleequiv import (
     ScaleProjection,
     ScaleUpsample,
     assert_scale_equivariant,
-    maths,
     relative_error,
     rescale,
 )
@@ -439,46 +437,6 @@ def test_resampling_in_half_precision_keeps_its_positions(dtype):
     expected = up(down(x), [1, 600])
     half = up(down.to(dtype)(x.to(dtype)), [1, 600]).float()
     assert (half - expected).abs().max() < 0.01  # counting voxels in bfloat16 is wrong by 0.002 per voxel beyond 256
-
-
-@pytest.mark.parametrize("layer", [ScaleDownsample(2, SCALES), ScaleUpsample(2)], ids=["down", "up"])
-def test_resampling_is_spoilt_by_no_earlier_call_of_another_kind(layer):
-    """Matrices are kept between calls: first under inference mode, fake tensors, export and so on, then plainly."""
-
-    def run(x: torch.Tensor) -> torch.Tensor:
-        return layer(x, [15, 13]) if isinstance(layer, ScaleUpsample) else layer(x)
-
-    x = torch.rand(1, 3, 2, 8, 7)
-    maths._resampling._kept.clear()
-    expected = run(x.double()).float()
-    module = nn.Module()
-    module.forward = run
-
-    def fake():
-        with FakeTensorMode() as mode:
-            return run(mode.from_tensor(x))
-
-    kinds = {
-        "inference mode": lambda: torch.inference_mode()(run)(x),
-        "fake tensors": fake,
-        "export": lambda: torch.export.export(module, (x,)),
-        "compile": lambda: torch.compile(run, backend="eager")(x),
-        "trace": lambda: torch.jit.trace(run, x),
-        "meta": lambda: run(x.to("meta")),
-        "half": lambda: run(x.bfloat16()),
-        "functional": lambda: torch.func.vmap(run)(x[None]),
-        "metatensor": lambda: run(MetaTensor(x)),
-    }
-    for kind, call in kinds.items():
-        maths._resampling._kept.clear()
-        call()
-        leaf = x.clone().requires_grad_()
-        y = run(leaf)
-        assert type(y) is torch.Tensor, kind
-        torch.testing.assert_close(y, expected, msg=kind)
-        y.square().sum().backward()  # a tensor of inference mode could not be kept for this
-        assert leaf.grad.isfinite().all(), kind
-    assert all(type(m) is torch.Tensor for m in maths._resampling._kept.values())
 
 
 def test_ill_resampling_arguments():

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
+from monai.data import MetaTensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from monai_scaleequiv.maths import (
     ScaleFilters,
-    cached_matrix,
     cosine_resampling_matrix,
     gaussian_downsampling_matrix,
     hermite_gaussian_basis,
@@ -20,6 +21,7 @@ from monai_scaleequiv.maths import (
     resample_axis,
     sampled_gaussian_width,
 )
+from monai_scaleequiv.maths import _rescaling as rescaling
 
 
 def spectrum_error(filters: torch.Tensor, sigma: float) -> float:
@@ -199,15 +201,47 @@ def test_upsampling_matrix_is_torchs_interpolation(size, factor, target):
     torch.testing.assert_close(matrix @ x[0, 0], expected)
 
 
-def test_matrices_are_kept_by_device_and_dtype_and_not_without_end():
-    kept = cached_matrix.__globals__["_kept"]
+def test_resampling_is_spoilt_by_no_earlier_call_of_another_kind():
+    """Matrices are kept between calls: first under inference mode, fake tensors, export and so on, then plainly."""
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return resample_axis(x, 2, 13, 2, 3, 0.5)
+
+    x = torch.rand(2, 3, 8, 7)
+    kept = rescaling._kept
     kept.clear()
-    first = cached_matrix(linear_upsampling_matrix, (2, 2, 4), torch.zeros(1))
-    assert cached_matrix(linear_upsampling_matrix, (2, 2, 4), torch.zeros(3)) is first
-    assert cached_matrix(linear_upsampling_matrix, (2, 2, 4), torch.zeros(1).double()).dtype == torch.float64
-    assert cached_matrix(linear_upsampling_matrix, (2, 2, 4), torch.zeros(1, device="meta")).is_meta
+    expected = run(x.double()).float()
+    module = torch.nn.Module()
+    module.forward = run
+
+    def fake():
+        with FakeTensorMode() as mode:
+            return run(mode.from_tensor(x))
+
+    kinds = {
+        "inference mode": lambda: torch.inference_mode()(run)(x),
+        "fake tensors": fake,
+        "export": lambda: torch.export.export(module, (x,)),
+        "compile": lambda: torch.compile(run, backend="eager")(x),
+        "trace": lambda: torch.jit.trace(run, x),
+        "meta": lambda: run(x.to("meta")),
+        "half": lambda: run(x.bfloat16()),
+        "functional": lambda: torch.func.vmap(run)(x[None]),
+        "metatensor": lambda: run(MetaTensor(x)),
+    }
+    for kind, call in kinds.items():
+        kept.clear()
+        call()
+        leaf = x.clone().requires_grad_()
+        y = run(leaf)
+        assert type(y) is torch.Tensor, kind
+        torch.testing.assert_close(y, expected, msg=kind)
+        y.square().sum().backward()  # a tensor of inference mode could not be kept for this
+        assert leaf.grad.isfinite().all(), kind
+    assert kept  # that is, kept between plain calls
+    assert all(type(m) is torch.Tensor for m in kept.values())
     for size in range(1, 600):
-        cached_matrix(linear_upsampling_matrix, (size, 2, 2), torch.zeros(1))
+        resample_axis(torch.ones(1, 1, size), 2, 3, size, 3)
     assert len(kept) <= 512
 
 

@@ -1,7 +1,5 @@
 """Phantoms: the same under a seed, laid out as the bundles read them, and of clearly varying size."""
 
-from __future__ import annotations
-
 import json
 
 import nibabel as nib
@@ -73,17 +71,21 @@ def test_seed_decides(dataset, tmp_path):
         assert (other / file).read_bytes() != expected
 
 
-def test_refuses_a_folder_with_a_data_set(dataset):
-    before = dataset.read_bytes()
-    with pytest.raises(FileExistsError, match=r"dataset\.json exists already; choose another folder"):
-        make_phantom_dataset(dataset.parent, cases=1)
-    assert dataset.read_bytes() == before
+@pytest.mark.parametrize("name", ["imagesTr/phantom_001.nii.gz", "labelsTr/phantom_000.nii.gz", "dataset.json"])
+def test_phantoms_replace_nothing(tmp_path, name):
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match=rf"{name} exists already; choose another folder or remove it"):
+        make_phantom_dataset(tmp_path, cases=2, size=(16, 18, 20))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+    assert mine.read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize(
     "wrong", [{"cases": 0}, {"cases": "many"}, {"seed": -1}, {"size": (40, 40)}, {"size": (8, 40, 40)}]
 )
-def test_refuses_wrong_arguments(tmp_path, wrong):
+def test_wrong_arguments(tmp_path, wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"^{name}=.*expected"):
         make_phantom_dataset(tmp_path / "new", **wrong)

@@ -1,19 +1,19 @@
-"""Bundles that come with the package, or lie in a folder, and running their configs."""
+"""Bundles that come with the package, or lie in a folder: their configs with the user's and the recorded values."""
 
-from __future__ import annotations
-
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import monai.bundle
-from monai.bundle import ConfigParser
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 import monai_scaleequiv
-from monai_scaleequiv.cli._overrides import check_overrides, suggestion
-
-__all__ = ["DEFAULT_BUNDLE", "NATIVE", "absolute", "find_bundle", "input_paths", "run_bundle"]
+from monai_scaleequiv.cli._infer import segment
+from monai_scaleequiv.cli._overrides import check_overrides, is_expression, suggestion
+from monai_scaleequiv.data import check_dataset, read_record
 
 DEFAULT_BUNDLE = "seunet_hippocampus_segmentation"
 NATIVE = "infer --native"
@@ -21,28 +21,33 @@ CONFIGS = {
     "train": ("train",),
     "evaluate": ("train", "evaluate"),
     "infer": ("inference",),
-    NATIVE: ("inference_native",),
+    NATIVE: ("inference", "inference_native"),
+    "equivariance": ("inference",),
 }
+RECORDED = ("network_def", "spacing", "num_classes", "in_channels", "normalization")
 
 
 def run_bundle(command: str, folder: Path, overrides: Mapping[str, Any]) -> None:
-    """Runs the configs of a bundle that belong to a command.
+    """Runs a bundle's configs for ``train``, after a check of the data, ``evaluate``, ``infer``, ``infer --native``."""
+    parser, files, overrides = read_bundle(command, folder, overrides)
+    if command == "train":
+        checked = {"num_classes": "num_classes", "channels": "in_channels"}
+        known = {name: parser.get_parsed_content(id) for name, id in checked.items() if id in parser}
+        check_dataset(overrides["dataset_dir"], progress=True, **known).raise_errors()
+    options = {"config_file": files, "meta_file": str(folder / "configs" / "metadata.json"), **overrides}
+    with warnings.catch_warnings():
+        if folder.parent in _bundle_folders():
+            warnings.filterwarnings("ignore", message="parsing config_file")  # it warns of configs by strangers
+        if command in ("infer", NATIVE):
+            segment(ConfigWorkflow(workflow_type="infer", **options))
+        else:
+            monai.bundle.run(**options)
 
-    Args:
-        command: ``train``, ``evaluate``, ``infer`` or ``infer --native``.
-        folder: the bundle's root.
-        overrides: new values by config id.
 
-    Raises:
-        FileNotFoundError: when the bundle does not have the configs.
-        ValueError: when the configs do not have an id.
-
-    Example::
-
-        >>> run_bundle("train", find_bundle(DEFAULT_BUNDLE), {"epoch": 3})
-        Traceback (most recent call last):
-        ValueError: --epoch: train.json has no such id; did you mean --epochs?
-    """
+def read_bundle(
+    command: str, folder: Path, overrides: Mapping[str, Any]
+) -> tuple[ConfigParser, list[str], dict[str, Any]]:
+    """A command's config with all overrides, its files, and these: what the weights' training recorded, the user's."""
     files = [folder / "configs" / f"{name}.json" for name in CONFIGS[command]]
     for file in files:
         if not file.is_file():
@@ -51,39 +56,33 @@ def run_bundle(command: str, folder: Path, overrides: Mapping[str, Any]) -> None
     parser.read_config(files)
     overrides = {"bundle_root": str(folder), **overrides}
     check_overrides(parser, overrides, " with ".join(file.name for file in files))
-    with warnings.catch_warnings():
-        if folder.parent in _bundle_folders():
-            warnings.filterwarnings("ignore", message="parsing config_file")  # it warns of configs by strangers
-        monai.bundle.run(
-            config_file=[str(file) for file in files], meta_file=str(folder / "configs" / "metadata.json"), **overrides
-        )
+    _check_device(overrides.get("device"))
+    if command != "train" and "ckpt_path" in parser and parser.get("load_pretrain") is not False:
+        record = read_record(parser.get_parsed_content("ckpt_path")) or {}
+        overrides = {**merged_record(parser, record), **overrides}
+        parser.update(overrides)
+        parser.parse(reset=True)
+    return parser, [str(file) for file in files], overrides
+
+
+def merged_record(parser: ConfigParser, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training has recorded, for the ids that the config has; of its network a record may lack arguments."""
+    found = {id: record[id] for id in RECORDED if id in record and id in parser}
+    configured, recorded = parser.get("network_def"), found.pop("network_def", None)
+    if isinstance(configured, dict) and recorded:
+        name = str(configured.get("_target_"))
+        same = name.rpartition(".")[2] == recorded["_target_"]
+        found["network_def"] = {**configured, **recorded, "_target_": name} if same else recorded
+    return found
 
 
 def find_bundle(name: str) -> Path:
-    """The root of a bundle.
-
-    Args:
-        name: a folder, or the name of a bundle that comes with this package.
-
-    Returns:
-        its absolute path.
-
-    Raises:
-        FileNotFoundError: when there is neither such a folder nor such a bundle.
-
-    Example::
-
-        >>> find_bundle("seunet_hippocampus_segmentation").name
-        'seunet_hippocampus_segmentation'
-    """
+    """The root of a bundle in a folder, or of one that comes with this package, by its name."""
     shipped = {f.name: f for parent in _bundle_folders() for f in parent.glob("*") if (f / "configs").is_dir()}
-    if name in shipped:
-        return shipped[name]
-    folder = Path(absolute(name))
+    folder = shipped.get(name, Path(absolute(name)))
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"--bundle={name}: expected a folder or a bundle of this package; {suggestion(name, shipped)}"
-        )
+        hint = suggestion(name, shipped)
+        raise FileNotFoundError(f"--bundle={name}: expected a folder or a bundle of this package; {hint}")
     return folder
 
 
@@ -93,31 +92,35 @@ def _bundle_folders() -> list[Path]:
     return [package / "bundles", package.parent / "bundles"]
 
 
+def _check_device(device: Any) -> None:
+    if device is None or is_expression(device):
+        return
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"--device: expected a device such as cpu or cuda:0, got {device!r}; choose one.") from None
+    count = torch.cuda.device_count()
+    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+        there = f"{count} CUDA device(s)" if torch.version.cuda else f"a PyTorch without CUDA ({torch.__version__})"
+        raise ValueError(f"--device: expected a device of this machine, got {device} with {there}; choose another.")
+
+
 def absolute(path: str) -> str:
-    """A path of the command line, as the configs are given it.
-
-    Example::
-
-        >>> absolute("/data/../data/a.nii")
-        '/data/../data/a.nii'
-    """
+    """A path of the command line, as the configs are given it."""
     return str(Path(path).expanduser().absolute())
 
 
 def input_paths(text: str) -> str | list[str]:
-    """What ``--input`` names: a path, or several with commas between, unless there is a path with these commas.
-
-    Raises:
-        ValueError: when there is nothing beside a comma; an empty path would be the current folder.
-
-    Example::
-
-        >>> input_paths("/data/a.nii,/data/b.nii")
-        ['/data/a.nii', '/data/b.nii']
-    """
+    """What ``--input`` names: a path, or several with commas between, unless there is a path with these commas."""
     if "," not in text or Path(absolute(text)).exists():
         return absolute(text)
     parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
+    if not all(parts):  # an empty path would be the current folder
         raise ValueError(f"--input: expected paths with commas between, got an empty one in {text!r}; take it out.")
     return [absolute(part) for part in parts]
+
+
+def say(text: str) -> None:
+    """Writes to standard output at once, so that a log file shows how far it is."""
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,52 +1,40 @@
-"""The commands: thin over ``monai.bundle.run`` and the functions of this package."""
+"""The commands: thin over ``monai.bundle`` and the functions of this package."""
 
-from __future__ import annotations
-
-import sys
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from monai.utils import ensure_tuple
 
-import monai_scaleequiv
-from monai_scaleequiv.cli._bundles import DEFAULT_BUNDLE, NATIVE, absolute, find_bundle, input_paths, run_bundle
-from monai_scaleequiv.cli._check import make_check
-from monai_scaleequiv.cli._overrides import NONE
-
-__all__ = ["COMMANDS"]
+from monai_scaleequiv.cli._bundles import DEFAULT_BUNDLE, NATIVE, absolute, find_bundle, input_paths, run_bundle, say
+from monai_scaleequiv.cli._overrides import NONE, is_expression
+from monai_scaleequiv.data import check_dataset, check_output_dir, make_phantom_dataset, whole_file
 
 ARGUMENTS = {"bundle_root": "bundle", "dataset_dir": "input", "output_dir": "output"}
-CHECKPOINTS = ("ckpt_path", "resume")
-REMEDY = "leave it out for the weights that the config names."
-
-# The commands name ``debug`` for the command line's sake; ``main`` takes it and acts on it.
 
 
-def demo(*, output: str = "scaleequiv_demo", debug: bool = False) -> None:
+def demo(*, output: str = "scaleequiv_demo") -> None:
     """Trains, evaluates and segments on made-up volumes, in a few minutes and with no data at hand.
 
     Args:
         output: new folder for the volumes, the trained network, the table of metrics and the picture.
-        debug: show all warnings and, after an error, the traceback.
     """
     # Its plots and tables are of no use to the other commands, which start faster without them.
     from monai_scaleequiv.cli._demo import make_demo
 
-    make_demo(absolute(output), _tell)
+    make_demo(Path(absolute(output)))
 
 
-def phantom(*, output: str, cases: int = 20, seed: int = 0, debug: bool = False) -> None:
+def phantom(*, output: str, cases: int = 20, seed: int = 0) -> None:
     """Writes made-up volumes and labels, laid out like a Medical Segmentation Decathlon task.
 
     Args:
         output: folder to write to.
         cases: number of volumes.
         seed: another seed gives other volumes.
-        debug: show, after an error, the traceback.
     """
-    written = monai_scaleequiv.make_phantom_dataset(absolute(output), cases=cases, seed=seed)
-    _tell(f"{cases} volumes: {written}\n")
+    say(f"{cases} volumes: {make_phantom_dataset(absolute(output), cases=cases, seed=seed)}\n")
 
 
 def check(
@@ -58,62 +46,58 @@ def check(
     num_classes: int | None = None,
     channels: int | None = None,
     workers: int | None = None,
-    fresh: bool = False,
-    debug: bool = False,
 ) -> None:
     """Checks a data set before a training: every file, read to its end, and how they fit together.
 
-    Files that have not changed since an earlier check are not read again. The exit status is 1 if there are errors.
+    The exit status is 1 if there are errors.
 
     Args:
-        input: data set: folder with dataset.json (or that file), as the Medical Segmentation Decathlon lays it out.
+        input: data set: folder with dataset.json (or that file), of the Medical Segmentation Decathlon or nnU-Net.
         images: instead of input, a folder with NIfTI images.
         labels: folder with their label maps, under the same names.
         output: new JSON file for the report.
         num_classes: labels are 0 to num_classes - 1; by default as in dataset.json.
         channels: channels of each image; by default as in dataset.json, else what most images have.
         workers: number of processes; by default one per CPU core if there is much to read.
-        fresh: read all files again.
-        debug: show all warnings and, after an error, the traceback.
     """
     if bool(input) == bool(images) or (labels and not images):
         raise ValueError("check: expected a data set, or --images=PATH with --labels=PATH; see check --help.")
-    if not isinstance(fresh, bool):
-        raise ValueError(f"--fresh={fresh}: expected true or false; give --fresh alone.")
+    target = Path(absolute(output))
+    if output:
+        check_output_dir(target.parent, "--output", files=[target.name])
     paths = {"source": input, "images": images, "labels": labels}
     options = {name: absolute(path) for name, path in paths.items() if path}
-    options.update(num_classes=num_classes, channels=channels, workers=workers, fresh=fresh)
-    make_check(absolute(output) if output else "", _tell, **options)
+    report = check_dataset(**options, num_classes=num_classes, channels=channels, workers=workers, progress=True)
+    say(report.table() + "".join(f"{line}\n" for line in report.lines))
+    if output:
+        with whole_file(target, replace=False) as unfinished:
+            unfinished.write_text(json.dumps(report.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        say(f"{target}\n")
+    if report.errors:
+        raise ValueError(f"{report.source}: expected no errors, got {len(report.errors)}; see the lines above.")
 
 
-def train(
-    *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, debug: bool = False, **overrides: Any
-) -> None:
-    """Trains a bundle's network. Any --ID=VALUE overrides the config, as in --epochs=3.
+def train(*, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, **overrides: Any) -> None:
+    """Trains a bundle's network, after a check of the data. Any --ID=VALUE overrides the config, as in --epochs=3.
 
     Args:
-        input: data set: folder with dataset.json (or that file), as the Medical Segmentation Decathlon lays it out.
+        input: data set: folder with dataset.json (or that file), of the Medical Segmentation Decathlon or nnU-Net.
         output: folder for checkpoints and logs.
         bundle: folder of a bundle, or name of one that comes with this package.
-        debug: show all warnings and logs and, after an error, the traceback.
-        overrides: new values for ids of the bundle's train.json.
+        overrides: new values for ids of the bundle's train.json, such as num_classes, in_channels for images of several
+            channels, and weights for a file to start from.
     """
     _run_command("train", input, output, bundle, overrides)
 
 
-def evaluate(
-    *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, debug: bool = False, **overrides: Any
-) -> None:
-    """Measures a trained network. Any --ID=VALUE overrides the config, as in --ckpt_path=model.pt.
-
-    The tables of an earlier evaluation are replaced with --overwrite alone.
+def evaluate(*, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, **overrides: Any) -> None:
+    """Measures a trained network on the cases that its training has not seen. Any --ID=VALUE overrides the config.
 
     Args:
-        input: data set: folder with dataset.json (or that file), as the Medical Segmentation Decathlon lays it out.
-        output: folder for the tables of metrics.
+        input: data set: folder with dataset.json (or that file), of the Medical Segmentation Decathlon or nnU-Net.
+        output: folder for the tables of metrics; those of an earlier evaluation are replaced with --overwrite alone.
         bundle: folder of a bundle, or name of one that comes with this package.
-        debug: show all warnings and logs and, after an error, the traceback.
-        overrides: new values for ids of the bundle's train.json and evaluate.json.
+        overrides: new values for ids of the bundle's train.json and evaluate.json, such as ckpt_path for the weights.
     """
     _run_command("evaluate", input, output, bundle, overrides)
 
@@ -124,12 +108,11 @@ def infer(
     output: str = "",
     bundle: str = DEFAULT_BUNDLE,
     native: bool = False,
-    debug: bool = False,
     **overrides: Any,
 ) -> None:
     """Segments volumes. Any --ID=VALUE overrides the config, as in --ckpt_path=model.pt.
 
-    A volume that fails does not stop the others: it is told of, listed in failures.json, and the exit status is 1.
+    A volume that fails does not stop the others: it is reported, listed in failures.json, and the exit status is 1.
     With --skip_existing, volumes that have a label map already are left out, as after an interruption.
 
     Args:
@@ -137,7 +120,6 @@ def infer(
         output: folder for the label maps.
         bundle: folder of a bundle, or name of one that comes with this package.
         native: let the network see each image at the image's own voxel size, with the bundle's inference_native.json.
-        debug: show all warnings and logs and, after an error, the traceback.
         overrides: new values for ids of the bundle's inference.json, or inference_native.json.
     """
     if not isinstance(native, bool):
@@ -156,22 +138,19 @@ def equivariance(
     divisor: int | None = None,
     ckpt_path: str = "",
     seed: int = 0,
-    debug: bool = False,
     **overrides: Any,
 ) -> None:
     """Measures how far any network is from scale-equivariant. With a bundle, any --ID=VALUE overrides its config.
 
-    The network f is called on whole images, never in windows. A rescaling T of an image x gives, as energies relative
-    to f(T x) and without the outer tenth of each axis, "projected": T f(x) against f(T x). With a scale axis:
-    "interior", the same before the scales are joined, over matched scales; "unshifted", over equal scales, which is a
-    control that has to be larger. "floor" is the loss of the rescaling itself, there and back. "Dice" compares the
-    label maps of f(T x) and T f(x), of channels that are logits of classes; one channel is a class and its background.
+    The network f is called on whole images. A rescaling T of an image x gives, as energies relative to f(T x) and
+    without the outer tenth of each axis, "projected": T f(x) against f(T x). With a scale axis, "interior" is the same
+    before the scales are joined, over matched scales, and "unshifted" over equal ones, a control that has to be larger.
+    "floor" is the loss of the rescaling itself, there and back. "Dice" compares the label maps of f(T x) and T f(x).
     Images are cropped a little, so that their size times the ratio is whole, or else the ratio shown is the real one.
 
     Args:
         output: folder for equivariance.json and equivariance.png.
-        bundle: folder of a bundle, or name of one that comes with this package: its inference.json tells network,
-            weights and preprocessing. Without network, the hippocampus bundle.
+        bundle: bundle whose inference.json has network, weights and preprocessing; by default the hippocampus bundle.
         network: instead of a bundle, a JSON file with a network's _target_ and arguments, or that JSON itself; images
             are then normalised to mean 0 and standard deviation 1.
         input: a folder with NIfTI files, a file, or several of them with commas between; without it, made-up volumes.
@@ -180,7 +159,6 @@ def equivariance(
         divisor: pad images to multiples of this; by default 16, and 1 for a network with a scale axis.
         ckpt_path: weights; without it the bundle's own, and random ones for network.
         seed: of random weights and of made-up volumes.
-        debug: show all warnings and, after an error, the traceback.
         overrides: new values for ids of the bundle's inference.json.
     """
     if not output:
@@ -188,51 +166,35 @@ def equivariance(
     if network and bundle:
         raise ValueError("equivariance: expected --network or --bundle, got both; choose one.")
     if network and overrides:
-        raise ValueError(
-            f"--{next(iter(overrides))}: overrides belong to a bundle; change the definition of --network."
-        )
-    # Plots are of no use to the other commands, which start faster without them.
-    from monai_scaleequiv.cli import _equivariance, _subjects
+        raise ValueError(f"--{next(iter(overrides))}: a bundle has overrides; change the definition of --network.")
+    from monai_scaleequiv.cli import _equivariance  # with plots, as above
 
-    folder = Path(absolute(output))
-    _equivariance.refuse_earlier_report(folder)
-    if network:
-        subject = _subjects.network_subject(network, ckpt_path, seed)
-    else:
-        subject = _subjects.bundle_subject(find_bundle(bundle or DEFAULT_BUNDLE), ckpt_path, seed, overrides)
     arguments = {"input": input, "ratios": ratios, "cases": cases, "divisor": divisor, "seed": seed}
-    _equivariance.make_report(subject, folder, {**arguments, "overrides": overrides}, _tell)
+    folder = Path(absolute(output))
+    if ckpt_path:
+        _check_paths("ckpt_path", ckpt_path)
+    root = None if network else find_bundle(bundle or DEFAULT_BUNDLE)
+    say(_equivariance.make_report(folder, network or root, ckpt_path, overrides, arguments))
 
 
-COMMANDS = {
-    "demo": demo,
-    "phantom": phantom,
-    "check": check,
-    "train": train,
-    "evaluate": evaluate,
-    "infer": infer,
-    "equivariance": equivariance,
-}
+COMMANDS = {f.__name__: f for f in (demo, phantom, check, train, evaluate, infer, equivariance)}
 
 
 def _run_command(command: str, input: str, output: str, bundle: str, overrides: dict[str, Any]) -> None:
-    segments = command in ("infer", NATIVE)
     for name, value in (("input", input), ("output", output)):
         if not value:
             raise ValueError(f"{command}: expected --{name}=PATH, got none; see {command} --help.")
     for id, name in ARGUMENTS.items():
         if id in overrides:
             raise ValueError(f"--{id}: this path has an argument of its own; give it as --{name}=PATH.")
-    source = input_paths(input) if segments else absolute(input)
-    if not segments and Path(source).name == "dataset.json":
-        source = str(Path(source).parent)
+    source = input_paths(input) if command in ("infer", NATIVE) else absolute(input).removesuffix("/dataset.json")
     _check_paths("input", *ensure_tuple(source))
-    for id in CHECKPOINTS:
-        value = overrides.get(id)
-        if id == "ckpt_path" and id in overrides and not (isinstance(value, str) and value and value != NONE):
-            raise ValueError(f"--{id}: expected a path, got {value if value != NONE else None!r}; {REMEDY}")
-        # Expressions and references are for the config to resolve.
-        if isinstance(value, str) and value and value[0] not in "$@%" and (id, value) != ("resume", "auto"):
+    for id in {"ckpt_path", "resume", "weights"} & set(overrides):
+        value = overrides[id]
+        if id != "resume" and (not isinstance(value, str) or value in ("", NONE)):
+            got = None if value == NONE else value
+            raise ValueError(f"--{id}: expected a path, got {got!r}; leave it out for what the config names.")
+        if value and not is_expression(value) and (id, value) != ("resume", "auto"):
             _check_paths(id, value)
     run_bundle(command, find_bundle(bundle), {"dataset_dir": source, "output_dir": absolute(output), **overrides})
 
@@ -241,8 +203,3 @@ def _check_paths(argument: str, *paths: str) -> None:
     for path in paths:
         if not Path(path).exists():
             raise FileNotFoundError(f"--{argument}: {path} does not exist; give another path.")
-
-
-def _tell(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()  # a log file shows at once how far it is

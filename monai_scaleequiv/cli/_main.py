@@ -1,7 +1,5 @@
 """From the command line to a command, and from whatever goes wrong to one line and an exit status."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import inspect
@@ -21,9 +19,11 @@ from monai.apps import get_logger
 
 from monai_scaleequiv.cli._commands import COMMANDS
 from monai_scaleequiv.cli._overrides import override_value, suggestion
-from monai_scaleequiv.data._errors import one_line
+from monai_scaleequiv.data import one_line
 
-__all__ = ["main"]
+PATHS = dict.fromkeys(("bundle", "images", "input", "labels", "output"), str)  # a folder named 2024 is no number
+
+DEBUG = "Every command takes --debug: it shows all warnings and logs and, after an error, the traceback."
 
 Call = Callable[[], Any]
 
@@ -35,18 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: command and its arguments, by default the process's own.
 
     Returns:
-        exit status: 0 for success, 1 after an error, which is told on standard error, 130 after an interrupt.
+        exit status: 0 for success, 1 after an error, reported on standard error in one line, 130 after an interrupt.
 
     Example::
 
         >>> main(["--help"])  # doctest: +SKIP
         0
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    debug = False
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
     try:
-        call, debug = _parse(argv)
-        with warnings.catch_warnings(), _quiet(debug):
+        call = _parse([argument for argument in arguments if argument != "--debug"])
+        with warnings.catch_warnings(), contextlib.nullcontext() if debug else _quiet():
             call()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -59,73 +59,66 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: list[str]) -> tuple[Call, bool]:
-    """The call that the arguments ask for, and ``debug``. Nothing runs while Fire parses: its output is held back."""
-    calls: list[tuple[Call, bool]] = []
+def _parse(argv: list[str]) -> Call:
+    """The call that the arguments ask for. Nothing runs while Fire parses: its output is held back."""
+    calls: list[Call] = []
     components = {name: _noting(command, calls) for name, command in COMMANDS.items()}
     if not argv or {"-h", "--help"} & set(argv):
         argv = [*(a for a in argv[:1] if a in COMMANDS), "--", "--help"]
         components = COMMANDS  # as they are, for Fire would describe what it finds attached to the others
     elif argv[0] not in COMMANDS:
         raise ValueError(f"{argv[0]}: no such command; {suggestion(argv[0], COMMANDS)}")
-    told = io.StringIO()
+    shown = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(shown):
             fire.Fire(components, argv, name="monai_scaleequiv")
     except FireExit as stop:
         if stop.code:
-            told = stop.trace.elements[-1].ErrorAsStr()
-            raise ValueError(f"{argv[0]}: {told}; {_remedy(argv[0], told)}") from None
-        return functools.partial(sys.stdout.write, told.getvalue()), False
+            raise ValueError(_fires_error(argv[0], stop.trace.elements[-1].ErrorAsStr())) from None
+        return functools.partial(sys.stdout.write, f"{shown.getvalue()}\n{DEBUG}\n")
     return calls[0]
 
 
-def _remedy(command: str, told: str) -> str:
-    """What to do about arguments that Fire does not take."""
-    stray = re.search(r"--(\w+)", told)
+def _fires_error(command: str, text: str) -> str:
+    """What Fire says of arguments that it does not take, with a hint."""
+    stray = re.search(r"--(\w+)", text)
     known = [name for name in inspect.signature(COMMANDS[command]).parameters if name != "overrides"]
-    return suggestion(stray[1], known, "--") if stray else f"see {command} --help."
+    return f"{command}: {text}; {suggestion(stray[1], known, '--') if stray else f'see {command} --help.'}"
 
 
-def _noting(command: Callable, calls: list[tuple[Call, bool]]) -> Callable:
+def _noting(command: Callable, calls: list[Call]) -> Callable:
     """What Fire calls instead of the command: it notes the call for later."""
 
     @functools.wraps(command)
-    def note(*arguments: Any, debug: bool = False, **options: Any) -> None:
-        if not isinstance(debug, bool):
-            raise ValueError(f"--debug: expected true or false, got {debug!r}; give --debug alone.")
-        calls.append((functools.partial(command, *arguments, **options), debug))
+    def note(*arguments: Any, **options: Any) -> None:
+        calls.append(functools.partial(command, *arguments, **options))
 
-    # Paths stay as they are given: a folder named 2024 is not a number.
-    note = decorators.SetParseFns(bundle=str, images=str, input=str, labels=str, output=str)(note)
-    return decorators.SetParseFn(override_value)(note)
+    return decorators.SetParseFn(override_value)(decorators.SetParseFns(**PATHS)(note))
 
 
 @contextlib.contextmanager
-def _quiet(debug: bool) -> Iterator[None]:
-    """Leaves to be seen the epochs' metrics and warnings that concern the user; with ``debug`` everything."""
-    if debug:
-        yield
-        return
-    # Engines and handlers log an error, with its traceback, before it arrives here.
-    engines, nowhere = logging.getLogger("ignite"), logging.NullHandler()
-    stats = get_logger("monai.handlers.StatsHandler")
-    bundles = {logger: logger.level for logger in map(get_logger, ("monai.bundle.scripts", "monai.bundle.workflows"))}
-    engines.addHandler(nowhere)
-    engines.propagate = False
-    stats.addFilter(_without_traceback)
-    for logger in bundles:
-        logger.setLevel(logging.ERROR)
-    for category in (DeprecationWarning, FutureWarning):
+def _quiet() -> Iterator[None]:
+    """Leaves to be seen the epochs' metrics, and in one line each the warnings that concern the user."""
+    warnings.showwarning = lambda message, *_: sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
+    for category in (DeprecationWarning, FutureWarning, RuntimeWarning):
         warnings.simplefilter("ignore", category)
+    # Engines and handlers log an error, with its traceback, before it arrives here.
+    levels = {
+        "ignite": logging.CRITICAL,
+        "monai.bundle.scripts": logging.ERROR,
+        "monai.bundle.workflows": logging.ERROR,
+    }
+    before = {name: logging.getLogger(name).level for name in levels}
+    stats = get_logger("monai.handlers.StatsHandler")
+    stats.addFilter(_without_traceback)
     try:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         yield
     finally:
-        engines.removeHandler(nowhere)
-        engines.propagate = True
         stats.removeFilter(_without_traceback)
-        for logger, level in bundles.items():
-            logger.setLevel(level)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

@@ -1,40 +1,45 @@
-"""Reading and writing volumes: input lists, checks, voxel sizes, label maps on the input's own grid."""
+"""Lists, checks, reading and writing of volumes; weights and the record of a training."""
 
-from monai_scaleequiv.data._audit import check_dataset
-from monai_scaleequiv.data._audit_listing import task_datalist
-from monai_scaleequiv.data._audit_report import DatasetReport
-from monai_scaleequiv.data._check import CheckGridd, CheckLabeld, CheckVolumed
+from monai_scaleequiv.data import rules
+from monai_scaleequiv.data._cache_dataset import JoinedCacheDataset
+from monai_scaleequiv.data._check_dataset import check_dataset
 from monai_scaleequiv.data._datalist import nifti_datalist
-from monai_scaleequiv.data._guards import CheckFiled, CheckSpacingd
-from monai_scaleequiv.data._label_maps import LabelMapInferer
-from monai_scaleequiv.data._output_dir import claim_output_dir
+from monai_scaleequiv.data._errors import one_line, root_cause
+from monai_scaleequiv.data._files import check_output_dir, whole_file
 from monai_scaleequiv.data._phantom import make_phantom_dataset
-from monai_scaleequiv.data._prepare import PrepareBatchSpacing
-from monai_scaleequiv.data._scale_map import TakeScaleMapd
-from monai_scaleequiv.data._tolerant import TolerantDataset, TolerantEvaluator
-from monai_scaleequiv.data._weights import PlainWeightsLoader, read_weights
-from monai_scaleequiv.data._windows import MillimetreWindowInferer
+from monai_scaleequiv.data._read import CheckedNibabelReader, VolumeFacts, read_volume
+from monai_scaleequiv.data._record import case_sizes, compare_records, definition_of, read_record, write_record
+from monai_scaleequiv.data._report import DatasetReport
+from monai_scaleequiv.data._split import held_out, load_datalist, split_datalist
+from monai_scaleequiv.data._weights import file_finding, load_weights, read_weights
 from monai_scaleequiv.data._writer import InputGridWriter
+from monai_scaleequiv.data.rules import Finding
 
 __all__ = [
-    "CheckFiled",
-    "CheckGridd",
-    "CheckLabeld",
-    "CheckSpacingd",
-    "CheckVolumed",
+    "CheckedNibabelReader",
     "DatasetReport",
+    "Finding",
     "InputGridWriter",
-    "LabelMapInferer",
-    "MillimetreWindowInferer",
-    "PlainWeightsLoader",
-    "PrepareBatchSpacing",
-    "TakeScaleMapd",
-    "TolerantDataset",
-    "TolerantEvaluator",
+    "JoinedCacheDataset",
+    "VolumeFacts",
+    "case_sizes",
     "check_dataset",
-    "claim_output_dir",
+    "check_output_dir",
+    "compare_records",
+    "definition_of",
+    "file_finding",
+    "held_out",
+    "load_datalist",
+    "load_weights",
     "make_phantom_dataset",
     "nifti_datalist",
+    "one_line",
+    "read_record",
+    "read_volume",
     "read_weights",
-    "task_datalist",
+    "root_cause",
+    "rules",
+    "split_datalist",
+    "whole_file",
+    "write_record",
 ]

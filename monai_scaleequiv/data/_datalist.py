@@ -1,42 +1,43 @@
 """From what a user names, a folder, a file or several, to the list of inputs."""
 
-from __future__ import annotations
-
 import os
+import re
 import warnings
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
+from monai.config import PathLike
 from monai.data import create_file_basename
 from monai.utils import ensure_tuple
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from monai_scaleequiv.data._faults import grid_fault
+from monai_scaleequiv.data import rules
+from monai_scaleequiv.data._read import is_nifti
 
-__all__ = ["NIFTI", "nifti_datalist", "nifti_files", "stem_of"]
-
-NIFTI = (".nii", ".nii.gz")
 # What a damaged header makes nibabel raise.
 UNREADABLE = (EOFError, HeaderDataError, ImageFileError, OSError, OverflowError, ValueError, zlib.error)
+Case = tuple[Path, ...]
 
 
 def nifti_datalist(
-    source: Sequence[str | os.PathLike] | str | os.PathLike,
+    source: Sequence[PathLike] | PathLike,
     key: str = "image",
-    results: str | os.PathLike | None = None,
+    results: PathLike | None = None,
     postfix: Sequence[str] | str = "seg",
     overwrite: bool = False,
     skip_existing: bool = False,
-) -> list[dict[str, str]]:
+    channels: int = 1,
+) -> list[dict[str, Any]]:
     """Lists NIfTI files as MONAI data dictionaries, in a fixed order.
 
     Args:
-        source: a folder (searched with its sub-folders), a file, or several of them. Hidden files are passed over, and
-            what lies below ``results`` where that is a sub-folder.
+        source: a folder (searched with its sub-folders, links among them), a file, or several of them. Hidden files and
+            folders are passed over, and what lies below ``results`` where that is a sub-folder.
         key: key of the file's path in each dictionary.
         results: folder that the results will be written to, as ``NAME_postfix.nii.gz``.
         postfix: see ``results``; several where each file has several results.
@@ -44,17 +45,19 @@ def nifti_datalist(
         skip_existing: whether to leave out the files whose results are there already, and files that are such results.
             A file that lacks one of its results, or has an empty one, is listed: ``InputGridWriter`` with the same
             argument writes what is missing and leaves alone what is there.
+        channels: of each case; with several, files ``NAME_0000``, ``NAME_0001`` and so on are one case, whose results
+            are named after the first.
 
     Returns:
-        one dictionary per file.
+        one dictionary per case, with a path or a list of them.
 
     Raises:
         FileExistsError: when a result is there already, ``overwrite`` and ``skip_existing`` are false; and when an
             input is in the place of a result, unless ``skip_existing`` is true.
         FileNotFoundError: when a path does not exist or a folder holds no NIfTI file.
-        ValueError: when a file is not NIfTI, two files have the same name, so that their results would collide,
-            existing results are to be replaced and to be kept, or a file is to be left out for a result that is on
-            another grid and so not its own.
+        ValueError: when a file is not NIfTI, a channel is missing, two files have the same name, so that their results
+            would collide, existing results are to be replaced and to be kept, or a file is to be left out for a result
+            that is on another grid and so not its own.
 
     Example::
 
@@ -65,46 +68,60 @@ def nifti_datalist(
     if overwrite and skip_existing:
         raise ValueError("skip_existing: expected overwrite=false with it, got true; choose one of the two.")
     folder = None if results is None else Path(results)
-    files = list(dict.fromkeys(file for path in ensure_tuple(source) for file in _expand(Path(path), folder)))
+    cases = _grouped([file for path in ensure_tuple(source) for file in _expand(Path(path), folder)], channels)
     by_name = defaultdict(set)
-    for file in files:
-        by_name[_result_name(file)].add(file.resolve())
-    for same in by_name.values():
-        if len(same) > 1:
-            first, second = sorted(same)[:2]
-            raise ValueError(f"{first} and {second} have the same name: their results would collide; rename one.")
+    for case in cases:
+        by_name[_result_name(case[0])].add(case[0].resolve())
+    for first, *others in map(sorted, by_name.values()):
+        if others:
+            hint = "their results would collide; rename one"
+            raise ValueError(f"{first} and {others[0]} have the same name: {hint}.")
     if folder is not None:
         endings = ensure_tuple(postfix)
-        targets = {f: [folder / f"{_result_name(f, ending)}.nii.gz" for ending in endings] for f in files}
+        targets = {c: [folder / f"{_result_name(c[0], ending)}.nii.gz" for ending in endings] for c in cases}
         targets = _without_earlier_results(targets, skip_existing)
-        files = [file for file, paths in targets.items() if overwrite or _is_left(file, paths, skip_existing)]
-    return [{key: str(file)} for file in files]
+        cases = [case for case, paths in targets.items() if overwrite or _is_left(case[0], paths, skip_existing)]
+    return [{key: str(case[0]) if len(case) == 1 else [str(file) for file in case]} for case in cases]
 
 
 def nifti_files(folder: Path) -> list[Path]:
     """NIfTI files of a folder and its sub-folders, in a fixed order, hidden ones aside.
 
-    Example::
-
-        >>> nifti_files(Path("no/such/folder"))
-        []
+    Links to folders are followed, each folder once; links that lead nowhere are listed, for reading to report them.
     """
-    found = (p for p in folder.rglob("*") if p.name.lower().endswith(NIFTI) and not p.name.startswith("."))
-    return sorted(p for p in found if p.is_file())
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = sorted(f for f in folders if not f.startswith(".")) if real not in seen else []
+        found += [] if real in seen else [Path(root, n) for n in names if is_nifti(n) and not n.startswith(".")]
+        seen.add(real)
+    return sorted(found)
 
 
-def stem_of(file: str | os.PathLike) -> str:
-    """A file's path without ``.nii`` or ``.nii.gz``, in small or capital letters.
+def _raise(error: OSError) -> None:
+    raise error
 
-    Example::
 
-        >>> stem_of("images/scan.nii.gz")
-        'images/scan'
-    """
-    path = os.fspath(file)
-    for ending in (".gz", ".nii"):
-        path = path[: -len(ending)] if path.lower().endswith(ending) else path
-    return path
+def stem_of(file: PathLike) -> str:
+    """A file's path without ``.nii`` or ``.nii.gz``, in small or capital letters."""
+    return re.sub(r"(\.nii)?(\.gz)?$", "", os.fspath(file), flags=re.IGNORECASE)
+
+
+def _grouped(files: Sequence[Path], channels: int) -> list[Case]:
+    """The cases that files make: with several channels, ``NAME_0000`` and so on are one."""
+    stems = {file: stem_of(file) for file in files}
+    names = {stem[:-5] for stem in stems.values() if channels > 1 and stem.endswith("_0000")}
+    groups: dict[str, list[Path]] = {}
+    for file, stem in stems.items():
+        is_channel = stem[:-5] in names and re.search(r"_\d{4}$", stem)
+        groups.setdefault(stem[:-5] if is_channel else str(file), []).append(file)
+    for name in names:
+        expected = [f"{name}_{index:04d}" for index in range(channels)]
+        if sorted(map(stem_of, groups[name])) != expected:
+            text = f"{channels} files, one per channel, {Path(expected[0]).name} to {Path(expected[-1]).name}"
+            hint = "add the missing ones or set in_channels"
+            raise ValueError(f"{groups[name][0]}: expected {text}, got {len(groups[name])}; {hint}.")
+    return [tuple(sorted(group)) for group in groups.values()]
 
 
 def _result_name(file: Path, postfix: str = "") -> str:
@@ -117,64 +134,48 @@ def _place(file: Path) -> Path:
     return file.parent.resolve() / file.name
 
 
-def _without_earlier_results(targets: Mapping[Path, list[Path]], skip_existing: bool) -> dict[Path, list[Path]]:
-    """Leaves out inputs that are results of others, or refuses them: they would be replaced, or segmented again."""
-    owners = {_place(path): file for file, paths in targets.items() for path in paths}
-    earlier = {f: next((owners[p] for p in (_place(f), f.resolve()) if p in owners), None) for f in targets}
-    earlier = {file: owner for file, owner in earlier.items() if owner is not None}
-    for file, owner in earlier.items():
+def _without_earlier_results(targets: Mapping[Case, list[Path]], skip_existing: bool) -> dict[Case, list[Path]]:
+    """Leaves out inputs that are results of others, or raises: they would be replaced, or segmented again."""
+    owners = {_place(path): case[0] for case, paths in targets.items() for path in paths}
+    own = {case: [owners[p] for f in case for p in (_place(f), f.resolve()) if p in owners] for case in targets}
+    earlier = [(case[0], owner[0]) for case, owner in own.items() if owner]
+    for file, owner in earlier[:1]:
         if not skip_existing:
-            raise FileExistsError(
-                f"{file}: expected room for the result of {owner}, got another input; choose another output_dir, or "
-                "set skip_existing=true if it is that result."
-            )
-    if earlier:
-        file, owner = next(iter(earlier.items()))
-        told = f"{len(earlier)} input(s) left out as results of other inputs, such as {file} of {owner}"
-        warnings.warn(f"{told}; choose another output_dir if they are images.", stacklevel=3)
-    return {file: paths for file, paths in targets.items() if file not in earlier}
+            hint = "choose another output_dir, or set skip_existing=true if it is that result"
+            raise FileExistsError(f"{file}: expected room for the result of {owner}, got another input; {hint}.")
+        text = f"{len(earlier)} input(s) left out as results of other inputs, such as {file} of {owner}"
+        warnings.warn(f"{text}; choose another output_dir if they are images.", stacklevel=3)
+    return {case: paths for case, paths in targets.items() if not own[case]}
 
 
 def _is_left(file: Path, targets: Sequence[Path], skip_existing: bool) -> bool:
-    """Whether a file is still to be run; refuses to replace results, and to take another file's for its own."""
-    if not skip_existing:
-        for target in targets:
-            if os.path.lexists(target):
-                raise FileExistsError(
-                    f"{target} exists already; choose another output_dir, or set overwrite=true or skip_existing=true."
-                )
-        return True
-    finished = [target for target in targets if target.is_file() and target.stat().st_size]
+    """Whether a file is still to be run; raises where a result would be replaced, or belongs to another image."""
+    for target in targets if not skip_existing else ():
+        if os.path.lexists(target):
+            hint = "choose another output_dir, or set overwrite=true or skip_existing=true"
+            raise FileExistsError(f"{target} exists already; {hint}.")
+    finished = [target for target in targets if skip_existing and target.is_file() and target.stat().st_size]
     for target in finished:
-        _refuse_other_grid(file, target)
+        try:
+            image, result = nib.load(file), nib.load(target)
+            finding = rules.grid(image.shape[:3], image.affine, result.shape[:3], result.affine, "the input")
+        except UNREADABLE:  # there is no grid to compare; the run will report the image
+            continue
+        if finding is not None:
+            hint = "choose another output_dir"
+            raise ValueError(f"{target}: expected the result of {file}, got one on another grid; {hint}.")
     return len(finished) < len(targets)
-
-
-def _refuse_other_grid(file: Path, target: Path) -> None:
-    try:
-        image, result = nib.load(file), nib.load(target)
-        fault = grid_fault(image.shape[:3], image.affine, result.shape[:3], result.affine, "input")
-    except UNREADABLE:  # there is no grid to compare; the run will tell of the image
-        return
-    if fault is not None:
-        raise ValueError(
-            f"{target}: expected the result of {file}, got one on another grid; choose another output_dir."
-        )
 
 
 def _expand(path: Path, results: Path | None) -> list[Path]:
     if path.is_dir():
-        found = nifti_files(path)
-        if results is not None and path.resolve() in results.resolve().parents:
-            own = results.resolve()
-            found = [file for file in found if own not in _place(file).parents]
+        own = results.resolve() if results is not None and path.resolve() in results.resolve().parents else None
+        found = [file for file in nifti_files(path) if own not in _place(file).parents]
         if not found:
             raise FileNotFoundError(f"{path} holds no .nii or .nii.gz file; give another folder or the files.")
         return found
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a folder or .nii / .nii.gz files.")
-    if not path.is_file():
-        raise ValueError(f"{path} is neither a file nor a folder; copy it to a .nii or .nii.gz file.")
-    if not path.name.lower().endswith(NIFTI):
-        raise ValueError(f"{path} is not a .nii or .nii.gz file; convert it to NIfTI.")
+    if not path.is_file() or not is_nifti(path):
+        raise ValueError(f"{path} is not a .nii or .nii.gz file; convert or copy it to one.")
     return [path]

@@ -1,19 +1,20 @@
 """The one line that an error comes down to."""
 
-from __future__ import annotations
-
-import traceback
-
-from monai.transforms import LoadImage
-from monai.utils import ensure_tuple
-
-__all__ = ["one_line", "root_cause"]
+import builtins
+import errno
+import os
+import re
 
 LONGEST = 400
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no later volume can be written either
+SHARED_MEMORY = re.compile(r"shared memory|/torch_\d+|/dev/shm")
 
 
 def root_cause(error: BaseException) -> BaseException:
     """What went wrong at the root: MONAI wraps an error in a RuntimeError for each transform or item on the way.
+
+    Of the errors of writers and worker processes the text alone is kept; they are made anew from it, those of a full or
+    read-only disk with their ``errno``.
 
     Example::
 
@@ -28,15 +29,22 @@ def root_cause(error: BaseException) -> BaseException:
         if inner is None:
             break
         error = inner
-    return error
+    if "Traceback (most recent call last)" not in str(error):
+        return error
+    # Of chained tracebacks the first one is the root's, and its last line the error.
+    first = re.split(r"\n\s*\n(?:The above exception|During handling)", str(error))[0]
+    last = first.strip().splitlines()[-1].strip()
+    name, _, message = last.partition(": ")
+    kind = getattr(builtins, name.rpartition(".")[2], ValueError)
+    known = issubclass(kind, (OSError, RuntimeError, ValueError))
+    found = kind(message) if known else ValueError(last)
+    if isinstance(found, OSError):
+        found.errno = next((code for code in DISK if os.strerror(code) in message), None)
+    return found
 
 
 def one_line(error: BaseException, more: str = "") -> str:
-    """The text of an error's root cause, with the file that was being read.
-
-    Args:
-        error: as it was caught.
-        more: follows a text that was cut.
+    """The text of an error's root cause; ``more`` follows a text that was cut.
 
     Example::
 
@@ -45,18 +53,11 @@ def one_line(error: BaseException, more: str = "") -> str:
     """
     error = root_cause(error)
     text = " ".join(str(error).split())
-    if len(text) > LONGEST:
-        text = f"{text[:LONGEST]} ...{more}"
+    if isinstance(error, (OSError, RuntimeError)) and SHARED_MEMORY.search(text):
+        expected = "num_workers: expected room in the shared memory (/dev/shm) for the data loader's worker processes"
+        return f"{expected}, got too little ({text[:120]}); set num_workers to 0, or enlarge it."
+    text = f"{text[:LONGEST]} ...{more}" if len(text) > LONGEST else text
     # The bare text of other types, such as KeyError's, says too little.
-    known = isinstance(error, (OSError, RuntimeError, ValueError)) and text
-    text = text if known else f"{type(error).__name__}: {text}"
-    file = _file_being_read(error)
-    return text if file in text else f"{file}: {text}"
-
-
-def _file_being_read(error: BaseException) -> str:
-    """The file that MONAI was loading, else nothing: a decompressor's error, for one, does not name it."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_globals.get("__name__") == LoadImage.__module__ and "filename" in frame.f_locals:
-            return ", ".join(map(str, ensure_tuple(frame.f_locals["filename"])))
-    return ""
+    return (
+        text if isinstance(error, (OSError, RuntimeError, ValueError)) and text else f"{type(error).__name__}: {text}"
+    )

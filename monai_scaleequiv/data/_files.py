@@ -1,37 +1,48 @@
-"""Files that are there whole or not at all."""
-
-from __future__ import annotations
+"""Files that are there whole or not at all, and folders that can be written to."""
 
 import os
+import platform
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["remove_stale", "whole_file"]
+from monai.config import PathLike
+
+STALE = 3600.0  # seconds without a change, after which no writer is at work any more
 
 
 @contextmanager
 def whole_file(target: Path, replace: bool = True) -> Iterator[Path]:
     """A path to write to, which gets the target's name when the block ends without an error, and else is removed.
 
+    What writers that were killed left of the same file is removed when it is an hour old.
+
     Args:
         target: the file to be.
-        replace: whether one of that name that exists by then is replaced.
+        replace: whether one of that name that exists by then is replaced; an empty one is in any case.
 
     Raises:
         FileExistsError: when there is one and ``replace`` is false.
 
     Example::
 
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "report.json"
-        >>> with whole_file(file) as unfinished:
+        >>> with whole_file(Path("report.json")) as unfinished:
         ...     _ = unfinished.write_text("{}")
-        >>> [path.name for path in file.parent.iterdir()]
-        ['report.json']
+        >>> Path("report.json").read_text()
+        '{}'
     """
-    temporary = _temporary(target)
+    leftover = re.compile(rf"\.[^/]*-\d+-[0-9a-f]{{8}}-{re.escape(target.name)}")
+    for path in target.parent.iterdir() if target.parent.is_dir() else ():
+        with suppress(OSError):  # another writer may have removed it
+            if leftover.fullmatch(path.name) and time.time() - path.stat().st_mtime > STALE:
+                path.unlink()
+    # Process numbers repeat on other nodes and in containers. The target's ending tells nibabel the format.
+    writer = f"{platform.node()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = target.with_name(f".{writer}-{target.name}")
     try:
         yield temporary
         if replace:
@@ -42,11 +53,14 @@ def whole_file(target: Path, replace: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{os.getpid()}-{target.name}")
+def has_content(path: Path) -> bool:
+    """Whether there is something to lose."""
+    return os.path.lexists(path) and (path.is_symlink() or not path.is_file() or path.stat().st_size > 0)
 
 
 def _move_to_a_free_name(temporary: Path, target: Path) -> None:
+    if not has_content(target):
+        target.unlink(missing_ok=True)
     try:
         os.link(temporary, target)  # unlike a move, never in the place of a file that has come in the meantime
     except FileExistsError:
@@ -57,32 +71,32 @@ def _move_to_a_free_name(temporary: Path, target: Path) -> None:
         temporary.replace(target)
 
 
-def remove_stale(target: Path) -> None:
-    """Removes what a process that was killed left of the same file.
+def check_output_dir(
+    folder: PathLike, name: str = "output_dir", files: Sequence[str] = (), overwrite: bool = False
+) -> None:
+    """Creates a folder for results and writes to it for a trial, before any work is done.
+
+    Args:
+        folder: where results will be written; what it holds stays as it is.
+        name: of the argument, for the error.
+        files: names or patterns of results, which may not be there already.
+        overwrite: whether they may.
+
+    Raises:
+        FileExistsError: when one of ``files`` is there already and ``overwrite`` is false.
+        OSError: when the folder cannot be made or written to, or the disk is full.
 
     Example::
 
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "a.nii"
-        >>> file.with_name(".999999999999-a.nii").touch()
-        >>> remove_stale(file)
-        >>> list(file.parent.iterdir())
-        []
+        >>> check_output_dir("output")
     """
-    ours = re.compile(rf"\.(\d+)-{re.escape(target.name)}")
-    for path in target.parent.iterdir():
-        match = ours.fullmatch(path.name)
-        if match and not _runs(int(match[1])):
-            path.unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
-    if os.name != "posix":  # where asking would be ending it
-        return True
+    for file in () if overwrite else sorted(path for pattern in files for path in Path(folder).glob(pattern)):
+        raise FileExistsError(f"{name}: {file} exists already; choose another folder, or set overwrite=true.")
     try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # it does, as another user
-        pass
-    return True
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            trial.write(bytes(4096))
+            trial.flush()
+    except OSError as error:
+        got = f"{folder} ({error.strerror or type(error).__name__})"
+        raise OSError(f"{name}: expected a folder that can be written to, got {got}; choose another.") from None

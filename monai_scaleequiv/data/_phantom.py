@@ -1,7 +1,5 @@
 """Made-up volumes with known labels: the whole pipeline runs and can be checked with no data at hand."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os
@@ -14,9 +12,13 @@ import torch
 from monai.networks.layers import GaussianFilter
 from torch.nn.functional import interpolate
 
-__all__ = ["make_phantom_dataset"]
-
-_LABELS = {"0": "background", "1": "body", "2": "core"}
+_DESCRIPTION = {
+    "name": "Phantom",
+    "description": "ellipsoidal organs made by monai_scaleequiv",
+    "tensorImageSize": "3D",
+    "modality": {"0": "phantom"},
+    "labels": {"0": "background", "1": "body", "2": "core"},
+}
 _TISSUES = np.array([0.35, 0.65, 1.0], dtype=np.float32)  # intensities of background, body and core
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
@@ -55,17 +57,7 @@ def make_phantom_dataset(
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     training = [_write_case(folder, case, seed, size) for case in range(cases)]
-    description = {
-        "name": "Phantom",
-        "description": "ellipsoidal organs made by monai_scaleequiv",
-        "tensorImageSize": "3D",
-        "modality": {"0": "phantom"},
-        "labels": _LABELS,
-        "numTraining": cases,
-        "numTest": 0,
-        "training": training,
-        "test": [],
-    }
+    description = {**_DESCRIPTION, "numTraining": cases, "numTest": 0, "training": training, "test": []}
     # Last, so that an interrupted run leaves nothing that looks like a whole data set.
     target = folder / "dataset.json"
     target.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

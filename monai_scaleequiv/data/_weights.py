@@ -1,8 +1,6 @@
 """Weights from a file that may hold tensors and nothing else."""
 
-from __future__ import annotations
-
-import os
+import math
 import pickle
 import re
 import warnings
@@ -12,64 +10,76 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from monai.config import PathLike
+from torch import nn
 
-__all__ = ["PlainWeightsLoader", "file_fault", "read_weights"]
-
-GLOBAL = re.compile(r"GLOBAL (\S+)")
-_WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+Device = str | torch.device | None
 
 
-class PlainWeightsLoader:
-    """Loads a network's weights as an engine starts, like MONAI's ``CheckpointLoader``, from plain tensors alone.
+def load_weights(network: nn.Module, path: PathLike, map_location: Device = None, new_head: bool = False) -> list[str]:
+    """Loads a network's weights, as they are or as other programs wrap them.
 
-    Such files run no code, wherever they come from. What a pickle could do besides is refused, as are weights of
-    another network, in one line with the file.
+    They may lie under ``state_dict``, ``network``, ``model`` or ``net``, and their names begin with ``module.``,
+    ``net.`` or whatever else is in front of all of the network's names.
 
     Args:
-        path: a state dict, or a checkpoint that has it under ``key``.
-        network: takes the weights.
-        key: see ``path``.
+        network: takes the weights; of a wrapper for parallel training, the network in it.
+        path: a state dict, or a checkpoint that has it as an entry.
         map_location: see ``torch.load``.
+        new_head: whether parameters whose first axis alone differs, for another number of classes, keep their values.
+
+    Returns:
+        names of the parameters that kept their values.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it holds anything but weights of this network.
+        ValueError: in one line, when it holds anything but weights of this network.
 
     Example::
 
-        >>> PlainWeightsLoader("no.pt", torch.nn.Conv3d(1, 1, 1)).attach(Engine(print))
+        >>> torch.save({"state_dict": {"net.weight": torch.ones(2, 3), "net.bias": torch.ones(2)}}, "linear.pt")
+        >>> load_weights(nn.Linear(3, 4), "linear.pt", new_head=True)
+        ['weight', 'bias']
     """
-
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        network: torch.nn.Module,
-        key: str = "network",
-        map_location: str | torch.device | None = None,
-    ) -> None:
-        self.path = path
-        self.network = network
-        self.key = key
-        self.map_location = map_location
-
-    def attach(self, engine: Engine) -> None:
-        """Attaches to the engine."""
-        engine.add_event_handler(Events.STARTED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Loads the weights."""
-        state = read_weights(self.path, self.map_location)
-        state = state[self.key] if isinstance(state.get(self.key), Mapping) else state
-        network = self.network.module if isinstance(self.network, _WRAPPERS) else self.network
-        try:
-            network.load_state_dict(state)
-        except (AttributeError, RuntimeError, TypeError) as error:
-            name, told = type(network).__name__, " ".join(str(error).split())[:200]
-            raise ValueError(f"{self.path}: expected weights of this {name}, got others; {told}") from None
+    network = unwrapped(network)
+    wanted, found = network.state_dict(), read_weights(path, map_location)
+    while entry := [found[k] for k in ("state_dict", "network", "model", "net") if isinstance(found.get(k), Mapping)]:
+        found = entry[0]
+    found = _without_prefix(found, wanted)
+    shapes = {name: (tuple(getattr(found.get(name), "shape", ())), tuple(wanted[name].shape)) for name in wanted}
+    # Layers take older shapes, too, in which the axes behind the channels are joined.
+    joined = {name: [(*shape[:2], math.prod(shape[2:])) for shape in pair] for name, pair in shapes.items()}
+    other = [name for name, (old, new) in joined.items() if name in found and old != new]
+    kept = [name for name in other if new_head and shapes[name][0] and joined[name][0][1:] == joined[name][1][1:]]
+    parts = {
+        "missing": [name for name in wanted if name not in found],
+        "unknown": [str(name) for name in found if name not in wanted],
+        "of another shape": ["{} of {} instead of {}".format(n, *shapes[n]) for n in other if n not in kept],
+    }
+    if any(parts.values()):
+        got = "; ".join(f"{len(n)} {kind}: {', '.join(n[:2])}{' ...' * (len(n) > 2)}" for kind, n in parts.items() if n)
+        hint = "choose the network_def that they were trained with"
+        raise ValueError(f"{path}: expected weights of this {type(network).__name__}, got others ({got}); {hint}.")
+    network.load_state_dict({**found, **{name: wanted[name] for name in kept}})
+    return kept
 
 
-def read_weights(path: str | os.PathLike, map_location: str | torch.device | None = None) -> Mapping[str, Any]:
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network in a wrapper for parallel training."""
+    return network.module if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else network
+
+
+def _without_prefix(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entries under the one prefix that has all names of the network behind it, if there is one."""
+    first = next(iter(wanted), "")
+    prefixes = [str(name)[: -len(first)] for name in found if first and str(name).endswith(f".{first}")]
+    whole = [prefix for prefix in prefixes if all(prefix + name in found for name in wanted)]
+    if found.keys() & wanted.keys() or len(whole) != 1:
+        return found
+    return {str(name).removeprefix(whole[0]): value for name, value in found.items() if str(name).startswith(whole[0])}
+
+
+def read_weights(path: PathLike, map_location: Device = None) -> Mapping[str, Any]:
     """Reads tensors from a file with ``torch.load``, never anything that would run code.
 
     Args:
@@ -89,32 +99,29 @@ def read_weights(path: str | os.PathLike, map_location: str | torch.device | Non
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; give another path.")
-    fault = file_fault(path) if zipfile.is_zipfile(path) else ""
-    if fault:
-        raise ValueError(f"{path}: {fault}; copy it again.")
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip and (damage := file_finding(path)):
+        raise ValueError(f"{path}: {damage}; copy it again.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of an unusual pickle protocol, beside the error
             state = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = GLOBAL.search(str(error))
-        got = f"a pickle that calls {found[1]}" if found else "other objects, or a damaged file"
-        raise ValueError(f"{path}: expected plain weights, got {got}; ask for a state dict of tensors.") from None
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged pickle makes of it
-        told = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path}: expected plain weights, got a damaged file ({told}); copy it again.") from None
+        text = " ".join(str(error).split())
+        call = re.search(r"GLOBAL (\S+)", text) if isinstance(error, pickle.UnpicklingError) else None
+        got = f"a pickle that calls {call[1]}" if call else f"other objects, or a damaged file ({text[:120]})"
+        raise ValueError(f"{path}: expected plain weights, got {got}; ask for a state dict of tensors.") from None
     if not isinstance(state, Mapping):
-        raise ValueError(
-            f"{path}: expected a state dict, got {type(state).__name__}; save network.state_dict() instead."
-        )
-    if not zipfile.is_zipfile(path):
+        hint = "save network.state_dict() instead"
+        raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}; {hint}.")
+    if not is_zip:
         warnings.warn(f"{path} is in the format of torch before 1.6, without checksums; save it again.", stacklevel=2)
     return state
 
 
-def file_fault(path: str | os.PathLike) -> str:
+def file_finding(path: PathLike) -> str:
     """What is wrong with a file of ``torch.save``, nothing if it is whole. Nothing in it is unpickled.
 
     ``torch.load`` does not compare checksums, and takes a weight with a flipped bit for another weight.
@@ -122,7 +129,7 @@ def file_fault(path: str | os.PathLike) -> str:
     Example::
 
         >>> torch.save({}, "whole.pt")
-        >>> file_fault("whole.pt")
+        >>> file_finding("whole.pt")
         ''
     """
     try:

@@ -1,59 +1,25 @@
 """Label maps and maps of numbers written on the grid of the image that they belong to."""
 
-from __future__ import annotations
-
-import copy
 import errno
 import os
-import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+from monai.config import PathLike
 from monai.data import NibabelWriter
 from monai.utils import ImageMetaKey
 
-from monai_scaleequiv.data._files import remove_stale, whole_file
-
-__all__ = ["InputGridWriter", "own_error"]
-
-ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_RAISED = threading.local()
-
-
-class _WriteError(OSError):
-    """An OSError with a number, which ``str`` leaves out."""
-
-    def __str__(self) -> str:
-        return str(self.strerror)
-
-
-class _WriteExistsError(_WriteError, FileExistsError):
-    pass
-
-
-def own_error(error: BaseException) -> BaseException:
-    """The writer's error behind one of MONAI's ``SaveImage``, which keeps no more than its text; others as they are.
-
-    Args:
-        error: the root cause, as it was caught in the same thread.
-
-    Example::
-
-        >>> own_error(ValueError("another"))
-        ValueError('another')
-    """
-    raised = getattr(_RAISED, "error", None)
-    return raised if raised is not None and str(raised) in str(error) else error
+from monai_scaleequiv.data._files import has_content, whole_file
 
 
 class InputGridWriter(NibabelWriter):
     """Writes a NIfTI file whose header is the input's but for the data type, for MONAI's ``SaveImage(writer=...)``.
 
-    MONAI's own writer makes a new header and loses the codes of qform and sform, the units and the description. Here
-    viewers and other tools see the label map, or with ``output_dtype="float32"`` a map of numbers, in exactly the
-    input's space. The file appears complete or not at all.
+    MONAI's own writer makes a new header and loses the codes of qform and sform, the units and the description. The
+    file appears complete or not at all.
 
     Args:
         output_dtype: of the file's values.
@@ -64,7 +30,7 @@ class InputGridWriter(NibabelWriter):
 
     Raises:
         FileExistsError: when the file is there already, ``overwrite`` and ``skip_existing`` are false; and when it is
-            the input, whatever they are.
+            the input, whatever they are. ``SaveImage`` keeps only the text of these errors (see ``root_cause``).
         OSError: when the file cannot be written.
         ValueError: when the label map's shape is not the input's (the prediction was not inverted), the input is not
             NIfTI, or a whole-number ``output_dtype`` does not hold the values as they are.
@@ -78,92 +44,60 @@ class InputGridWriter(NibabelWriter):
     """
 
     def __init__(
-        self, output_dtype: str | type = np.float32, overwrite: bool = False, skip_existing: bool = False, **options
+        self,
+        output_dtype: str | type = np.float32,
+        overwrite: bool = False,
+        skip_existing: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(output_dtype=output_dtype, **options)
         self.overwrite = overwrite
         self.skip_existing = skip_existing
+        self.source = ""
 
-    def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options) -> None:
+    def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
         """Remembers the input file's path; nothing is resampled."""
         self.source = str((meta_dict or {}).get(ImageMetaKey.FILENAME_OR_OBJ, ""))
 
-    def write(self, filename: os.PathLike | str, verbose: bool = False, **obj_kwargs) -> None:
+    def write(self, filename: PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
         """Writes to a temporary file beside ``filename`` and moves it into place."""
-        try:
-            self._write(Path(filename))
-        except (OSError, ValueError) as error:
-            _RAISED.error = copy.copy(error)  # without the traceback, which would keep the volume in memory
-            raise
-
-    def _write(self, target: Path) -> None:
+        target = Path(filename)
         if os.path.realpath(target) == os.path.realpath(self.source):
-            raise _WriteExistsError(errno.EEXIST, f"{target} is the input itself; choose another output_dir.")
-        if _has_content(target) and not self.overwrite:
+            raise FileExistsError(f"{target} is the input itself; choose another output_dir.")
+        taken = FileExistsError(f"{target} exists already; choose another output_dir, or set overwrite=true.")
+        if has_content(target) and not self.overwrite:
             if self.skip_existing:
                 return
-            raise _exists(target)
-        image = nib.load(self.source)
-        if not isinstance(image, nib.Nifti1Pair):
-            raise ValueError(f"{self.source}: expected a NIfTI file, got {type(image).__name__}; convert it to NIfTI.")
-        volume = self._on_grid_of(image)
-        remove_stale(target)
+            raise taken
+        volume = self._on_input_grid()
         try:
             with whole_file(target, self.overwrite) as unfinished:
                 nib.save(volume, unfinished)
-                if not self.overwrite and not _has_content(target):
-                    target.unlink(missing_ok=True)
         except FileExistsError:
-            raise _exists(target) from None
+            raise taken from None
         except OSError as error:
-            raise _told(error, target) from None
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            hint = "make room" if is_full else "choose another output_dir"
+            got = error.strerror or error
+            raise OSError(f"{target}: expected a file that can be written, got {got}; {hint}.") from None
 
-    def _on_grid_of(self, image: nib.Nifti1Pair) -> nib.Nifti1Image:
-        labels = _cast(np.asarray(self.data_obj), np.dtype(self.output_dtype), self.source)
-        grid = image.shape[:3]
-        if _without_end_ones(labels.shape) != _without_end_ones(grid):
-            raise ValueError(
-                f"{self.source}: expected a label map of shape {grid}, got {labels.shape}; invert the prediction first."
-            )
-        kind = nib.Nifti2Image if isinstance(image.header, nib.Nifti2Header) else nib.Nifti1Image
+    def _on_input_grid(self) -> nib.Nifti1Image:
+        image = nib.load(self.source)
+        if not isinstance(image, nib.Nifti1Pair):
+            raise ValueError(f"{self.source}: expected a NIfTI file, got {type(image).__name__}; convert it to NIfTI.")
+        values, grid = np.asarray(self.data_obj), image.shape[:3]
+        with np.errstate(invalid="ignore"):
+            cast = values.astype(self.output_dtype, copy=False)
+        bad = values[cast != values] if cast.dtype.kind in "iu" and cast is not values else np.empty(0)
+        if bad.size:
+            expected = f"values that {cast.dtype} holds as they are"
+            raise ValueError(f"{self.source}: expected {expected}, got {bad[0]:g}; choose another output_dtype.")
+        if len({(*shape, *[1] * 5)[:5] for shape in (cast.shape, grid)}) > 1:  # axes of one slice may be left out
+            expected = f"a label map of shape {grid}"
+            raise ValueError(f"{self.source}: expected {expected}, got {cast.shape}; invert the prediction first.")
         header = image.header.copy()
-        header.set_data_dtype(labels.dtype)
+        header.set_data_dtype(cast.dtype)
         header.set_slope_inter(1, 0)
         header["cal_min"], header["cal_max"] = 0, 0  # the display range of intensities
-        return kind(labels.reshape(grid), image.affine, header)
-
-
-def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        cast = values.astype(dtype, copy=False)
-    if dtype.kind in "iu" and not np.can_cast(values.dtype, dtype):
-        bad = values[cast != values]
-        if bad.size:
-            expected = f"values that {dtype} holds as they are"
-            raise ValueError(f"{name}: expected {expected}, got {bad.flat[0]:g}; choose another output_dtype.")
-    return cast
-
-
-def _has_content(target: Path) -> bool:
-    """Whether there is something to lose."""
-    return os.path.lexists(target) and (target.is_symlink() or not target.is_file() or target.stat().st_size > 0)
-
-
-def _exists(target: Path) -> OSError:
-    return _WriteExistsError(
-        errno.EEXIST, f"{target} exists already; choose another output_dir, or set overwrite=true."
-    )
-
-
-def _told(error: OSError, target: Path) -> OSError:
-    if isinstance(error, _WriteError):
-        return error
-    remedy = "make room" if error.errno in ROOM else "choose another output_dir"
-    text = f"{target}: expected a file that can be written, got {error.strerror or error}; {remedy}."
-    return _WriteError(error.errno, text)
-
-
-def _without_end_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    while shape and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
+        kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+        return kind(cast.reshape(grid), image.affine, header)

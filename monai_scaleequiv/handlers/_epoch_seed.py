@@ -1,29 +1,21 @@
-"""Randomness that can be repeated from any epoch on, and the rest of what engines remember."""
-
-from __future__ import annotations
+"""Randomness that can be repeated from any epoch on."""
 
 import random
 from collections.abc import Mapping
-from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
-from monai.engines import Workflow
-
-__all__ = ["EpochSeedHandler", "WorkflowState"]
 
 
 class EpochSeedHandler:
     """Makes all randomness of an epoch follow from seed, epoch and process, so that a resumed training repeats it.
 
-    When an epoch starts, the generators of Python, NumPy and PyTorch, those of the data loader and its sampler, and the
-    random states of all transforms in the data loader's data set are seeded, and the loader starts anew. With
-    ``num_workers > 0`` the workers take their seeds from PyTorch's generator, as MONAI's ``DataLoader`` has it. Put the
-    handler into the ``save_dict`` of the checkpoint: going on with another seed is then refused. Data sets that change
-    with time, such as ``SmartCacheDataset``, and random transforms outside of the data set are not covered.
+    When an epoch starts, all generators and the random states of transforms in the loader's data set are seeded, and
+    the loader starts anew. In the ``save_dict`` of a checkpoint it keeps the seed the same. Data sets that change with
+    time, and random transforms outside of the data set, are not covered.
 
     Args:
         seed: any whole number from 0.
@@ -34,12 +26,10 @@ class EpochSeedHandler:
 
     Example::
 
-        >>> def numbers(epochs):
-        ...     trainer = Engine(lambda engine, batch: torch.rand(()).item())
-        ...     EpochSeedHandler(seed=3).attach(trainer)
-        ...     return trainer.run([0], max_epochs=epochs).output
-        >>> numbers(2) == numbers(2), numbers(2) == numbers(1)
-        (True, False)
+        >>> trainer = Engine(lambda engine, batch: torch.rand(()).item())
+        >>> EpochSeedHandler(seed=3).attach(trainer)
+        >>> trainer.run([0], max_epochs=2).output == trainer.run([0], max_epochs=2).output
+        True
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -64,8 +54,9 @@ class EpochSeedHandler:
         np.random.seed(seed)
         torch.manual_seed(seed)
         for owner in (loader, getattr(loader, "sampler", None)):
-            if isinstance(getattr(owner, "generator", None), torch.Generator):
-                owner.generator.manual_seed(seed)
+            generator = getattr(owner, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(seed)
         set_rnd(getattr(loader, "dataset", None), seed)
         if loader is not None:
             engine.set_data(loader)
@@ -75,46 +66,8 @@ class EpochSeedHandler:
         return {"seed": self.seed}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Refuses another seed than the checkpoint's."""
+        """Raises for another seed than the checkpoint's."""
         if state_dict["seed"] != self.seed:
             raise ValueError(
                 f"seed: expected {state_dict['seed']} as in the checkpoint, got {self.seed}; go on with the former."
             )
-
-
-class WorkflowState:
-    """What MONAI's engines remember beside epoch and iteration: best metric and its epoch, and the gradient scaler.
-
-    For the ``save_dict`` of a checkpoint and the ``load_dict`` that goes with it, beside the trainer itself.
-
-    Args:
-        trainer: the trainer, which has a gradient scaler if it trains with mixed precision.
-        validator: the evaluator whose key metric counts, if there is one.
-
-    Example::
-
-        >>> from monai.engines import SupervisedEvaluator
-        >>> engine = SupervisedEvaluator(torch.device("cpu"), [], torch.nn.Identity())
-        >>> WorkflowState(engine).state_dict()
-        {'best': [(-1.0, -1)], 'scaler': {}}
-    """
-
-    def __init__(self, trainer: Workflow, validator: Workflow | None = None) -> None:
-        self.trainer = trainer
-        self.engines = [trainer] if validator is None else [trainer, validator]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, and the scaler's own state."""
-        scaler = getattr(self.trainer, "scaler", None)
-        return {
-            "best": [(float(e.state.best_metric), int(e.state.best_metric_epoch)) for e in self.engines],
-            "scaler": {} if scaler is None else scaler.state_dict(),
-        }
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over both; without mixed precision, before or now, there is no scaler to go on with."""
-        for engine, (metric, epoch) in zip(self.engines, state_dict["best"], strict=True):
-            engine.state.best_metric, engine.state.best_metric_epoch = metric, epoch
-        scaler = getattr(self.trainer, "scaler", None)
-        if scaler is not None and state_dict["scaler"]:
-            scaler.load_state_dict(state_dict["scaler"])

@@ -1,10 +1,9 @@
 """Equivariance during validation, beside the metrics that need labels."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from ignite.engine import Events
@@ -15,22 +14,16 @@ from monai.networks.utils import eval_mode
 from monai.utils import CommonKeys
 
 from monai_scaleequiv.maths import rescale
-from monai_scaleequiv.metrics import EquivarianceError, consistency_dice
-from monai_scaleequiv.metrics._error import inner_part
-from monai_scaleequiv.metrics._metric import check_ratios
-
-__all__ = ["EquivarianceHandler"]
+from monai_scaleequiv.metrics import EquivarianceError, check_ratios, consistency_dice, inner_part
 
 
 class EquivarianceHandler:
     """Measures at each validation how far the network is from scale-equivariant.
 
-    Images are rescaled, predicted with the engine's own inferer and network, and compared with the engine's prediction
-    of the image as it is, before any postprocessing. ``engine.state.metrics`` gets ``equivariance_error_0.80`` and
-    ``consistency_dice_0.80`` for a ratio of 0.8, NaN where nothing could be measured, for MONAI to log. Where
-    the loader has no length, this one has to stand before them in the list of handlers. Each ratio costs one more
-    prediction. The network is called with the image alone, and its channels are logits as in
-    :py:func:`consistency_dice`. Rescaled images have any size, which some networks take in sliding windows only.
+    Rescaled images are predicted with the engine's own inferer and compared with the prediction of the image as it is,
+    before any postprocessing. ``engine.state.metrics`` gets ``equivariance_error_0.80`` and ``consistency_dice_0.80``
+    for a ratio of 0.8, NaN where nothing could be measured. Each ratio costs one more prediction. Where the loader has
+    no length, this handler stands before those that log.
 
     Args:
         ratios: magnifications; an axis of n voxels gets ``round(n * ratio)``.
@@ -61,12 +54,10 @@ class EquivarianceHandler:
         self.interval = interval
         self.margin = margin
         # MONAI's buffers know how many cases count, and gather those of all processes.
-        self._metrics: dict[str, EquivarianceError | DiceMetric] = {}
+        self._metrics: dict[str, Any] = {}
         for ratio in ratios:
             self._metrics[f"equivariance_error_{ratio:.2f}"] = EquivarianceError(get_not_nans=True)
             self._metrics[f"consistency_dice_{ratio:.2f}"] = DiceMetric(get_not_nans=True)
-        self._batches = 0
-        self._written = False
 
     def attach(self, engine: SupervisedEvaluator) -> None:
         """Attaches to an evaluator."""
@@ -83,24 +74,19 @@ class EquivarianceHandler:
         # Not before, because the evaluator attaches its handlers in the midst of its construction.
         if engine.mode is not eval_mode:
             raise ValueError("expected an evaluator in mode 'eval', got one in mode 'train', whose predictions vary.")
-        self._batches = 0
         self._written = False
         for metric in self._metrics.values():
             metric.reset()
 
     def _measure(self, engine: SupervisedEvaluator) -> None:
-        self._batches += 1
-        if (self._batches - 1) % self.interval:
+        if (engine.state.iteration - 1) % self.interval:
             return
         image, prediction = (_plain(engine.state.output[key]) for key in (CommonKeys.IMAGE, CommonKeys.PRED))
-        spatial_dims = image.dim() - 2
         for ratio in self.ratios:
             size = [max(1, round(n * ratio)) for n in image.shape[2:]]
             expected = _predict(engine, rescale(image, size))
-            moved = rescale(prediction, size)
-            self._metrics[f"equivariance_error_{ratio:.2f}"](
-                inner_part(expected, self.margin, spatial_dims), inner_part(moved, self.margin, spatial_dims)
-            )
+            inner = (inner_part(x, self.margin, image.dim() - 2) for x in (expected, rescale(prediction, size)))
+            self._metrics[f"equivariance_error_{ratio:.2f}"](*inner)
             self._metrics[f"consistency_dice_{ratio:.2f}"].extend(consistency_dice(expected, prediction))
 
     def _write_after_the_last(self, engine: SupervisedEvaluator) -> None:
@@ -109,12 +95,11 @@ class EquivarianceHandler:
             self._write(engine)
 
     def _write(self, engine: SupervisedEvaluator) -> None:
-        if self._written:
-            return
-        self._written = True
-        for name, metric in self._metrics.items():
-            value, count = metric.aggregate()
-            engine.state.metrics[name] = value.item() if count > 0 else math.nan
+        if not self._written:
+            self._written = True
+            for name, metric in self._metrics.items():
+                value, count = metric.aggregate()
+                engine.state.metrics[name] = value.item() if count > 0 else math.nan
 
 
 def _predict(engine: SupervisedEvaluator, image: torch.Tensor) -> torch.Tensor:
@@ -123,10 +108,9 @@ def _predict(engine: SupervisedEvaluator, image: torch.Tensor) -> torch.Tensor:
         return _plain(engine.inferer(image, engine.network))
 
 
-def _plain(x: torch.Tensor) -> torch.Tensor:
+def _plain(x: Any) -> torch.Tensor:
     """In float32, and without the metadata that a rescaled image would not fit."""
     if not isinstance(x, torch.Tensor):
-        raise ValueError(
-            f"expected a tensor as image and as prediction, got {type(x).__name__}; use an inferer that picks one."
-        )
-    return (x.as_tensor() if hasattr(x, "as_tensor") else x).detach().float()
+        got = type(x).__name__
+        raise ValueError(f"expected a tensor as image and as prediction, got {got}; use an inferer that picks one.")
+    return x.as_subclass(torch.Tensor).detach().float()

@@ -1,23 +1,14 @@
 """The end of a process's part in a distributed job."""
 
-from __future__ import annotations
-
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-
-__all__ = ["leave_process_group"]
-
-_HOLDS_THE_GROUP = ("reducer", "logger", "process_group")
 
 
 def leave_process_group(network: DistributedDataParallel) -> None:
     """Destroys the process group and with it its threads, although the network that was trained in it lives on.
 
-    ``torch.distributed.destroy_process_group`` alone drops torch's own references. The group stays, with the threads
-    of Gloo, while a network refers to it, as it does in a bundle, whose config parser keeps all that it has built. A
-    thread that still releases a tensor when the interpreter shuts down then aborts the process ("terminate called
-    without an active exception"), and a job that has done all its work counts as failed
-    (issue 190489 of PyTorch). Does nothing outside a process group.
+    ``torch.distributed.destroy_process_group`` leaves Gloo's threads while a network refers to the group, as a bundle's
+    parser makes it do; one that still works as the interpreter ends aborts the process (issue 190489 of PyTorch).
 
     Args:
         network: the wrapper, which cannot run afterwards; its ``module`` can.
@@ -40,6 +31,6 @@ def leave_process_group(network: DistributedDataParallel) -> None:
         return
     # The last reference has to be one of Python's, which waits for the threads without holding the interpreter's lock:
     # they may need it to end. So torch's own go last, after the C++ parts of the network.
-    for name in _HOLDS_THE_GROUP:
+    for name in ("reducer", "logger", "process_group"):
         vars(network).pop(name, None)
     dist.destroy_process_group()

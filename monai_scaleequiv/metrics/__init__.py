@@ -1,5 +1,6 @@
 """Measuring scale-equivariance, of any layer or network."""
 
+from monai_scaleequiv.metrics._dice import AbsentClassDiceMetric
 from monai_scaleequiv.metrics._error import (
     EquivarianceReading,
     assert_scale_equivariant,
@@ -8,11 +9,14 @@ from monai_scaleequiv.metrics._error import (
     relative_error,
     scale_shift,
 )
+from monai_scaleequiv.metrics._hausdorff import SpacingHausdorffDistanceMetric
 from monai_scaleequiv.metrics._metric import EquivarianceError, check_ratios, consistency_dice
 
 __all__ = [
+    "AbsentClassDiceMetric",
     "EquivarianceError",
     "EquivarianceReading",
+    "SpacingHausdorffDistanceMetric",
     "assert_scale_equivariant",
     "check_ratios",
     "consistency_dice",

@@ -1,0 +1,210 @@
+"""From a ``dataset.json``, folders or data dictionaries to the cases of a data set."""
+
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from monai.config import PathLike
+from monai.utils import ensure_tuple
+
+from monai_scaleequiv.data._datalist import nifti_files, stem_of
+from monai_scaleequiv.data.rules import WARNING, Finding
+
+CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net's files of one channel each
+UNLISTED = Finding("unlisted", "each volume on the list", "one that is not", "add it or remove the file", WARNING)
+MORE = "or give --images and --labels"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One or several images, each with some of the channels, their label map, and the place on the list."""
+
+    images: tuple[str, ...]
+    label: str | None
+    place: str
+    part: str = "training"
+    fold: Any = None
+
+
+@dataclass
+class Listing:
+    """The cases of a data set, what it says about them, and what is wrong with the list itself."""
+
+    source: str
+    cases: list[Case] = field(default_factory=list)
+    classes: dict[int, str] | None = None
+    channels: int | None = None
+    spatial_dims: int = 3
+    findings: list[tuple[str, Finding]] = field(default_factory=list)
+
+    @property
+    def files(self) -> list[tuple[str, bool]]:
+        """Each file once, with whether it is a label map."""
+        files = [(path, False) for case in self.cases for path in case.images]
+        return list(dict.fromkeys(files + [(case.label, True) for case in self.cases if case.label is not None]))
+
+
+def list_task(source: PathLike) -> Listing:
+    """Lists a folder with a ``dataset.json`` of the Medical Segmentation Decathlon or of nnU-Net v2."""
+    file = Path(source) / "dataset.json" if Path(source).is_dir() else Path(source)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist; give a folder with dataset.json, {MORE}.")
+    try:
+        task = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: expected JSON, got something else ({error}); correct it.") from None
+    if isinstance(task, dict) and "channel_names" in task and "training" not in task:
+        listing = _list_nnunet(task, file)
+    else:
+        listing = _list_decathlon(task if isinstance(task, dict) else {}, file)
+    count = sum(case.part == "training" for case in listing.cases)
+    if task.get("numTraining", count) != count:
+        expected = f"numTraining = {_shown(task['numTraining'])} cases"
+        listing.findings.append((listing.source, Finding("count", expected, str(count), "correct it", WARNING)))
+    return listing
+
+
+def _list_decathlon(task: Mapping[str, Any], file: Path) -> Listing:
+    listing = Listing(str(file), classes=_classes(task.get("labels"), file))
+    listing.channels = len(task["modality"]) if isinstance(task.get("modality"), Mapping) else None
+    listing.spatial_dims = 2 if task.get("tensorImageSize") == "2D" else 3
+    for part in ("training", "validation", "test"):
+        entries = task.get(part, None if part == "training" else [])
+        if not isinstance(entries, list):
+            raise ValueError(f"{file}: expected a list {part!r}, got {_shown(entries)}; complete it, {MORE}.")
+        listing.cases += [_case(entry, f"{part}[{index}]", part, file) for index, entry in enumerate(entries)]
+    listed = {path for path, _ in listing.files}
+    for folder in (file.parent / name for name in ("imagesTr", "labelsTr", "imagesTs")):
+        files = [str(path) for path in nifti_files(folder)] if folder.is_dir() else []
+        listing.findings += [(path, UNLISTED) for path in files if path not in listed]
+    for case in listing.cases:
+        if case.label is None and case.part != "test":
+            finding = Finding("unpaired", "a label map", f"none at {case.place}", "add it to the list")
+            listing.findings.append((case.images[0], finding))
+    return listing
+
+
+def _list_nnunet(task: Mapping[str, Any], file: Path) -> Listing:
+    ending, names, labels = task.get("file_ending", ".nii.gz"), task["channel_names"], task.get("labels")
+    if ending not in (".nii", ".nii.gz"):
+        raise ValueError(f"{file}: expected file_ending .nii.gz, got {_shown(ending)}; convert the files to NIfTI.")
+    if not isinstance(names, Mapping) or not isinstance(labels, Mapping):
+        raise ValueError(f"{file}: expected channel_names and labels, got {_shown(names)}; complete them.")
+    listing = list_folders(file.parent / "imagesTr", file.parent / "labelsTr")
+    if (file.parent / "imagesTs").is_dir():
+        listing.cases += [replace(case, part="test") for case in list_folders(file.parent / "imagesTs").cases]
+    listing.source, listing.channels = str(file), len(names)
+    if not all(str(number).isdigit() for number in labels.values()):
+        raise ValueError(f"{file}: expected labels from name to number, got {_shown(labels)}; regions are not read.")
+    listing.classes = _classes({number: name for name, number in labels.items()}, file)
+    for case in listing.cases:
+        if len(case.images) != len(names):
+            expected, got = f"{len(names)} files, one per channel", str(len(case.images))
+            listing.findings.append((case.images[0], Finding("files", expected, got, "restore the missing ones")))
+    return listing
+
+
+def list_folders(images: PathLike, labels: PathLike | None = None) -> Listing:
+    """Pairs two folders, with their sub-folders, by the paths of their files; ``_0000`` to ``_9999`` may be channels.
+
+    They are where the label map has the name without them. Where it is missing, they are if there is a ``_0000`` and
+    none of them has a label map of its own; else they are the numbers of cases.
+    """
+    listing = Listing(" and ".join(os.fspath(folder) for folder in (images, labels) if folder is not None))
+    found, targets = _by_name(Path(images)), {} if labels is None else _by_name(Path(labels))
+    numbered = {CHANNEL.sub("", name) for name in targets if CHANNEL.search(name)}
+    groups: dict[str, list[str]] = {}
+    for name, path in found.items():
+        stem = CHANNEL.sub("", name)
+        is_channel = stem in targets or (f"{stem}_0000" in found and stem not in numbered)
+        groups.setdefault(stem if is_channel and name not in targets else name, []).append(path)
+    for name, paths in groups.items():
+        listing.cases.append(Case(tuple(paths), targets.pop(name, None), name))
+        if labels is not None and listing.cases[-1].label is None:
+            got = f"none named {name} in {os.fspath(labels)}"
+            listing.findings.append((paths[0], Finding("unpaired", "a label map", got, "add it, or remove the image")))
+    for name, path in targets.items():
+        got = f"none named {name} in {os.fspath(images)}"
+        listing.findings.append((path, Finding("unpaired", "an image", got, "add it, or remove the label map")))
+    return listing
+
+
+def _by_name(folder: Path) -> dict[str, str]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; give one with .nii or .nii.gz files.")
+    found: dict[str, str] = {}
+    for file in nifti_files(folder):
+        name = file.relative_to(folder).as_posix()
+        # Beside a.nii.gz, a.nii keeps its whole name and so finds no partner.
+        found[name if stem_of(name) in found else stem_of(name)] = str(file)
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no .nii or .nii.gz file; give another folder.")
+    return found
+
+
+def list_dictionaries(data: Sequence[Mapping[str, Any]], image_key: str, label_key: str | None) -> Listing:
+    """Lists data dictionaries with paths, such as MONAI's ``load_decathlon_datalist`` makes them."""
+    listing = Listing("data")
+    for index, item in enumerate(data):
+        place, keys = f"data[{index}]", [key for key in (image_key, label_key) if key is not None]
+        if not isinstance(item, Mapping) or not all(key in item for key in keys):
+            expected = f"a dictionary with {' and '.join(keys)}"
+            raise ValueError(f"{place}: expected {expected}, got {_shown(item)}; complete the list.")
+        label = None if label_key is None else _path(item[label_key], place)
+        listing.cases.append(Case(_images(item[image_key], place), label, place))
+    return listing
+
+
+def _classes(names: Any, file: Path) -> dict[int, str] | None:
+    try:
+        return None if names is None else {int(label): _line(str(name)) for label, name in names.items()}
+    except (AttributeError, ValueError, RecursionError):
+        hint = "write them as in '1': 'liver'"
+        raise ValueError(f"{file}: expected 'labels' from number to name, got {_shown(names)}; {hint}.") from None
+
+
+def _case(entry: Any, place: str, part: str, file: Path) -> Case:
+    item, where = {"image": entry} if isinstance(entry, (str, list)) else entry, f"{file}, {place}"
+    if not isinstance(item, Mapping) or "image" not in item:
+        raise ValueError(f"{where}: expected a path or a dictionary with image, got {_shown(entry)}; correct it.")
+    label = _path(item["label"], where, file.parent) if item.get("label") else None
+    return Case(_images(item["image"], where, file.parent), label, place, part, item.get("fold"))
+
+
+def _images(value: Any, place: str, folder: Path | None = None) -> tuple[str, ...]:
+    paths = tuple(_path(path, place, folder) for path in ensure_tuple(value))
+    if not paths:
+        raise ValueError(f"{place}: expected at least one image, got none; name one or remove the entry.")
+    return paths
+
+
+def _path(value: Any, place: str, folder: Path | None = None) -> str:
+    """A path, in ``folder`` where there is one: no list may name any other file of the machine."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"{place}: expected a path, got {_shown(value)}; correct the list.")
+    path = os.path.normpath(value)
+    if path != _line(path):
+        expected = "a path of characters that names have"
+        raise ValueError(f"{place}: expected {expected}, got {_shown(path)}; correct the list.")
+    if folder is not None and (Path(path).is_absolute() or Path(path).parts[:1] == ("..",)):
+        raise ValueError(f"{place}: expected a path inside {folder}, got {path}; copy the file there.")
+    return path if folder is None else str(folder / path)
+
+
+def _line(text: str) -> str:
+    """Text that can be printed, as one line: ``?`` in place of halves of characters, of line ends and of their like."""
+    whole = text.encode("utf-8", "replace").decode()
+    return "".join("?" if unicodedata.category(letter) == "Cc" else letter for letter in whole)
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} of many levels"
+    return text if len(text) <= 60 else f"{text[:60]} ..."

@@ -1,0 +1,109 @@
+"""What a training leaves beside its weights, so that inference can agree with it."""
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.config import PathLike
+from monai.utils import ensure_tuple
+from torch import nn
+
+from monai_scaleequiv.data._files import whole_file
+from monai_scaleequiv.data._weights import unwrapped
+
+
+def definition_of(network: nn.Module) -> dict[str, Any]:
+    """How a network was made: its class, and the constructor's arguments as its attributes of the same names have them.
+
+    Example::
+
+        >>> definition_of(nn.Conv3d(1, 2, 3))["kernel_size"]
+        [3, 3, 3]
+    """
+    network = unwrapped(network)
+    names = inspect.signature(type(network).__init__).parameters
+    return {
+        "_target_": type(network).__name__,
+        **_plain({n: getattr(network, n) for n in names if hasattr(network, n)}),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it, without the entries that JSON cannot hold; those are ``NotImplemented``."""
+    if isinstance(value, nn.Module):
+        return definition_of(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        pairs = ((str(key), _plain(part)) for key, part in value.items())
+        return {key: part for key, part in pairs if part is not NotImplemented}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, str):
+        return str(value)  # of an enumeration, too
+    return value if value is None or isinstance(value, (bool, int, float)) else NotImplemented
+
+
+def case_sizes(cases: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Name and bytes of the (first) image of each case, by which a record knows the cases of its training."""
+    files = [Path(ensure_tuple(case["image"])[0]) for case in cases]
+    return {file.name: file.stat().st_size for file in files}
+
+
+def write_record(path: PathLike, record: Mapping[str, Any]) -> None:
+    """Writes a record as JSON, whole or not at all.
+
+    Example::
+
+        >>> write_record("model.json", {"spacing": (1, 1, 1)})
+        >>> read_record("model.pt")
+        {'spacing': [1, 1, 1]}
+    """
+    with whole_file(Path(path)) as unfinished:
+        unfinished.write_text(json.dumps(_plain(record), indent=2) + "\n", encoding="utf-8")
+
+
+def read_record(ckpt_path: PathLike) -> dict[str, Any] | None:
+    """The record of the training that weights come from, None where there is none.
+
+    It is the file of the same name with ``.json``, else ``model.json`` beside it.
+
+    Raises:
+        ValueError: when the file is damaged or of another kind.
+    """
+    path = Path(ckpt_path)
+    for file in (path.with_suffix(".json"), path.with_name("model.json")):
+        if file.is_file():
+            try:
+                record = json.loads(file.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError):
+                record = None
+            if not isinstance(record, dict):
+                raise ValueError(f"{file}: expected the record of a training as JSON, got something else; restore it.")
+            return record
+    return None
+
+
+def compare_records(recorded: Mapping[str, Any], current: Mapping[str, Any], name: str) -> None:
+    """Compares what both hold, but for the training's cases; ``name`` is that of the weights.
+
+    Raises:
+        ValueError: with the id of the first value that differs, and both values.
+
+    Example::
+
+        >>> compare_records({"spacing": [1, 1, 1]}, {"spacing": [2, 2, 2]}, "model.pt")
+        Traceback (most recent call last):
+        ValueError: model.pt: expected spacing=[1, 1, 1] as in its training, got [2, 2, 2]; leave it out, or train anew.
+    """
+    left = [("", _plain(recorded), _plain(current))]
+    for place, old, new in left:
+        if isinstance(old, dict) and isinstance(new, dict):
+            both = [key for key in old if key in new and (place or key != "training_cases")]
+            left += [(f"{place}#{key}".lstrip("#"), old[key], new[key]) for key in both]
+        elif old != new:
+            hint = "leave it out, or train anew"
+            raise ValueError(f"{name}: expected {place}={old} as in its training, got {new}; {hint}.")

@@ -1,0 +1,123 @@
+"""The lists of cases that a training and an evaluation use."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from monai.config import PathLike
+from monai.data import partition_dataset
+
+from monai_scaleequiv.data._listing import Listing, list_task
+from monai_scaleequiv.data._record import case_sizes, read_record
+from monai_scaleequiv.data.rules import ERROR
+
+Data = list[dict[str, Any]]
+
+
+def load_datalist(source: PathLike, key: str = "training") -> Data:
+    """Data dictionaries of a Decathlon task or of an nnU-Net v2 raw folder, of files inside its folder alone.
+
+    Args:
+        source: the folder or its ``dataset.json``.
+        key: ``"training"``, ``"validation"`` or ``"test"``.
+
+    Returns:
+        ``image``, one path or several, ``label`` and ``fold`` where there is one.
+
+    Raises:
+        FileNotFoundError: when there is no ``dataset.json``.
+        ValueError: when it has no such list, a path on it leaves the folder, or a case lacks a file.
+
+    Example::
+
+        >>> import tempfile
+        >>> from monai_scaleequiv.data import make_phantom_dataset
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = make_phantom_dataset(folder, cases=2, size=(24, 32, 24))
+        ...     [sorted(item) for item in load_datalist(file)]
+        [['image', 'label'], ['image', 'label']]
+    """
+    listing = list_task(source)
+    data = _dictionaries(listing, key)
+    if not data:
+        raise ValueError(f"{listing.source}: expected cases under {key!r}, got none; name another list.")
+    return data
+
+
+def split_datalist(source: PathLike, fold: int = 0, ratio: float = 0.8, seed: int = 0) -> tuple[Data, Data]:
+    """Splits labelled cases into those to train on and those to validate on.
+
+    The list ``validation`` of ``dataset.json`` is what it says; else the cases of ``fold`` are, where they have such a
+    key; else MONAI's ``partition_dataset`` draws them.
+
+    Args:
+        source: see ``load_datalist``.
+        fold: number of the fold to validate on, in data sets that have folds.
+        ratio: share of the cases to train on, in data sets that have neither.
+        seed: of the draw.
+
+    Returns:
+        data dictionaries to train on, and to validate on.
+
+    Raises:
+        ValueError: when either part would be empty.
+    """
+    listing = list_task(source)
+    training, validation = _dictionaries(listing, "training"), _dictionaries(listing, "validation")
+    folds = list(dict.fromkeys(str(item["fold"]) for item in training if "fold" in item))
+    if not validation and folds:
+        if str(fold) not in folds:
+            raise ValueError(f"fold: expected one of {', '.join(folds)}, got {fold}; choose another.")
+        validation = [item for item in training if str(item.get("fold")) == str(fold)]
+        training = [item for item in training if str(item.get("fold")) != str(fold)]
+    elif not validation and training:
+        training, validation = partition_dataset(training, ratios=[ratio, 1 - ratio], shuffle=True, seed=seed)
+    if not training or not validation:
+        got = f"{len(training)} and {len(validation)}"
+        expected = "labelled cases to train on and to validate on"
+        raise ValueError(f"{listing.source}: expected {expected}, got {got}; add some.")
+    return training, validation
+
+
+def held_out(source: PathLike, ckpt_path: PathLike, fold: int = 0) -> Data:
+    """The labelled cases that an evaluation measures: those that the training of the weights did not see.
+
+    A warning says how many of how many cases these are, unless all are.
+
+    Args:
+        source: see ``load_datalist``.
+        ckpt_path: weights; the record beside them lists the cases of their training, by name and size. Without a record
+            the validation part of ``split_datalist`` is taken.
+        fold: see ``split_datalist``.
+
+    Raises:
+        ValueError: when no case is left.
+    """
+    listing = list_task(source)
+    cases = _dictionaries(listing, "training") + _dictionaries(listing, "validation")
+    seen = (read_record(ckpt_path) or {}).get("training_cases")
+    if isinstance(seen, Mapping):
+        left = [case for case in cases if not case_sizes([case]).items() <= seen.items()]
+        why = f"the training of {ckpt_path} saw the others"
+    else:
+        left = split_datalist(source, fold)[1]
+        why = f"without a record of the training of {ckpt_path}, the others are taken for its training part"
+    if not left:
+        raise ValueError(f"{listing.source}: expected cases that the training did not see, got none; give others.")
+    if len(left) < len(cases):
+        warnings.warn(f"{listing.source}: measures {len(left)} of {len(cases)} labelled cases; {why}.", stacklevel=2)
+    return left
+
+
+def _dictionaries(listing: Listing, part: str) -> Data:
+    cases = [case for case in listing.cases if case.part == part]
+    files = {path for case in cases for path in (*case.images, case.label)}
+    for file, finding in listing.findings:
+        if finding.severity == ERROR and (file in files or part == "training"):
+            raise ValueError(f"{file}: {finding}")
+    data = []
+    for case in cases:
+        image = case.images[0] if len(case.images) == 1 else list(case.images)
+        item = {"image": image, "label": case.label, "fold": case.fold}
+        data.append({key: value for key, value in item.items() if value is not None})
+    return data
