@@ -68,7 +68,7 @@ def make_report(
 def ratios_to_measure(given: Sequence[float] | float | None, scales: Sequence[float] | None) -> list[float]:
     """The ratios given, else the usual ones with a step of the scale axis either way in place of what is next to it."""
     if given is not None:
-        ratios = list(given) if isinstance(given, (list, tuple)) else [given]
+        ratios: Any = given if isinstance(given, (list, tuple)) else [given]
         check_ratios(ratios, "--ratios")
         return sorted(set(map(float, ratios)))
     steps = [] if scales is None or len(scales) < 2 else [scales[1] / scales[0], scales[0] / scales[1]]
@@ -119,7 +119,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [("ratio", *ERRORS, "Dice")]
+    lines: list[tuple[str, ...]] = [("ratio", *ERRORS, "Dice")]
     for row in rows:
         cells = ["-" if row[name] is None else f"{row[name]:.1e}" for name in ERRORS]
         dice = row["consistency_dice"]
