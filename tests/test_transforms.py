@@ -83,7 +83,7 @@ def test_no_other_reader_takes_what_ours_does_not(tmp_path):
     """MONAI turns to the next reader when one raises on reading."""
     file = write_volume(tmp_path / "a.nii.gz", shape=(30, 30, 30))
     flip_stored_byte(file)
-    for reader in (CheckedNibabelReader(), CheckedNibabelReader, "monai_scaleequiv.CheckedNibabelReader"):
+    for reader in (CheckedNibabelReader(), CheckedNibabelReader, "monai_scaleequiv.data.CheckedNibabelReader"):
         with pytest.raises(ValueError, match="expected a sound gzip stream"):
             LoadImage(reader=reader)(file)
 
