@@ -12,9 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from monai_scaleequiv import check_dataset, make_phantom_dataset
 from monai_scaleequiv.cli import main
-from monai_scaleequiv.data import _check_dataset
+from monai_scaleequiv.data import _check_dataset, check_dataset, make_phantom_dataset
 
 from .conftest import shared
 from .fault_files import SHAPE, cut, flip_stored_byte, with_affine, write_labels, write_task, write_volume

@@ -213,7 +213,7 @@ def test_too_few_cases_to_train_on(tmp_path, count):
         weights = write_probe(tmp_path / "probe.pt") if "evaluate" in configs else TINY_QUICK
         with pytest.raises(RuntimeError) as error:
             run(BUNDLE, *configs, dataset_dir=cases, output_dir=tmp_path / "out", **weights)
-        assert "expected cases to train on and to validate on, got" in str(root_cause(error.value))
+        assert "cases to train on and to validate on, got" in str(root_cause(error.value))
     assert not (tmp_path / "out").exists()
 
 

@@ -338,11 +338,6 @@ def test_best_network_is_written_into_a_new_folder(tmp_path, share):
     assert (tmp_path / "old" / "model.pt").is_file()
 
 
-def test_without_key_metric_there_is_no_best_score(tmp_path):
-    with pytest.raises(ValueError, match="expected save_key_metric=True"):
-        ResumableCheckpointSaver(str(tmp_path), {"network": nn.Linear(1, 1)}).state_dict()
-
-
 def images(count, shape=(20, 15, 10)):
     return [MetaTensor(torch.randn(1, *shape)) for _ in range(count)]
 

@@ -13,10 +13,9 @@ from monai.data.utils import set_rnd
 class EpochSeedHandler:
     """Makes all randomness of an epoch follow from seed, epoch and process, so that a resumed training repeats it.
 
-    When an epoch starts, the generators of Python, NumPy and PyTorch, those of the data loader and its sampler, and the
-    random states of all transforms in the loader's data set are seeded, and the loader starts anew. Put the handler into
-    the ``save_dict`` of the checkpoint, so that going on with another seed raises. Data sets that change with time, such
-    as ``SmartCacheDataset``, and random transforms outside of the data set are not covered.
+    When an epoch starts, all generators and the random states of transforms in the loader's data set are seeded, and
+    the loader starts anew. In the ``save_dict`` of a checkpoint it keeps the seed the same. Data sets that change with
+    time, and random transforms outside of the data set, are not covered.
 
     Args:
         seed: any whole number from 0.
@@ -27,12 +26,10 @@ class EpochSeedHandler:
 
     Example::
 
-        >>> def numbers(epochs):
-        ...     trainer = Engine(lambda engine, batch: torch.rand(()).item())
-        ...     EpochSeedHandler(seed=3).attach(trainer)
-        ...     return trainer.run([0], max_epochs=epochs).output
-        >>> numbers(2) == numbers(2), numbers(2) == numbers(1)
-        (True, False)
+        >>> trainer = Engine(lambda engine, batch: torch.rand(()).item())
+        >>> EpochSeedHandler(seed=3).attach(trainer)
+        >>> trainer.run([0], max_epochs=2).output == trainer.run([0], max_epochs=2).output
+        True
     """
 
     def __init__(self, seed: int = 0) -> None:

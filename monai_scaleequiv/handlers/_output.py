@@ -9,14 +9,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 
-from monai_scaleequiv.data import (
-    case_sizes,
-    check_output_dir,
-    compare_records,
-    definition_of,
-    read_record,
-    write_record,
-)
+from monai_scaleequiv import data
 
 
 class OutputDirHandler:
@@ -35,8 +28,6 @@ class OutputDirHandler:
 
         >>> engine = Engine(lambda engine, batch: None)
         >>> OutputDirHandler("output", files=["metrics.csv"]).attach(engine)
-        >>> engine.run([0]).epoch
-        1
     """
 
     def __init__(self, output_dir: str | os.PathLike, files: Sequence[str] = (), overwrite: bool = False) -> None:
@@ -51,7 +42,7 @@ class OutputDirHandler:
     def __call__(self, engine: Engine) -> None:
         """Checks, in the first of several processes."""
         if idist.get_rank() == 0:
-            check_output_dir(self.output_dir, "output_dir", self.files, self.overwrite)
+            data.check_output_dir(self.output_dir, "output_dir", self.files, self.overwrite)
             self.overwrite = True
 
 
@@ -71,10 +62,10 @@ class TrainingRecordHandler:
     Example::
 
         >>> trainer = Engine(lambda engine, batch: None)
-        >>> TrainingRecordHandler("new.json", torch.nn.Linear(1, 1), {"spacing": [1.0, 1.0, 1.0]}, []).attach(trainer)
+        >>> TrainingRecordHandler("new.json", torch.nn.Linear(1, 1), {"num_classes": 3}, []).attach(trainer)
         >>> _ = trainer.run([0])
-        >>> read_record("new.pt")["spacing"]
-        [1.0, 1.0, 1.0]
+        >>> data.read_record("new.pt")["num_classes"]
+        3
     """
 
     def __init__(
@@ -99,15 +90,15 @@ class TrainingRecordHandler:
         """Writes, in the first of several processes."""
         if idist.get_rank() > 0:
             return
-        record = {"network_def": definition_of(self.network), **self.values}
+        record = {"network_def": data.definition_of(self.network), **self.values}
         goes_on = engine.state.iteration > 0 or self.path.with_suffix(".pt").is_file()
-        earlier = read_record(self.path) if goes_on and self.path.is_file() else None
+        earlier = data.read_record(self.path) if goes_on and self.path.is_file() else None
         if earlier is not None:
-            compare_records(earlier, record, os.fspath(self.path))
+            data.compare_records(earlier, record, os.fspath(self.path))
         seen: dict[str, int] = {}
-        for source in (earlier, read_record(self.weights) if self.weights else None):
+        for source in (earlier, data.read_record(self.weights) if self.weights else None):
             seen |= (source or {}).get("training_cases", {})
-        write_record(self.path, {**record, "training_cases": seen | case_sizes(self.cases)})
+        data.write_record(self.path, {**record, "training_cases": seen | data.case_sizes(self.cases)})
 
 
 class LateSummaryWriter:

@@ -7,9 +7,8 @@ from torch.nn.parallel import DistributedDataParallel
 def leave_process_group(network: DistributedDataParallel) -> None:
     """Destroys the process group and with it its threads, although the network that was trained in it lives on.
 
-    ``torch.distributed.destroy_process_group`` leaves the threads of Gloo while a network refers to the group, as in a
-    bundle, whose parser keeps all that it has built. One that still works when the interpreter shuts down aborts the
-    process (issue 190489 of PyTorch), and the job counts as failed. Does nothing outside a process group.
+    ``torch.distributed.destroy_process_group`` leaves Gloo's threads while a network refers to the group, as a bundle's
+    parser makes it do; one that still works as the interpreter ends aborts the process (issue 190489 of PyTorch).
 
     Args:
         network: the wrapper, which cannot run afterwards; its ``module`` can.

@@ -9,7 +9,6 @@ from typing import Any
 import ignite.distributed as idist
 from ignite.engine import Engine
 from ignite.handlers import Checkpoint
-from monai.engines import Workflow
 from monai.handlers import CheckpointLoader
 
 from monai_scaleequiv.data import one_line, read_weights
@@ -31,8 +30,7 @@ class ResumeCheckpointLoader(CheckpointLoader):
     Raises:
         FileExistsError: when ``save_dir`` holds checkpoints that would be overwritten.
         FileNotFoundError: when ``resume`` is a path with no checkpoint.
-        ValueError: when no checkpoint is whole, or it does not fit the training: parts are missing, it has more epochs
-            than asked for, or its epochs have another number of iterations.
+        ValueError: when no checkpoint is whole, or it does not fit the training: its parts, epochs or iterations.
 
     Example::
 
@@ -43,13 +41,10 @@ class ResumeCheckpointLoader(CheckpointLoader):
     """
 
     def __init__(
-        self,
-        resume: str,
-        save_dir: str | os.PathLike,
-        load_dict: dict[str, Any],
-        map_location: Any = None,
+        self, resume: str, save_dir: str | os.PathLike, load_dict: dict[str, Any], map_location: Any = None
     ) -> None:
         super().__init__(resume, load_dict, map_location=map_location)
+        self.map_location: Any
         self.save_dir = Path(save_dir)
 
     def __call__(self, engine: Engine) -> None:
@@ -59,21 +54,20 @@ class ResumeCheckpointLoader(CheckpointLoader):
         path, findings = resume_file(self.load_path, self.save_dir)
         if idist.get_rank() == 0:
             check_checkpoint_dir(self.save_dir, path, self.load_path)
+            for finding in findings[:1]:
+                logger.warning("%s; going on from %s.", finding, path)
         if path is None:
             return
-        if findings and idist.get_rank() == 0:
-            logger.warning("%s; going on from %s.", findings[0], path)
-        epochs, length = engine.state.max_epochs, engine.state.epoch_length
+        state, epochs, length = engine.state, engine.state.max_epochs, engine.state.epoch_length
         self._load(read_weights(path, self.map_location), path)
-        if epochs is not None and engine.state.epoch > epochs:
-            got = f"got {engine.state.epoch}; ask for more epochs"
-            raise ValueError(f"{path}: expected at most {epochs} epochs, {got}.")
-        if length is not None and engine.state.epoch_length != length:
+        if epochs is not None and state.epoch > epochs:
+            raise ValueError(f"{path}: expected at most {epochs} epochs, got {state.epoch}; ask for more epochs.")
+        if length is not None and state.epoch_length != length:
             raise ValueError(
-                f"{path}: expected {length} iterations per epoch, got {engine.state.epoch_length}; "
+                f"{path}: expected {length} iterations per epoch, got {state.epoch_length}; "
                 "go on with the data, the batch size and the number of processes of the earlier training."
             )
-        engine.state.max_epochs = epochs
+        state.max_epochs = epochs
 
     def _load(self, checkpoint: Mapping[str, Any], path: Path) -> None:
         missing = [key for key in self.load_dict if key not in checkpoint]
@@ -98,34 +92,31 @@ class WorkflowState:
 
     Example::
 
+        >>> import torch
         >>> from monai.engines import SupervisedEvaluator
         >>> state = WorkflowState()
         >>> state.attach(SupervisedEvaluator(torch.device("cpu"), [0, 0], torch.nn.Identity()))
-        >>> state.state_dict()["best"], state.state_dict()["iteration"]
-        ([(-1.0, -1)], 0)
+        >>> state.state_dict()["best"]
+        [(-1.0, -1)]
     """
 
-    def __init__(self, validator: Workflow | None = None) -> None:
+    def __init__(self, validator: Engine | None = None) -> None:
         self.engines: list[Any] = [None] if validator is None else [None, validator]
 
-    def attach(self, engine: Workflow) -> None:
+    def attach(self, engine: Engine) -> None:
         """Attaches to a trainer."""
         self.engines[0] = engine
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, and the scaler's own state."""
+        """The trainer's own state, plain numbers, and the scaler's own state."""
         scaler = self.engines[0].scaler
-        return {
-            **self.engines[0].state_dict(),
-            "best": [(float(e.state.best_metric), int(e.state.best_metric_epoch)) for e in self.engines],
-            "scaler": {} if scaler is None else scaler.state_dict(),
-        }
+        best = [(float(e.state.best_metric), int(e.state.best_metric_epoch)) for e in self.engines]
+        return {**self.engines[0].state_dict(), "best": best, "scaler": scaler.state_dict() if scaler else {}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over all; without mixed precision, before or now, there is no scaler to go on with."""
-        own = {key: value for key, value in state_dict.items() if key not in ("best", "scaler")}
-        self.engines[0].load_state_dict(own)
-        for engine, (metric, epoch) in zip(self.engines, state_dict["best"], strict=True):
-            engine.state.best_metric, engine.state.best_metric_epoch = metric, epoch
-        if self.engines[0].scaler is not None and state_dict["scaler"]:
+        self.engines[0].load_state_dict({k: v for k, v in state_dict.items() if k not in ("best", "scaler")})
+        for engine, best in zip(self.engines, state_dict["best"], strict=True):
+            engine.state.best_metric, engine.state.best_metric_epoch = best
+        if self.engines[0].scaler and state_dict["scaler"]:
             self.engines[0].scaler.load_state_dict(state_dict["scaler"])

@@ -16,7 +16,10 @@ from monai_scaleequiv.handlers._checkpoint_files import UNFINISHED, epoch_files,
 
 
 class _WholeFileSaver(DiskSaver):
-    """Writes under another name first; what a new file replaces is removed after it is there."""
+    """Writes under another name first; what a new file replaces is removed after it is there.
+
+    Ignite's ``atomic=True`` does the former, but what a killed process leaves then has no name to know it by.
+    """
 
     def __init__(self, dirname: str, filename: str | None) -> None:
         super().__init__(dirname, require_empty=False)
@@ -28,13 +31,12 @@ class _WholeFileSaver(DiskSaver):
         """Nothing is created before there is something to save."""
 
     def __call__(self, checkpoint: Mapping, filename: str, metadata: Mapping | None = None) -> None:
-        if idist.get_rank() != self.save_on_rank:
-            return
-        path = self.dirname / (self.filename or filename)
-        _write(checkpoint, path)
-        for name in self._outdated - {path.name}:
-            (self.dirname / name).unlink(missing_ok=True)
-        self._outdated.clear()
+        if idist.get_rank() == self.save_on_rank:
+            path = self.dirname / (self.filename or filename)
+            _write(checkpoint, path)
+            for name in self._outdated - {path.name}:
+                (self.dirname / name).unlink(missing_ok=True)
+            self._outdated.clear()
 
     def remove(self, filename: str) -> None:
         self._outdated.add(self.filename or filename)
@@ -43,9 +45,9 @@ class _WholeFileSaver(DiskSaver):
 class ResumableCheckpointSaver(CheckpointSaver):
     """MONAI's ``CheckpointSaver`` for trainings that may be killed: its files are whole at any time.
 
-    A file is written under another name and then put in place; only then are older ones removed, those of the training
-    that was resumed included. With ``save_key_metric=True`` the saver itself can stand in the ``save_dict`` of another
-    one: then a resumed training replaces the best network only by a better one. A score of NaN is worse than any other.
+    Older files, those of the training that was resumed included, are removed after the new one is in place. With
+    ``save_key_metric=True`` the saver can stand in the ``save_dict`` of another one: then a resumed training replaces
+    the best network only by a better one. A score of NaN is worse than any other.
 
     Args:
         save_dir: folder of the checkpoints, made with the first one.
@@ -54,7 +56,6 @@ class ResumableCheckpointSaver(CheckpointSaver):
 
     Raises:
         OSError: when a checkpoint cannot be written; the previous one stays.
-        ValueError: when the score is asked for without ``save_key_metric=True``.
 
     Example::
 
@@ -66,11 +67,13 @@ class ResumableCheckpointSaver(CheckpointSaver):
     def __init__(self, save_dir: str | os.PathLike, save_dict: dict[str, Any], **options: Any) -> None:
         super().__init__(os.curdir, save_dict, **options)  # MONAI's would create the folder
         self.save_dir = os.fspath(save_dir)
-        for checkpoint in (self._final_checkpoint, self._key_metric_checkpoint, self._interval_checkpoint):
+        self._best: Any = self._key_metric_checkpoint
+        checkpoints: list[Any] = [self._final_checkpoint, self._best, self._interval_checkpoint]
+        for checkpoint in checkpoints:
             if checkpoint is not None:
                 checkpoint.save_handler = _WholeFileSaver(self.save_dir, checkpoint.save_handler.filename)
-        if self._key_metric_checkpoint is not None:
-            self._key_metric_checkpoint.score_function = _nan_is_worst(self._key_metric_checkpoint.score_function)
+        if self._best is not None:
+            self._best.score_function = _nan_is_worst(self._best.score_function)
 
     def attach(self, engine: Engine) -> None:
         """Attaches to a trainer or evaluator."""
@@ -79,30 +82,24 @@ class ResumableCheckpointSaver(CheckpointSaver):
         super().attach(engine)
 
     def state_dict(self) -> Mapping:
-        """Scores and names of the files saved so far."""
-        return self._best().state_dict()
+        """Scores and names of the best files saved so far."""
+        return self._best.state_dict()
 
     def load_state_dict(self, state_dict: Mapping) -> None:
         """Takes over the scores of files that are in this saver's folder; in a new folder the best starts anew."""
-        fixed_name = self._best().save_handler.filename
-        here = [item for item in state_dict["_saved"] if (Path(self.save_dir) / (fixed_name or item[1])).is_file()]
-        self._best().load_state_dict({"_saved": here})
+        fixed_name = self._best.save_handler.filename
+        here = [item for item in state_dict["_saved"] if Path(self.save_dir, fixed_name or item[1]).is_file()]
+        self._best.load_state_dict({"_saved": here})
 
     def _take_over_files(self, engine: Engine) -> None:
         """Counts what an earlier process saved among the newest files to keep."""
-        saver = self._interval_checkpoint
+        saver: Any = self._interval_checkpoint
         if saver.n_saved is not None and not saver.filename_prefix:
             found = [Checkpoint.Item(epoch_of(path), path.name) for path in epoch_files(Path(self.save_dir))]
             saver._saved = [item for item in found if item.priority <= engine.state.epoch][: saver.n_saved][::-1]
 
-    def _best(self) -> Checkpoint:
-        if self._key_metric_checkpoint is None:
-            raise ValueError("expected save_key_metric=True, got False; only the best network's score can be saved.")
-        return self._key_metric_checkpoint
-
 
 def _write(checkpoint: Mapping, path: Path) -> None:
-    # Not by Ignite's DiskSaver(atomic=True): what that leaves of a killed process has no name to know it by.
     unfinished = path.with_name(path.name + UNFINISHED)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,5 +116,5 @@ def _write(checkpoint: Mapping, path: Path) -> None:
         ) from error
 
 
-def _nan_is_worst(score: Callable[[Engine], float]) -> Callable[[Engine], float]:
+def _nan_is_worst(score: Any) -> Callable[[Engine], float]:
     return lambda engine: -math.inf if math.isnan(value := score(engine)) else value

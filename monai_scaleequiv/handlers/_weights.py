@@ -18,12 +18,12 @@ class WeightsCheckpointLoader(CheckpointLoader):
     """MONAI's ``CheckpointLoader`` for a network's weights, which compares what they were trained with.
 
     Args:
-        load_path: a state dict of tensors, also within a checkpoint.
+        load_path: a state dict of tensors, also within a checkpoint; see :py:func:`load_weights`.
         load_dict: the network under any key.
         map_location: as for ``torch.load``.
-        record: the run's values of what the training recorded, such as spacing; the network's definition goes without
-            saying. None compares nothing, as happens for weights without a record.
-        new_head: whether parameters that differ in the number of classes keep their new values; names them in the log.
+        record: this run's values of what trainings record, such as spacing; the network's definition is added. None
+            compares nothing, nor does weights' lack of a record.
+        new_head: whether parameters that differ in the number of classes keep their new values, with a warning.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -43,6 +43,7 @@ class WeightsCheckpointLoader(CheckpointLoader):
         new_head: bool = False,
     ) -> None:
         super().__init__(os.fspath(load_path), load_dict, map_location=map_location)
+        self.map_location: Any
         self.record = record
         self.new_head = new_head
 
@@ -54,15 +55,14 @@ class WeightsCheckpointLoader(CheckpointLoader):
         recorded = read_record(self.load_path)
         if self.record is not None and recorded is not None:
             compare_records(recorded, {"network_def": definition_of(network), **self.record}, self.load_path)
-        new = load_weights(network, self.load_path, self.map_location, self.new_head)
-        if new:
+        if new := load_weights(network, self.load_path, self.map_location, self.new_head):
             logger.warning("%s: new values for %s, whose number of classes differs.", self.load_path, ", ".join(new))
 
 
 class RequireWeightsHandler:
     """Stops a run whose network has the random weights of its construction.
 
-    Stands behind the handler that loads weights; those that a program gives after the configs are parsed count as well.
+    Stands behind the handler that loads weights; those that a program gives after the config is parsed count as well.
     TorchScript brings its weights along.
 
     Args:
@@ -82,24 +82,18 @@ class RequireWeightsHandler:
 
     def __init__(self, network: torch.nn.Module) -> None:
         self.network = network
-        self._before = self._parameters()
+        self._before = [(p, p._version) for p in network.parameters()]
 
     def attach(self, engine: Engine) -> None:
         """Attaches to an evaluator."""
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Looks whether parameters have been written to, or exchanged."""
-        if isinstance(self.network, torch.jit.ScriptModule) or not self._before:
-            return
-        now = self._parameters()
-        if len(now) == len(self._before) and all(
-            a is b and m == n for (a, m), (b, n) in zip(now, self._before, strict=True)
-        ):
+        """Looks whether any parameter has been written to, or exchanged."""
+        now = list(self.network.parameters())
+        same = [p is old and p._version == version for p, (old, version) in zip(now, self._before, strict=False)]
+        if now and all(same) and not isinstance(self.network, torch.jit.ScriptModule):
             kind = type(self.network).__name__
             raise ValueError(
                 f"network: expected weights, got the random ones of a new {kind}; load some, as by ckpt_path."
             )
-
-    def _parameters(self) -> list[tuple[torch.Tensor, int]]:
-        return [(p, p._version) for p in self.network.parameters()]

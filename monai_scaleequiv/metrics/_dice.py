@@ -1,6 +1,7 @@
 """Dice in which an absent class is not a missed one."""
 
 import math
+from typing import Any
 
 import torch
 from monai.metrics import CumulativeIterationMetric, compute_dice
@@ -42,7 +43,7 @@ class AbsentClassDiceMetric(CumulativeIterationMetric):
         mean, count = do_metric_reduction(self.get_buffer().clone(), MetricReduction.MEAN)
         return torch.where(count > 0, mean, torch.full_like(mean, math.nan))
 
-    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def _compute_tensor(self, y_pred: torch.Tensor, y: Any = None, **kwargs: Any) -> torch.Tensor:
         if y_pred.shape != y.shape:
             shapes = f"{tuple(y_pred.shape)} and {tuple(y.shape)}"
             raise ValueError(f"expected prediction and label of one shape, got {shapes}; make both one-hot.")

@@ -1,5 +1,7 @@
 """Hausdorff distance in millimetres, whatever the voxel size of each case."""
 
+from typing import Any
+
 import torch
 from monai.data import MetaTensor
 from monai.metrics import HausdorffDistanceMetric
@@ -21,11 +23,11 @@ class SpacingHausdorffDistanceMetric(HausdorffDistanceMetric):
         tensor([[0.]])
     """
 
-    def __call__(self, y_pred: list[torch.Tensor], y: list[torch.Tensor]) -> torch.Tensor:
-        distances = []
+    def __call__(self, y_pred: Any, y: Any = None, **kwargs: Any) -> torch.Tensor:
+        distances: list[Any] = []
         for prediction, label in zip(y_pred, y, strict=True):
             if not isinstance(label, MetaTensor):
                 raise ValueError(f"expected labels as MetaTensor, for their voxel size, got {type(label).__name__}.")
             pair = torch.as_tensor(prediction)[None], label.as_tensor()[None]
-            distances.append(super().__call__(*pair, spacing=[float(p) for p in label.pixdim]))
+            distances.append(super().__call__(*pair, spacing=[float(p) for p in label.pixdim], **kwargs))
         return torch.cat(distances)
