@@ -7,7 +7,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 from monai.config import PathLike
@@ -157,7 +157,7 @@ def _is_left(file: Path, targets: Sequence[Path], skip_existing: bool) -> bool:
     finished = [target for target in targets if skip_existing and target.is_file() and target.stat().st_size]
     for target in finished:
         try:
-            image, result = nib.load(file), nib.load(target)
+            image, result = (cast(nib.Nifti1Image, nib.load(path)) for path in (file, target))
             finding = rules.grid(image.shape[:3], image.affine, result.shape[:3], result.affine, "the input")
         except UNREADABLE:  # there is no grid to compare; the run will report the image
             continue

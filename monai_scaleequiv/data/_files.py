@@ -94,9 +94,8 @@ def check_output_dir(
         raise FileExistsError(f"{name}: {file} exists already; choose another folder, or set overwrite=true.")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as trial:
+        with tempfile.TemporaryFile(dir=str(folder), buffering=0) as trial:
             trial.write(bytes(4096))
-            trial.flush()
     except OSError as error:
         got = f"{folder} ({error.strerror or type(error).__name__})"
         raise OSError(f"{name}: expected a folder that can be written to, got {got}; choose another.") from None

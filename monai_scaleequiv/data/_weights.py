@@ -109,9 +109,9 @@ def read_weights(path: PathLike, map_location: Device = None) -> Mapping[str, An
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged pickle makes of it
-        text = " ".join(str(error).split())
-        call = re.search(r"GLOBAL (\S+)", text) if isinstance(error, pickle.UnpicklingError) else None
-        got = f"a pickle that calls {call[1]}" if call else f"other objects, or a damaged file ({text[:120]})"
+        call = re.search(r"GLOBAL (\S+)", str(error))
+        text = "" if isinstance(error, pickle.UnpicklingError) else f" ({' '.join(str(error).split())[:120]})"
+        got = f"a pickle that calls {call[1]}" if call else f"other objects, or a damaged file{text}"
         raise ValueError(f"{path}: expected plain weights, got {got}; ask for a state dict of tensors.") from None
     if not isinstance(state, Mapping):
         hint = "save network.state_dict() instead"
