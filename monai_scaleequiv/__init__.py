@@ -76,7 +76,7 @@ from monai_scaleequiv.metrics import (
 )
 from monai_scaleequiv.nets import RepUXNet, ScaleConvUnit, ScalePyramid, ScaleResidualUnit, SEUNet
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AbsentClassDiceMetric",
