@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
@@ -154,7 +154,7 @@ def is_nifti(path: PathLike) -> bool:
     return os.fspath(path).lower().endswith((".nii", ".nii.gz"))
 
 
-def _open(path: PathLike) -> IO[bytes]:
+def _open(path: PathLike) -> BinaryIO:
     """Opens a file, unpacking ``.gz``; a named pipe, which may never have anything to read, is not opened."""
     try:
         mode = Path(path).stat().st_mode
@@ -163,10 +163,11 @@ def _open(path: PathLike) -> IO[bytes]:
     if not stat.S_ISREG(mode):
         got = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
         raise VolumeError(Finding("unreadable", "a file", got, "give the file itself"))
-    return gzip.open(path) if os.fspath(path).lower().endswith(".gz") else open(path, "rb")  # noqa: PTH123
+    unpack = os.fspath(path).lower().endswith(".gz")
+    return cast(BinaryIO, gzip.open(path) if unpack else Path(path).open("rb"))
 
 
-def _read(file: IO[bytes], max_voxels: int) -> tuple[nib.Nifti1Image, VolumeFacts]:
+def _read(file: BinaryIO, max_voxels: int) -> tuple[nib.Nifti1Image, VolumeFacts]:
     start = file.read(4)
     size = next((s for s in KINDS for order in ("little", "big") if s == int.from_bytes(start, order)), 0)
     content = start + file.read(size - 4) if size else b""
@@ -214,20 +215,21 @@ def _storage(header: nib.Nifti1Header, size: int) -> Finding | None:
     """Fields that contradict the data type and the header's own length, or have no meaning at all."""
     # nibabel's own check passes an offset of 0, and reports every offset that is no multiple of 16.
     bits, first = 8 * header.get_data_dtype().itemsize, size + 4  # bytes that announce extensions
-    wrong = {} if int(header["bitpix"]) == bits else {f"bitpix {bits}": header["bitpix"]}
+    wrong = {} if int(header["bitpix"]) == bits else {f"bitpix {bits}": int(header["bitpix"])}
     if header.get_data_offset() < first:
         wrong[f"voxels from byte {first} on"] = header.get_data_offset()
     for name in ("sform_code", "qform_code"):
-        wrong |= {} if 0 <= int(header[name]) <= 5 else {f"{name} from 0 to 5": header[name]}
-    expected, got = next(iter(wrong.items()), ("", None))
-    return Finding("file", expected, str(int(got)), "copy it again or correct its header") if wrong else None
+        wrong |= {} if 0 <= int(header[name]) <= 5 else {f"{name} from 0 to 5": int(header[name])}
+    for expected, got in wrong.items():
+        return Finding("file", expected, str(got), "copy it again or correct its header")
+    return None
 
 
 def _add_voxels(facts: VolumeFacts, image: nib.Nifti1Image, label: bool) -> None:
-    voxels = np.ravel(image.dataobj.get_unscaled(), order="F")
-    slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
+    stored: Any = image.dataobj  # an ArrayProxy
+    voxels, slope, inter = np.ravel(stored.get_unscaled(), order="F"), float(stored.slope), float(stored.inter)
     digest = blake2b(f"{facts.shape}{facts.dtype}{slope}{inter}".encode(), digest_size=16)
-    digest.update(voxels)
+    digest.update(voxels.data)
     facts.digest = digest.hexdigest()
     finite = np.isfinite(voxels) if voxels.dtype.kind == "f" else np.ones(1, bool)
     facts.nonfinite = int(np.count_nonzero(~finite))

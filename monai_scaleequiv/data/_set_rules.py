@@ -118,7 +118,8 @@ def _classes(listing: Listing, facts: Facts) -> Found:
     for value, name in (listing.classes or {}).items() if found else ():
         wrong = Finding("class", f"label {value} ({name})", "none in any label map", "check the labels", WARNING)
         yield listing.source, wrong if value and value not in found else None
-    known, missing, number = listing.classes or found, [], 1
+    known, number = listing.classes or found, 1
+    missing: list[int] = []
     # Without counting up to the largest: it may be 2e9.
     while number < max(known, default=0) and len(missing) <= MOST_GAPS and len(known) < MOST_LABELS:
         missing += [number] if number not in known else []
