@@ -16,13 +16,6 @@ from monai_scaleequiv.data.rules import ERROR, WARNING, Finding
 class DatasetReport:
     """Outcome of :py:func:`check_dataset`.
 
-    Args:
-        source: the data set.
-        cases: number of cases.
-        classes: names by label, None where they are not known.
-        facts: what is known about each file, by path and whether it is a label map.
-        findings: file and finding, errors first.
-
     Example::
 
         >>> report = DatasetReport("data", 1, None, {}, (("a.nii", Finding("file", "a file", "none", "restore it")),))
@@ -35,9 +28,9 @@ class DatasetReport:
 
     source: str
     cases: int
-    classes: dict[int, str] | None
-    facts: dict[tuple[str, bool], VolumeFacts]
-    findings: tuple[tuple[str, Finding], ...]
+    classes: dict[int, str] | None  # names by label
+    facts: dict[tuple[str, bool], VolumeFacts]  # by file and whether it is a label map
+    findings: tuple[tuple[str, Finding], ...]  # by file, errors first
 
     @property
     def errors(self) -> list[str]:

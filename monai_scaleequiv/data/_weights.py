@@ -19,12 +19,10 @@ Device = str | torch.device | None
 def load_weights(network: nn.Module, path: PathLike, map_location: Device = None, new_head: bool = False) -> list[str]:
     """Loads a network's weights, as they are or as other programs wrap them.
 
-    They may lie under ``state_dict``, ``network``, ``model`` or ``net``, and their names begin with ``module.``,
-    ``net.`` or whatever else is in front of all of the network's names.
-
     Args:
         network: takes the weights; of a wrapper for parallel training, the network in it.
-        path: a state dict, or a checkpoint that has it as an entry.
+        path: a state dict, or a checkpoint with one under ``state_dict``, ``network``, ``model`` or ``net``; names may
+            begin with ``module.`` or whatever else is in front of all of the network's names.
         map_location: see ``torch.load``.
         new_head: whether parameters whose first axis alone differs, for another number of classes, keep their values.
 

@@ -23,17 +23,16 @@ class InputGridWriter(NibabelWriter):
 
     Args:
         output_dtype: of the file's values.
-        overwrite: whether to replace a file that is there already.
-        skip_existing: whether to leave a file that is there as it is, and write nothing. An empty file, which some
-            programs leave when they are stopped, is replaced.
+        overwrite: whether to replace a file that is there already; an empty one is in any case.
+        skip_existing: whether to leave a file that is there as it is, and write nothing.
         options: see ``NibabelWriter``.
 
     Raises:
-        FileExistsError: when the file is there already, ``overwrite`` and ``skip_existing`` are false; and when it is
-            the input, whatever they are. ``SaveImage`` keeps only the text of these errors (see ``root_cause``).
+        FileExistsError: when the file is there already, or is the input. ``SaveImage`` keeps only the text of these
+            errors (see ``root_cause``).
         OSError: when the file cannot be written.
-        ValueError: when the label map's shape is not the input's (the prediction was not inverted), the input is not
-            NIfTI, or a whole-number ``output_dtype`` does not hold the values as they are.
+        ValueError: when the shape is not the input's, the input is not NIfTI, or a whole-number ``output_dtype`` does
+            not hold the values as they are.
 
     Example::
 
