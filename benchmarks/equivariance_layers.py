@@ -7,10 +7,8 @@ and images. x: hippocampus volumes, mirrored to 72^3, zero mean, unit variance; 
 left out at either end of an axis. Where the published network takes part, T goes from 73^3 to 81^3, because it needs
 sizes of 1 modulo 4, and the ratio of the scales is 73/81. Batch norm takes its statistics from one forward pass in
 training mode. In the tables in millimetres T shrinks the last axis from 1 mm to r mm, and "blind" is the error of the
-same network without word of it; the layers there see periodic noise of power f^-3.5.
+same network at spacing 1; the layers there see periodic noise of power f^-3.5.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -29,7 +27,15 @@ from millimetres import millimetre_layers, millimetre_networks
 from probes import NETWORKS, SCALES, SEEDS, Row, published, seeded, settled, summary, volume
 from torch import nn
 
-from monai_scaleequiv import ScaleGroupConv, ScaleLiftingConv, SEUNet, equivariance_error, relative_error, rescale
+from monai_scaleequiv import (
+    ScaleFilters,
+    ScaleGroupConv,
+    ScaleLiftingConv,
+    SEUNet,
+    equivariance_error,
+    relative_error,
+    rescale,
+)
 from monai_scaleequiv.maths import hermite_gaussian_basis
 from monai_scaleequiv.published import published_basis
 
@@ -50,10 +56,11 @@ FILTERS = (
 )
 
 
-def convolutions(count: int, scales: tuple[float, ...] = SCALES, **args) -> nn.Sequential:
-    layers: list[nn.Module] = [ScaleLiftingConv(3, 1, 4, scales, **args)]
+def convolutions(count: int, basis: torch.Tensor | None = None, **filters) -> nn.Sequential:
+    args = {"filters": ScaleFilters(SCALES, **filters), "basis": basis}
+    layers: list[nn.Module] = [ScaleLiftingConv(3, 1, 4, **args)]
     for _ in range(count - 1):
-        layers += [nn.SiLU(), ScaleGroupConv(3, 4, 4, scales, **args)]
+        layers += [nn.SiLU(), ScaleGroupConv(3, 4, 4, **args)]
     return nn.Sequential(*layers)
 
 
@@ -62,9 +69,10 @@ def narrowed(kernel: int, sigma: float) -> torch.Tensor:
     parts = []
     for scale in SCALES:
         extent = min(kernel, 2 * math.ceil(2.5 * sigma * scale - 0.5) + 1)
-        parts.append(F.pad(hermite_gaussian_basis(extent, (scale,), sigma=sigma), [(kernel - extent) // 2] * 6))
-    # Each was normalised on its own; the full basis tells what their norms should be.
-    full = hermite_gaussian_basis(kernel, SCALES, sigma=sigma).flatten(2).norm(dim=2)
+        own = hermite_gaussian_basis({"scales": (scale,), "sigma": sigma, "kernel_size": extent})
+        parts.append(F.pad(own, [(kernel - extent) // 2] * 6))
+    # Each was normalised on its own; the full basis has the norms that they should have.
+    full = hermite_gaussian_basis(ScaleFilters(SCALES, sigma, kernel_size=kernel)).flatten(2).norm(dim=2)
     return torch.cat(parts, dim=1) * full[..., None, None, None]
 
 
@@ -86,13 +94,13 @@ def layers(data: Path) -> Iterator[Row]:
 
 def scale_ends(data: Path) -> Iterator[Row]:
     """Interaction of two scales: error of the last matched pair, for two ways to continue the scale axis."""
-    x, args = volume(data, 0, 72), {"kernel_size": 7, "sigma": 1.25, "bias": False}
+    x, args = volume(data, 0, 72), {"filters": ScaleFilters(SCALES, 1.25, kernel_size=7), "bias": False}
     for name in ("replicate", "zero"):
         errors = []
         for seed in range(SEEDS):
-            lift = seeded(lambda: ScaleLiftingConv(3, 1, 4, SCALES, **args), seed)
-            pair, single = (ScaleGroupConv(3, 4, 4, SCALES, scale_size=j, **args) for j in (2, 1))
-            single.weight = nn.Parameter(pair.weight.detach()[:, :, :1])
+            lift = seeded(lambda: ScaleLiftingConv(3, 1, 4, **args), seed)
+            pair, single = (ScaleGroupConv(3, 4, 4, scale_size=j, **args) for j in (2, 1))
+            single.weight = nn.Parameter(pair.weight.detach().unflatten(2, (2, -1))[:, :, 0])
 
             def run(image, lift=lift, pair=pair, single=single, name=name):
                 z = lift(image)
@@ -110,14 +118,8 @@ def networks(data: Path) -> Iterator[Row]:
     for channels, strides in NETWORKS:
         for kernel, sigma in ((5, 1.0), (7, 1.25), (9, 1.5)):
             for sizes, scales in (((72, 80), SCALES), ((73, 81), ODD_SCALES)):
-                args = {
-                    "kernel_size": kernel,
-                    "up_kernel_size": kernel,
-                    "sigma": sigma,
-                    "grid": "fixed",
-                    "scales": scales,
-                }
-                make = partial(SEUNet, 3, 1, 2, channels, strides, **args)
+                filters = ScaleFilters(scales, sigma, kernel_size=kernel)
+                make = partial(SEUNet, 3, 1, 2, channels, strides, filters=filters)
                 row = {"network": "SEUNet", "kernel": kernel, "sigma": sigma, "channels": channels}
                 yield {**row, **network_errors(data, sizes, scales, make)}
         row = {"network": "PublishedSEUNet", "kernel": 5, "sigma": 1.0, "channels": channels}
@@ -141,9 +143,9 @@ def cost(repeats: int = 24) -> Iterator[Row]:
     features, image = torch.rand(1, 4, 8, 40, 40, 40), torch.rand(1, 1, 61, 61, 61)
     basis = published_basis(5, SCALES, 3, "multi", kernel_padding=False)
     pairs = {
-        "layer": (ScaleGroupConv(3, 8, 8), ScaleGroupConv(3, 8, 8, SCALES, basis=basis), features),
+        "layer": (ScaleGroupConv(3, 8, 8), ScaleGroupConv(3, 8, 8, basis=basis), features),
         "network": (
-            SEUNet(3, 1, 2, (4, 8, 16), (2, 2), num_res_units=2, grid="fixed"),
+            SEUNet(3, 1, 2, (4, 8, 16), (2, 2), num_res_units=2),
             published((4, 8, 16), (2, 2), SCALES),
             image,
         ),

@@ -11,8 +11,6 @@ MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 \\
     python benchmarks/equivariance_pyramid.py --output=benchmarks/results --parts=cost_batch_2
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import os
@@ -40,7 +38,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "DynUNet": (lambda: DynUNet(3, 1, CLASSES, [3, 3, 3], [1, 2, 2], [2, 2], filters=[8, 16, 32]), 4),
     "SegResNet": (lambda: SegResNet(3, 8, 1, CLASSES, blocks_down=(1, 1, 1), blocks_up=(1, 1)), 4),
     "SwinUNETR": (lambda: SwinUNETR(1, CLASSES, depths=(1,) * 4, num_heads=(1,) * 4, feature_size=12), 32),
-    "SEUNet": (lambda: SEUNet(3, 1, CLASSES, (8, 16, 32), (2, 2), grid="fixed"), 4),
+    "SEUNet": (lambda: SEUNet(3, 1, CLASSES, (8, 16, 32), (2, 2)), 4),
     "RepUXNet": (lambda: RepUXNet(3, 1, CLASSES, (1, 1), (8, 16), 13, 16), 4),
 }
 PROJECTIONS = ("mean", "max", "logsumexp", "attentive")

@@ -1,16 +1,15 @@
 """The layers and networks of one set of weights on voxels of several sizes."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from probes import NETWORKS, SCALES, SEEDS, Row, periodic, periodic_noise, seeded, settled, shrunk, summary, volume
 
-from monai_scaleequiv import ScaleLiftingConv, SEUNet, relative_error, rescale
+from monai_scaleequiv import ScaleFilters, ScaleLiftingConv, SEUNet, relative_error, rescale
 
 
 @torch.no_grad()
@@ -19,10 +18,12 @@ def millimetre_layers() -> Iterator[Row]:
     for sigma, r in ((1.5, 2), (1.25, 3), (1.5, 3), (1.5, 5), (2.0, 5), (1.0, 2), (1.0, 3)):
         for method in ("least_squares", "sampled"):
             kernel = 5 if sigma == 1 else None
-            make = partial(ScaleLiftingConv, 3, 1, 4, SCALES, kernel, sigma, padding=0, method=method)
+            filters = ScaleFilters(SCALES, sigma, kernel_size=kernel, method=method)
+            make = partial(ScaleLiftingConv, 3, 1, 4, filters, padding=0)
+            make_coarse = partial(ScaleLiftingConv, 3, 1, 4, replace(filters, spacing=(1.0, 1.0, r)), padding=0)
             errors, blind = [], []
             for seed in range(SEEDS):
-                fine, coarse = seeded(make, seed), seeded(partial(make, spacing=(1.0, 1.0, r)), seed)
+                fine, coarse = seeded(make, seed), seeded(make_coarse, seed)
                 found = shrunk(periodic(fine, x), r)
                 errors.append(relative_error(found, periodic(coarse, shrunk(x, r))))
                 blind.append(relative_error(found, periodic(fine, shrunk(x, r))))
@@ -38,11 +39,11 @@ def millimetre_networks(data: Path) -> Iterator[Row]:
             for target in (96, 48, 36, 24):
                 size, errors, blind = [72, 72, target], [], []
                 for seed in range(SEEDS):
-                    args = {"grid": "fixed", "kernel_size": kernel, "up_kernel_size": kernel, "sigma": sigma}
-                    net = settled(seeded(partial(SEUNet, 3, 1, 2, channels, strides, **args), seed), x)
+                    filters = ScaleFilters(sigma=sigma, kernel_size=kernel)
+                    net = settled(seeded(partial(SEUNet, 3, 1, 2, channels, strides, filters=filters), seed), x)
                     inner = (..., slice(18, 54), slice(18, 54), slice(target // 4, target - target // 4))
                     found, shrunken = rescale(net(x), size)[inner], rescale(x, size)
-                    errors.append(relative_error(found, net.at_spacing((1.0, 1.0, 72 / target))(shrunken)[inner]))
+                    errors.append(relative_error(found, net(shrunken, spacing=[1.0, 1.0, 72 / target])[inner]))
                     blind.append(relative_error(found, net(shrunken)[inner]))
                 row = {"table": "millimetre_networks", "channels": channels, "kernel": kernel, "sigma": sigma}
                 yield {**row, "r": 72 / target, **summary(errors), "blind": statistics.mean(blind)}

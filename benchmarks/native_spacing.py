@@ -12,8 +12,6 @@ image ideally and the voxels get smaller by as much, so that both images hold th
 magnified fourfold, and a hippocampus volume, mirrored to a cube.
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import statistics
@@ -44,42 +42,28 @@ PIPELINES = ("resampled", "pyramid_1", "pyramid_3", "filters_mm")
 Row = dict[str, object]
 
 
-class FiltersInMillimetres(nn.Module):
-    """The network with the filters of the image's voxel size."""
-
-    def __init__(self, network: SEUNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: torch.Tensor, spacing: list[float]) -> torch.Tensor:
-        return self.network.at_spacing(spacing)(x)
-
-
 def pipeline(name: str) -> Callable[[MetaTensor], np.ndarray]:
     """From an image in memory to its label map, as the bundle's config does it."""
     parser = ConfigParser()
-    parser.read_config(BUNDLE / "configs" / f"{'inference' if name == 'resampled' else 'inference_native'}.json")
+    files = ["inference.json"] if name == "resampled" else ["inference.json", "inference_native.json"]
+    parser.read_config([BUNDLE / "configs" / file for file in files])
     parser["device"] = "$torch.device('cpu')"
-    steps = parser["preprocessing#transforms"]  # the image is loaded already
-    parser["preprocessing#transforms"] = [s for s in steps if s["_target_"] not in ("CheckFiled", "LoadImaged")]
-    steps = parser["postprocessing#transforms"]
-    parser["postprocessing#transforms"] = [step for step in steps if step["_target_"] != "SaveImaged"]
+    for steps in ("preprocessing#transforms", "postprocessing#transforms"):  # the image is loaded already
+        files_only = ("LoadImaged", "EnsureChannelFirstd", "SaveImaged")
+        parser[steps] = [step for step in parser[steps] if step["_target_"] not in files_only]
     if name != "resampled":
         parser["scales"] = [0.8, 1.0, 1.25] if name == "pyramid_3" else [1.0]
     network, inferer = parser.get_parsed_content("network"), parser.get_parsed_content("inferer")
     network.load_state_dict(torch.load(BUNDLE / "models" / "model.pt", weights_only=True))
-    prepare = lambda batch: (batch["image"], None, (), {})  # noqa: E731
-    if name != "resampled":
-        prepare = parser.get_parsed_content("evaluator#prepare_batch")
-        network = FiltersInMillimetres(network) if name == "filters_mm" else parser.get_parsed_content("pyramid")
+    if name.startswith("pyramid"):
+        network = parser.get_parsed_content("pyramid")
     before, after = parser.get_parsed_content("preprocessing"), parser.get_parsed_content("postprocessing")
     network.eval()
 
     @torch.no_grad()
     def segment(image: MetaTensor) -> np.ndarray:
         batch = list_data_collate([before({"image": image.clone()})])
-        x, _, args, options = prepare(batch)
-        batch["pred"] = inferer(x, network, *args, **options)
+        batch["pred"] = inferer(batch["image"], network)
         return after(decollate_batch(batch)[0])["pred"][0].numpy()
 
     return segment
@@ -147,7 +131,7 @@ def dice_rows(data: str, cases: int) -> Iterator[Row]:
             }
 
 
-def told_spacing(network: nn.Module, extent: int) -> Callable[[torch.Tensor], torch.Tensor]:
+def with_spacing(network: nn.Module, extent: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """The network on cubes of that many mm."""
     return lambda x: network(x, spacing=[extent / n for n in x.shape[2:]])
 
@@ -171,12 +155,12 @@ def networks(extent: int) -> dict[str, Callable[[int], Callable]]:
         return warm(net)
 
     def pyramid(network: nn.Module) -> Callable:
-        return told_spacing(ScalePyramid(network, PYRAMID, "mean", voxel_size=1.0, size_divisor=4).eval(), extent)
+        return with_spacing(ScalePyramid(network, PYRAMID, "mean", voxel_size=1.0).eval(), extent)
 
     return {
         "ScalePyramid around UNet, random": lambda: pyramid(unet()),
         "ScalePyramid around the shipped SEUNet": lambda: pyramid(shipped()),
-        "SEUNet with filters in mm, shipped": lambda: told_spacing(FiltersInMillimetres(shipped()), extent),
+        "SEUNet with filters in mm, shipped": lambda: with_spacing(shipped(), extent),
         "SEUNet as it is, shipped": shipped,
         "UNet, random": unet,
         "PublishedSEUNet, random": published,
@@ -224,7 +208,7 @@ def error_rows(data: str) -> Iterator[Row]:
 
 
 def measure(output: str, data: str = "../shared/data/Task04_Hippocampus", cases: int = 42, threads: int = 2) -> None:
-    """Measures, tells each row as it comes and writes all of them as JSON.
+    """Measures, prints each row as it comes and writes all of them as JSON.
 
     Args:
         output: JSON file.
@@ -237,7 +221,7 @@ def measure(output: str, data: str = "../shared/data/Task04_Hippocampus", cases:
     for part in (error_rows(data), dice_rows(data, cases)):
         for row in part:
             rows.append(row)
-            tell(f"{json.dumps(row)}\n")
+            write(f"{json.dumps(row)}\n")
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     Path(output).write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
@@ -249,20 +233,20 @@ def table(result: str) -> None:
         result: what ``measure`` wrote.
     """
     rows = json.loads(Path(result).read_text(encoding="utf-8"))["rows"]
-    tell("| voxel (mm) | pipeline | anterior | posterior | against resampled | seconds |\n|---|---|---|---|---|---|\n")
+    write("| voxel (mm) | pipeline | anterior | posterior | against resampled | seconds |\n|---|---|---|---|---|---|\n")
     for r in (r for r in rows if r["table"] == "dice"):
         voxel = " x ".join(f"{s:g}" for s in r["spacing"])
         against = f"{r['against_resampled']:+.4f} +- {r['standard_error']:.4f}"
-        tell(
+        write(
             f"| {voxel} | {r['pipeline']} | {r['anterior']:.3f} | {r['posterior']:.3f} | {against} "
             f"| {r['median_seconds']:.2f} |\n"
         )
-    tell("\n| network | image | ratio | error, mean | maximum |\n|---|---|---|---|---|\n")
+    write("\n| network | image | ratio | error, mean | maximum |\n|---|---|---|---|---|\n")
     for r in (r for r in rows if r["table"] == "error"):
-        tell(f"| {r['network']} | {r['image']} | {r['ratio']:.3f} | {r['mean']:.1e} | {r['maximum']:.1e} |\n")
+        write(f"| {r['network']} | {r['image']} | {r['ratio']:.3f} | {r['mean']:.1e} | {r['maximum']:.1e} |\n")
 
 
-def tell(text: str) -> None:
+def write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
 

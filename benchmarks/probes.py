@@ -1,7 +1,5 @@
 """Images, networks and small helpers that the measurements of equivariance share."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -9,8 +9,6 @@ schedule. ``train`` writes a checkpoint every 50 steps and goes on from it when 
 file per network and seed. Times are those of the optimizer steps, without data and validation.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import sys

@@ -9,8 +9,6 @@ another pyramid. The result is one JSON file per network and seed. All networks 
 and have 34 to 38 thousand parameters.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time
@@ -30,7 +28,7 @@ from monai.utils import set_determinism
 from scipy.ndimage import affine_transform, gaussian_filter
 from torch import nn
 
-from monai_scaleequiv import ScalePyramid, SEUNet, rescale
+from monai_scaleequiv import ScaleFilters, ScalePyramid, SEUNet, rescale
 from monai_scaleequiv.published import PublishedSEUNet
 
 CLASSES = 3
@@ -61,7 +59,7 @@ def unet() -> nn.Module:
 
 def build(name: str) -> nn.Module:
     if name in ("unet", "unet_augmented"):
-        return ScalePyramid(unet(), (1.0,), "mean", size_divisor=4)  # one copy, at scale 1: for sizes that do not fit
+        return ScalePyramid(unet(), (1.0,), "mean")  # one copy, at scale 1: for sizes that do not fit
     if name == "published":
         net = PublishedSEUNet(
             1, CLASSES, (6, 11, 21), (2, 2), kernel_size=5, effective_size=3, scales=[0.9**i for i in range(4)],
@@ -69,13 +67,13 @@ def build(name: str) -> nn.Module:
         )  # fmt: skip
         return PaddedToFit(net)
     if name == "fixed_grid":
-        scales = tuple(2 ** (-i / 3) for i in range(4))
-        return SEUNet(3, 1, CLASSES, (8, 24, 40), (2, 2), 7, 7, grid="fixed", scales=scales, sigma=1.25, max_order=3)
+        filters = ScaleFilters([2 ** (-i / 3) for i in range(4)], sigma=1.25, max_order=3, kernel_size=7)
+        return SEUNet(3, 1, CLASSES, (8, 24, 40), (2, 2), filters=filters)
     return pyramid(PYRAMIDS[name], "logsumexp")
 
 
 def pyramid(half_octaves: Sequence[int], projection: str) -> ScalePyramid:
-    return ScalePyramid(unet(), [2 ** (i / 2) for i in half_octaves], projection, size_divisor=4)
+    return ScalePyramid(unet(), [2 ** (i / 2) for i in half_octaves], projection)
 
 
 def load(folder: str | Path) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -1,7 +1,5 @@
 """The test that every network of the package passes; a network's own file subclasses ``NetworkTests``."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +26,8 @@ class NetworkTests:
     ill_arguments: ClassVar[list[tuple[dict[str, Any], str]]]
     export_case: ClassVar[tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]]  # arguments, shape, another shape
     compile_args: ClassVar[dict[str, Any]] = {}
-    variant: ClassVar[str] = ""  # of the network's file of stored logits, where one network has several
+    stored: ClassVar[str] = ""  # file of stored logits, where its name is not that of the network
+    name_prefix: ClassVar[str] = ""  # of the parameters when these logits were stored
     # What the network claims of a smooth image: arguments, sizes of the image and the rescaled one, tolerance.
     equivariance: ClassVar[tuple[dict[str, Any], tuple[int, ...], tuple[int, ...], float] | None] = None
 
@@ -97,6 +96,30 @@ class NetworkTests:
         assert isinstance(y, MetaTensor)
         torch.testing.assert_close(y.affine, affine)
         torch.testing.assert_close(y.as_tensor(), net(x))
+
+    @pytest.mark.parametrize("assign", [False, True])
+    def test_meta_device(self, assign):
+        net, x, _ = self.exported()
+        with torch.device("meta"):
+            twin = self.network(**self.export_case[0])
+        if not assign:
+            twin.to_empty(device="cpu")
+        twin.load_state_dict(net.state_dict(), assign=assign)
+        torch.testing.assert_close(twin.eval()(x), net(x), atol=0, rtol=0)
+
+    def test_channels_last_memory(self):
+        net, x, _ = self.exported()
+        layout = torch.channels_last_3d if x.dim() == 5 else torch.channels_last
+        expected = net(x)
+        y = net.to(memory_format=layout)(x.to(memory_format=layout))
+        torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_tracing(self):
+        net, x, _ = self.exported()
+        with torch.no_grad():
+            net(x)
+            torch.testing.assert_close(torch.jit.trace(net, x)(x), net(x))
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
     def test_torchscript(self):
@@ -189,7 +212,7 @@ class NetworkTests:
         assert_scale_equivariant(net, image, other, tolerance, control=plain, margin=0.25)
 
     def test_logits_are_those_stored(self, float64):
-        stored = np.load(STORED / f"{self.network.__name__.lower()}{self.variant}_logits.npz")
+        stored = np.load(STORED / (self.stored or f"{self.network.__name__.lower()}_logits.npz"))
         np.testing.assert_allclose(self.reference_logits(), stored["logits"], atol=1e-6)
 
     @classmethod
@@ -197,9 +220,8 @@ class NetworkTests:
         """Output of the export case in float64, with weights and input that follow from a rule."""
         args, shape, _ = cls.export_case
         net = cls.network(**args).double().eval()
-        net.load_state_dict(
-            {k: v if "num_batches" in k else rule_weight(k, tuple(v.shape)).abs() if "running_var" in k
-             else rule_weight(k, tuple(v.shape)) for k, v in net.state_dict().items()}
-        )  # fmt: skip
+        state = {k: v for k, v in net.state_dict().items() if "num_batches" not in k}
+        rules = {k: rule_weight(cls.name_prefix + k, tuple(v.shape)) for k, v in state.items()}
+        net.load_state_dict(net.state_dict() | {k: v.abs() if "running_var" in k else v for k, v in rules.items()})
         x = torch.from_numpy(np.random.default_rng(0).standard_normal(shape))
         return net(x).detach().numpy()

@@ -1,7 +1,5 @@
 """Large depthwise convolutions: against the definition, by either way, in every precision and form."""
 
-from __future__ import annotations
-
 import copy
 import io
 import itertools
@@ -15,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.utils import ensure_tuple_rep
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from monai_scaleequiv import LargeKernelConv
 from monai_scaleequiv.layers import _depthwise_op as op
@@ -95,29 +95,13 @@ def test_layer_is_the_definition_whichever_way_it_takes(problem, by_fft):
             assert_close(layer.eval()(x), expected[0])
 
 
-@pytest.mark.parametrize(
-    ("size", "edge", "expected"),
-    [
-        ((48, 48, 48), 21, True),
-        ((24, 24, 24), 21, True),
-        ((20, 20, 20), 21, True),
-        ((12, 12, 12), 21, False),
-        ((6, 6, 6), 21, False),
-        ((48, 48, 48), 7, False),
-        ((48, 48, 48), 31, True),
-        ((64, 64), 13, False),
-        ((64, 64), 15, True),
-        ((7, 7), 51, False),
-        ((128, 128), (21, 1), False),
-    ],
-)
-def test_way_chosen_is_the_one_measured_faster(size, edge, expected):
-    assert op.is_fft_faster(size, ensure_tuple_rep(edge, len(size))) is expected
-
-
-def test_transform_that_is_there_anyway_is_made_use_of():
-    assert not op.is_fft_faster((48, 48, 48), (7, 7, 7))
-    assert op.is_fft_faster((48, 48, 48), (7, 7, 7), is_shared=True)
+def test_way_chosen_is_the_one_measured_faster():
+    by_fft = [([48] * 3, 21), ([24] * 3, 21), ([20] * 3, 21), ([48] * 3, 31), ([64] * 2, 15)]
+    directly = [([12] * 3, 21), ([6] * 3, 21), ([48] * 3, 7), ([64] * 2, 13), ([7] * 2, 51), ([128] * 2, (21, 1))]
+    for cases, expected in ((by_fft, True), (directly, False)):
+        for size, edge in cases:
+            assert op.is_fft_faster(size, ensure_tuple_rep(edge, len(size))) is expected, (size, edge)
+    assert op.is_fft_faster([48] * 3, [7] * 3, is_shared=True)  # a transform that is there anyway is made use of
 
 
 def test_only_taps_within_reach_are_computed():
@@ -171,73 +155,122 @@ def test_half_precision_is_rounded_once(dtype):
     assert layer.weight.grad.dtype == dtype
 
 
-def test_spectrum_is_cached_in_evaluation_and_follows_the_weight():
+@pytest.fixture
+def spectra():
+    """Counts the spectra that are computed."""
+    with mock.patch.object(layer_module, "fft_kernel_spectrum", wraps=fft_kernel_spectrum) as computed:
+        yield computed
+
+
+def new_data(layer):
+    layer.weight.data = torch.ones_like(layer.weight)
+
+
+def as_buffer(layer):
+    del layer.weight
+    layer.register_buffer("weight", torch.ones(2, 1, 15, 15))
+
+
+# What happens to a layer between two calls, in evaluation and without gradients.
+CHANGES = {
+    "in place": lambda layer: layer.weight.mul_(2),
+    "through data": lambda layer: layer.weight.data.zero_(),  # leaves no trace on the version counter
+    "new data": new_data,
+    "new parameter": lambda layer: setattr(layer, "weight", torch.nn.Parameter(torch.rand_like(layer.weight))),
+    "loading": lambda layer: layer.load_state_dict({"weight": torch.zeros_like(layer.weight)}),
+    "assigning": lambda layer: layer.load_state_dict({"weight": torch.ones_like(layer.weight)}, assign=True),
+    "to_empty": lambda layer: layer.to_empty(device="cpu").weight.fill_(3.0),
+    "pruning": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "weight norm": lambda layer: weight_norm(layer).parametrizations.weight.original0.fill_(0.3),
+    "not a parameter": as_buffer,
+}
+
+
+@torch.no_grad()
+def test_spectrum_is_cached_in_evaluation_and_cannot_go_stale(spectra):
+    x = torch.randn(1, 2, 16, 18)
+    for name, change in CHANGES.items():
+        layer = LargeKernelConv(2, 2, 15).eval()
+        for _ in range(2):
+            before = layer(x)
+        assert spectra.call_count == 1, name
+        change(layer)
+        for _ in range(2):
+            after = layer(x)
+        assert spectra.call_count == 2, name
+        assert not torch.allclose(before, after), name
+        torch.testing.assert_close(after, by_definition(x, layer.weight), atol=1e-5, rtol=1e-5)
+        spectra.reset_mock()
+    layer(x[..., :14])  # another size
+    layer.double()(x.double())
+    assert spectra.call_count == 2
+    assert_close(layer(x.double()), by_definition(x.double(), layer.weight))
+
+
+@torch.no_grad()
+def test_cache_is_not_spoiled_by_calls_of_another_kind(spectra):
     layer, x = LargeKernelConv(2, 2, 15).eval(), torch.randn(1, 2, 16, 18)
-    with torch.no_grad():
-        first = layer._cached_spectrum(x)
-        assert layer._cached_spectrum(x) is first
-        y = layer(x)
-        layer.weight.mul_(2)
-        torch.testing.assert_close(layer(x), 2 * y)
-        torch.testing.assert_close(layer(x[..., :14]), by_definition(x[..., :14], layer.weight), atol=1e-5, rtol=0)
-        layer.load_state_dict({"weight": torch.zeros_like(layer.weight)})
-        assert layer(x).abs().max() == 0
-        layer.weight.data = torch.ones_like(layer.weight)
-        assert layer(x).abs().max() > 0
-        layer.weight.data.zero_()  # leaves no trace on the version counter
-        assert layer(x).abs().max() == 0
-        layer.weight.fill_(1.0)
-        layer(x)
-        twin = copy.deepcopy(layer)
-        twin.weight.zero_()
-        assert twin(x).abs().max() == 0
-        assert pickle.loads(pickle.dumps(layer))._cache is None
-        assert layer.double()(x.double()).dtype == torch.float64
-        assert_close(layer(x.double()), by_definition(x.double(), layer.weight))
-    layer.float()(x).sum().backward()  # with gradients, nothing stale stands between the weight and the loss
-    assert layer.weight.grad.abs().max() > 0
+    expected = by_definition(x, layer.weight)
     with torch.inference_mode():
-        layer(x)
-        copied = LargeKernelConv(2, 2, 15).eval()
-        before = copied(x)
-        copied.weight.mul_(2)
-        torch.testing.assert_close(copied(x), 2 * before)
-    layer(x.requires_grad_()).sum().backward()
+        first = layer(x)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert isinstance(layer(mode.from_tensor(x)), FakeTensor)
+        assert isinstance(copy.deepcopy(layer)(mode.from_tensor(x)), FakeTensor)
+    assert copy.deepcopy(layer).to("meta")(x.to("meta")).is_meta
+    for y in (first, layer(x), layer.requires_grad_(False)(x), pickle.loads(pickle.dumps(layer))(x)):
+        torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+    assert spectra.call_count == 5  # inference mode, twice fake, meta, and that of the copy
+    twin = copy.deepcopy(layer)
+    twin.weight.zero_()
+    assert twin(x).abs().max() == 0
+    assert copy.deepcopy(layer)._cache is None
+    assert layer.train()._cache is None
+    with torch.enable_grad():  # nothing stale stands between the weight and the loss
+        layer.requires_grad_()(x).sum().backward()
+        assert layer.weight.grad.abs().max() > 0
+        layer.eval()(x.requires_grad_()).sum().backward()
 
 
-def test_pruned_weights_and_weights_that_are_buffers_are_followed():
+@torch.no_grad()
+def test_pruned_and_parametrised_weights_are_the_current_ones():
     x = torch.rand(1, 2, 24, 24)
     pruned = prune.l1_unstructured(LargeKernelConv(2, 2, 21), "weight", 0.5).eval()
-    frozen = LargeKernelConv(2, 2, 21).eval()
-    weight = frozen.weight.detach().clone()
-    del frozen.weight
-    frozen.register_buffer("weight", weight)
-    with torch.no_grad():
-        assert pruned(x).abs().max() > 0
-        pruned.weight_mask.zero_()
-        assert pruned(x).abs().max() == 0
-        before = frozen(x)
-        frozen.weight.mul_(2)
-        torch.testing.assert_close(frozen(x), 2 * before)
+    normed = weight_norm(LargeKernelConv(2, 2, 21)).eval()
+    before = normed(x)
+    assert pruned(x).abs().max() > 0
+    pruned.weight_mask.zero_()
+    normed.parametrizations.weight.original0.mul_(2)
+    assert pruned(x).abs().max() == 0
+    torch.testing.assert_close(normed(x), 2 * before)
+
+
+@torch.no_grad()
+def test_layer_converts_to_channels_last():
+    for axes, layout in ((2, torch.channels_last), (3, torch.channels_last_3d)):
+        layer, x = LargeKernelConv(axes, 2, 9, bias=True), torch.rand(1, 2, *[24] * axes)
+        expected = layer(x)
+        converted = layer.to(memory_format=layout)
+        for net in (converted, converted.eval()):
+            torch.testing.assert_close(net(x.to(memory_format=layout)), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_layer_may_be_shared_by_threads(monkeypatch):
     """Another thread, with an image of another size, comes in between the look at the cache and its use."""
     layer = LargeKernelConv(2, 4, 21).eval().requires_grad_(False)
     x, other = torch.rand(1, 4, 24, 24), torch.rand(1, 4, 30, 30)
-    look = layer_module._is_current
+    look = layer_module._are_equal
 
     def interrupted_look(*args):
         found = look(*args)
-        monkeypatch.setattr(layer_module, "_is_current", look)
+        monkeypatch.setattr(layer_module, "_are_equal", look)
         layer(other)
         return found
 
     with torch.no_grad():
         expected = layer(x)
-        monkeypatch.setattr(layer_module, "_is_current", interrupted_look)
+        monkeypatch.setattr(layer_module, "_are_equal", interrupted_look)
         torch.testing.assert_close(layer(x), expected)
-    assert layer_module._is_current is look  # the other thread has been there
+    assert layer_module._are_equal is look  # the other thread has been there
 
 
 def test_empty_batch():
@@ -313,7 +346,7 @@ def test_metatensors_keep_their_geometry():
         torch.testing.assert_close(y.affine, affine)
 
 
-def test_second_derivative_is_refused():
+def test_second_derivative_raises():
     layer, x = LargeKernelConv(2, 1, 5), torch.rand(1, 1, 6, 6)
     grad = torch.autograd.grad(layer(x).square().sum(), layer.weight, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="large_depthwise_gradients"):
@@ -330,33 +363,24 @@ def test_initial_weight_is_that_of_torchs_convolutions():
     assert ours.weight.std().item() == pytest.approx(theirs.weight.std().item(), rel=0.05)
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
+def test_ill_arguments_and_input():
+    for args, message in (
         ((1, 4, 21), "spatial_dims must be 2 or 3"),
         ((3, 0, 21), "channels must be a whole number of at least 1"),
         ((3, 4, 20), "kernel_size must be odd"),
         ((3, 4, (21, 21, -1)), "kernel_size must be odd"),
-    ],
-)
-def test_ill_arguments(args, message):
-    with pytest.raises(ValueError, match=message):
-        LargeKernelConv(*args)
-
-
-@pytest.mark.parametrize("shape", [(1, 2, 8, 8), (1, 3, 8, 8, 8), (2, 8, 8, 8)])
-def test_ill_input(shape):
-    with pytest.raises(ValueError, match="expected input of shape"):
-        LargeKernelConv(3, 2, 5)(torch.rand(shape))
+    ):
+        with pytest.raises(ValueError, match=message):
+            LargeKernelConv(*args)
+    for shape in ((1, 2, 8, 8), (1, 3, 8, 8, 8), (2, 8, 8, 8)):
+        with pytest.raises(ValueError, match="expected input of shape"):
+            LargeKernelConv(3, 2, 5)(torch.rand(shape))
 
 
 def test_prior_is_the_formula():
     prior = frequency_prior((3, 5), alpha=2.0, spatial_dims=2)
     for i, j in itertools.product(range(3), range(5)):
         assert prior[i, j].item() == pytest.approx(2 / (((i - 1) ** 2 + (j - 2) ** 2) ** 0.5 + 2))
-
-
-@pytest.mark.parametrize(("args", "message"), [((5, 0.0), "alpha must be above 0"), ((4, 1.0), "kernel_size must be")])
-def test_ill_arguments_of_the_prior(args, message):
-    with pytest.raises(ValueError, match=message):
-        frequency_prior(*args)
+    for args, message in (((5, 0.0), "frequency_prior must be above 0"), ((4, 1.0), "kernel_size must be")):
+        with pytest.raises(ValueError, match=message):
+            frequency_prior(*args)

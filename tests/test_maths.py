@@ -1,21 +1,27 @@
 """Filters and resampling matrices against slow, obvious computations."""
 
-from __future__ import annotations
-
+import dataclasses
+import json
 import math
 
 import numpy as np
 import pytest
 import scipy.ndimage
 import torch
+from monai.data import MetaTensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from monai_scaleequiv import (
+from monai_scaleequiv.maths import (
+    ScaleFilters,
+    cosine_resampling_matrix,
     gaussian_downsampling_matrix,
     hermite_gaussian_basis,
     hermite_gaussian_filters,
     linear_upsampling_matrix,
+    resample_axis,
+    sampled_gaussian_width,
 )
-from monai_scaleequiv.maths import sampled_gaussian_width
+from monai_scaleequiv.maths import _rescaling as rescaling
 
 
 def spectrum_error(filters: torch.Tensor, sigma: float) -> float:
@@ -51,7 +57,7 @@ def test_least_squares_converges_to_the_function_on_wide_kernels():
 
 @pytest.mark.parametrize(("spatial_dims", "functions"), [(2, 6), (3, 10)])
 def test_basis_is_complete_and_symmetric_in_the_axes(spatial_dims, functions):
-    basis = hermite_gaussian_basis(5, (1.0, 0.8), spatial_dims)
+    basis = hermite_gaussian_basis({"scales": (1.0, 0.8)}, spatial_dims)
     assert basis.shape == (functions, 2, *[5] * spatial_dims)
     swapped = basis.transpose(2, 3)
     for function in basis:  # exchanging two axes permutes the functions
@@ -59,17 +65,17 @@ def test_basis_is_complete_and_symmetric_in_the_axes(spatial_dims, functions):
 
 
 def test_basis_does_not_depend_on_the_order_of_scales():
-    basis = hermite_gaussian_basis(5, (1.0, 0.9, 0.7))
-    torch.testing.assert_close(hermite_gaussian_basis(5, (0.7, 1.0, 0.9)), basis[:, [2, 0, 1]])
+    basis = hermite_gaussian_basis({"scales": (1.0, 0.9, 0.7)})
+    torch.testing.assert_close(hermite_gaussian_basis({"scales": (0.7, 1.0, 0.9)}), basis[:, [2, 0, 1]])
 
 
 def test_basis_with_a_kernel_size_per_axis():
-    assert hermite_gaussian_basis((5, 7, 3), (1.0,)).shape == (10, 1, 5, 7, 3)
+    assert hermite_gaussian_basis(ScaleFilters((1.0,), kernel_size=(5, 7, 3))).shape == (10, 1, 5, 7, 3)
 
 
 @pytest.mark.parametrize(("sigma", "extent"), [(0.3, 3), (1.0, 7), (1.25, 9), (1.6, 9)])
 def test_extent_follows_from_sigma(sigma, extent):
-    assert hermite_gaussian_basis(None, (1.0, 0.8), 2, sigma).shape == (6, 2, extent, extent)
+    assert hermite_gaussian_basis(ScaleFilters((1.0, 0.8), sigma, kernel_size=None), 2).shape == (6, 2, extent, extent)
 
 
 @pytest.mark.parametrize(
@@ -77,26 +83,17 @@ def test_extent_follows_from_sigma(sigma, extent):
     [(5, 0.5, 11), (5, 0.75, 7), (7, 1.4, 7), (5, 3.0, 9), (11, 3.0, 11), (None, 3.0, 9), (None, 0.5, 11)],
 )
 def test_extent_at_another_spacing(kernel_size, spacing, extent):
-    basis = hermite_gaussian_basis(kernel_size, (1.0,), 2, sigma=1.0, spacing=(1.0, spacing))
+    filters = ScaleFilters((1.0,), 1.0, kernel_size=kernel_size, spacing=(1.0, spacing))
+    basis = hermite_gaussian_basis(filters, 2)
     assert list(basis.shape[2:]) == [kernel_size or 7, extent]
-
-
-def test_dilated_basis_spreads_the_taps_of_the_smallest_scale():
-    small, middle, large = hermite_gaussian_basis(5, (1.0, 2.0, 4.0), 2, method="dilated").unbind(dim=1)
-    base = hermite_gaussian_basis(5, (1.0,), 2)[:, 0]
-    for dilated, factor in ((small, 1), (middle, 2), (large, 4)):
-        edge = 8 - 2 * factor
-        taps = dilated[:, edge : 17 - edge : factor, edge : 17 - edge : factor]
-        torch.testing.assert_close(taps, base, atol=1e-12, rtol=0)
-        assert dilated.count_nonzero() == taps.count_nonzero()
 
 
 @pytest.mark.parametrize("method", ["sampled", "least_squares"])
 def test_basis_is_the_same_function_on_voxels_of_another_size(method):
     """Values of the function at spacing 1, times the voxel's length: then a sum over voxels is the same integral."""
-    args = {"scales": (1.0, 0.9), "spatial_dims": 2, "sigma": 3.0, "max_order": 3, "method": method}
-    fine = hermite_gaussian_basis(25, **args)
-    coarse = hermite_gaussian_basis(25, spacing=(1.0, 2.0), **args)[..., 6:-6]
+    args = {"scales": (1.0, 0.9), "sigma": 3.0, "max_order": 3, "kernel_size": 25, "method": method}
+    fine = hermite_gaussian_basis(args, 2)
+    coarse = hermite_gaussian_basis({**args, "spacing": (1.0, 2.0)}, 2)[..., 6:-6]
     tolerance = 1e-14 if method == "sampled" else 3e-3  # the fit gives way at the kernel's edge
     torch.testing.assert_close(coarse, 2 * fine[..., ::2], atol=tolerance, rtol=0)
     assert (coarse - fine[..., ::2]).abs().max() > 0.01  # without the voxel's length
@@ -131,27 +128,52 @@ def test_ill_filter_arguments(args, message):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((5, (1.0,), 4), "spatial_dims"),
-        ((5, ()), "scales"),
-        ((5, (1.0, -1.0)), "scales"),
-        ((None, (1.0,), 3, 0.0), "sigma"),
-        ((5, (1.0,), 3, 1.0, 2, "guess"), "method must be one of"),
-        ((5, (1.0, 0.9), 3, 1.0, 2, "dilated"), "whole multiples"),
-        ((4, (1.0, 2.0), 3, 1.0, 2, "dilated"), "kernel_size must be odd"),
-        ((5, (1.0,), 3, 1.0, 2, "sampled", (1.0, 0.0, 1.0)), "spacing must be one number"),
-        ((5, (1.0,), 3, 1.0, 2, "sampled", (1.0, 2.0)), "spacing must be one number"),
+        ({"scales": ()}, "scales must hold"),
+        ({"scales": (1.0, -1.0)}, "scales must hold"),
+        ({"scales": (1.0, "0.9")}, "scales must hold"),
+        ({"sigma": 0.0}, "sigma must be"),
+        ({"sigma": math.nan}, "sigma must be"),
+        ({"max_order": -1}, "max_order must be"),
+        ({"max_order": 1.5}, "max_order must be"),
+        ({"kernel_size": 4}, "kernel_size must be odd"),
+        ({"kernel_size": (5, 1, 5)}, "kernel_size must be odd"),
+        ({"method": "dilated"}, "method must be one of"),
+        ({"spacing": (1.0, 0.0, 1.0)}, "spacing must be one number"),
+        ({"spacing": math.inf}, "spacing must be one number"),
+        ({"width": 1}, "filters must be a ScaleFilters.*'width'"),
+        (3, "filters must be a ScaleFilters"),
     ],
 )
-def test_ill_basis_arguments(args, message):
+def test_ill_filters(args, message):
     with pytest.raises(ValueError, match=message):
-        hermite_gaussian_basis(*args)
+        ScaleFilters.of(args)
+
+
+def test_ill_basis_arguments():
+    with pytest.raises(ValueError, match="spatial_dims must be"):
+        hermite_gaussian_basis(spatial_dims=4)
+    with pytest.raises(ValueError, match="spacing must be one number"):
+        hermite_gaussian_basis({"spacing": (1.0, 2.0)})
+
+
+def test_equal_filters_are_equal_however_they_are_spelt():
+    spelt = {"scales": [1, 0.9], "sigma": 1, "kernel_size": [5, 5, 7], "spacing": torch.tensor([1.0, 1.0, 2.5])}
+    filters = ScaleFilters.of(spelt)
+    assert filters == ScaleFilters((1.0, 0.9), 1.0, kernel_size=(5, 5, 7), spacing=(1, 1, 2.5))
+    assert hash(filters) == hash(ScaleFilters.of(vars(filters)))
+    assert ScaleFilters.of(filters) is filters
+    assert ScaleFilters.of(None) == ScaleFilters()
+    assert json.loads(json.dumps(vars(filters))) == {**vars(filters), "scales": [1.0, 0.9], "kernel_size": [5, 5, 7],
+                                                     "spacing": [1.0, 1.0, 2.5]}  # fmt: skip
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        filters.sigma = 2.0
 
 
 @pytest.mark.parametrize("factor", [2, 3])
 def test_downsampling_matrix_is_a_gaussian_filter_with_a_stride(factor):
     size, sigma = 61, 1.1
     signal = np.random.default_rng(0).standard_normal(size)
-    matrix = gaussian_downsampling_matrix(size, factor, torch.tensor([sigma], dtype=torch.float64))[0]
+    matrix = gaussian_downsampling_matrix(size, factor, [sigma], like=torch.zeros(0, dtype=torch.float64))[0]
     rows = np.arange(matrix.shape[0])
     centres = factor * rows + (factor - 1) / 2
     expected = []
@@ -166,7 +188,7 @@ def test_downsampling_matrix_is_a_gaussian_filter_with_a_stride(factor):
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8])
 def test_downsampling_keeps_constants_also_at_the_borders(size):
-    matrix = gaussian_downsampling_matrix(size, 2, torch.tensor([0.5, 1.0], dtype=torch.float64))
+    matrix = gaussian_downsampling_matrix(size, 2, [0.5, 1.0], like=torch.zeros(0, dtype=torch.float64))
     assert matrix.shape == (2, math.ceil(size / 2), size)
     torch.testing.assert_close(matrix.sum(-1), torch.ones(2, math.ceil(size / 2), dtype=torch.float64))
 
@@ -177,3 +199,56 @@ def test_upsampling_matrix_is_torchs_interpolation(size, factor, target):
     expected = torch.nn.functional.interpolate(x, scale_factor=float(factor), mode="linear")[0, 0, :target]
     matrix = linear_upsampling_matrix(size, factor, target, like=x)
     torch.testing.assert_close(matrix @ x[0, 0], expected)
+
+
+def test_resampling_is_spoilt_by_no_earlier_call_of_another_kind():
+    """Matrices are kept between calls: first under inference mode, fake tensors, export and so on, then plainly."""
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return resample_axis(x, 2, 13, 2, 3, 0.5)
+
+    x = torch.rand(2, 3, 8, 7)
+    kept = rescaling._kept
+    kept.clear()
+    expected = run(x.double()).float()
+    module = torch.nn.Module()
+    module.forward = run
+
+    def fake():
+        with FakeTensorMode() as mode:
+            return run(mode.from_tensor(x))
+
+    kinds = {
+        "inference mode": lambda: torch.inference_mode()(run)(x),
+        "fake tensors": fake,
+        "export": lambda: torch.export.export(module, (x,)),
+        "compile": lambda: torch.compile(run, backend="eager")(x),
+        "trace": lambda: torch.jit.trace(run, x),
+        "meta": lambda: run(x.to("meta")),
+        "half": lambda: run(x.bfloat16()),
+        "functional": lambda: torch.func.vmap(run)(x[None]),
+        "metatensor": lambda: run(MetaTensor(x)),
+    }
+    for kind, call in kinds.items():
+        kept.clear()
+        call()
+        leaf = x.clone().requires_grad_()
+        y = run(leaf)
+        assert type(y) is torch.Tensor, kind
+        torch.testing.assert_close(y, expected, msg=kind)
+        y.square().sum().backward()  # a tensor of inference mode could not be kept for this
+        assert leaf.grad.isfinite().all(), kind
+    assert kept  # that is, kept between plain calls
+    assert all(type(m) is torch.Tensor for m in kept.values())
+    for size in range(1, 600):
+        resample_axis(torch.ones(1, 1, size), 2, 3, size, 3)
+    assert len(kept) <= 512
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_resampling_of_one_axis(axis):
+    x = torch.randn(2, 5, 6, 7, dtype=torch.float64)
+    matrix = cosine_resampling_matrix(x.shape[axis], 9, step=0.5)
+    expected = torch.movedim(torch.movedim(x, axis, -1) @ matrix.T, -1, axis)
+    torch.testing.assert_close(resample_axis(x, axis, 9, 1, 2), expected, atol=1e-12, rtol=0)
+    assert resample_axis(x, axis, x.shape[axis], 1, 1) is x

@@ -1,7 +1,6 @@
 """Rescaling against the cosine series term by term, and readings of equivariance that are known."""
 
-from __future__ import annotations
-
+import contextlib
 import math
 
 import pytest
@@ -9,19 +8,17 @@ import torch
 from monai.metrics import compute_dice
 from torch import nn
 
-from monai_scaleequiv import (
+from monai_scaleequiv.layers import ScaleLiftingConv, ScaleProjection
+from monai_scaleequiv.maths import cosine_resampling_matrix, rescale
+from monai_scaleequiv.metrics import (
     EquivarianceError,
-    ScaleLiftingConv,
-    ScaleProjection,
     assert_scale_equivariant,
+    check_ratios,
     consistency_dice,
-    cosine_resampling_matrix,
     equivariance_error,
     relative_error,
-    rescale,
     scale_shift,
 )
-from monai_scaleequiv.metrics._metric import check_ratios
 
 STEP = 10 / 9
 SCALES = (1.0, 0.9, 0.81)
@@ -42,15 +39,14 @@ def by_series(signal, target, step, smoothing):
     return torch.tensor(values, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.7])
-@pytest.mark.parametrize(
-    ("size", "target", "step"), [(9, 10, None), (10, 9, None), (7, 7, None), (6, 1, None), (1, 4, None), (8, 5, 1.3)]
-)
-def test_matrix_is_the_cosine_series(size, target, step, smoothing):
-    signal = torch.randn(size, dtype=torch.float64)
-    expected = by_series(signal.tolist(), target, size / target if step is None else step, smoothing)
-    matrix = cosine_resampling_matrix(size, target, step, smoothing)
-    torch.testing.assert_close(matrix @ signal, expected, rtol=0, atol=1e-12)
+def test_matrix_is_the_cosine_series():
+    cases = [(9, 10, 9 / 10), (10, 9, 10 / 9), (7, 7, 1), (6, 1, 6), (1, 4, 1 / 4)]
+    for size, target, step in [*cases, (8, 5, 1.3)]:
+        signal = torch.randn(size, dtype=torch.float64)
+        for smoothing in (0.0, 0.7):
+            expected = by_series(signal.tolist(), target, step, smoothing)
+            matrix = cosine_resampling_matrix(size, target, None if (size, target, step) in cases else step, smoothing)
+            torch.testing.assert_close(matrix @ signal, expected, rtol=0, atol=1e-12)
 
 
 def test_rescaling_goes_axis_by_axis():
@@ -71,26 +67,23 @@ def test_shrinking_cannot_be_undone():
     assert relative_error(rescale(rescale(x, (8, 8)), (12, 12)), x) > 0.1
 
 
-@pytest.mark.parametrize("sizes", [(24, 18, 12), (24, 12, 6), (15, 10, 6)])
-def test_shrinking_twice_is_shrinking_once(sizes):
-    first, second, third = sizes
-    twice = cosine_resampling_matrix(second, third) @ cosine_resampling_matrix(first, second)
-    torch.testing.assert_close(twice, cosine_resampling_matrix(first, third), rtol=0, atol=1e-12)
+def test_shrinking_twice_is_shrinking_once():
+    for first, second, third in ((24, 18, 12), (24, 12, 6), (15, 10, 6)):
+        twice = cosine_resampling_matrix(second, third) @ cosine_resampling_matrix(first, second)
+        torch.testing.assert_close(twice, cosine_resampling_matrix(first, third), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("size", "target"), [(9, 10), (10, 7), (5, 1)])
-@pytest.mark.parametrize("smoothing", [0.0, 1.5])
-def test_constants_stay(size, target, smoothing):
-    sums = cosine_resampling_matrix(size, target, smoothing=smoothing).sum(dim=1)
-    torch.testing.assert_close(sums, torch.ones(target, dtype=torch.float64))
+def test_constants_stay():
+    for size, target in ((9, 10), (10, 7), (5, 1)):
+        for smoothing in (0.0, 1.5):
+            sums = cosine_resampling_matrix(size, target, smoothing=smoothing).sum(dim=1)
+            torch.testing.assert_close(sums, torch.ones(target, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"size": 0}, {"target_size": 0}, {"step": 0.0}, {"step": -1.0}, {"smoothing": -0.1}]
-)
-def test_ill_resampling_arguments(arguments):
-    with pytest.raises(ValueError, match="at least"):
-        cosine_resampling_matrix(**{"size": 4, "target_size": 4, **arguments})
+def test_ill_resampling_arguments():
+    for arguments in ({"size": 0}, {"target_size": 0}, {"step": 0.0}, {"step": -1.0}, {"smoothing": -0.1}):
+        with pytest.raises(ValueError, match="at least"):
+            cosine_resampling_matrix(**{"size": 4, "target_size": 4, **arguments})
 
 
 def test_rescaling_needs_the_axes():
@@ -98,15 +91,11 @@ def test_rescaling_needs_the_axes():
         rescale(torch.rand(4, 4), (5, 5, 5))
 
 
-@pytest.mark.parametrize(
-    ("ratio", "shift"), [(STEP, 1), (0.9, -1), (STEP**2, 2), (0.81, -2), (1.0, 0), (1.05, None), (0.7, None)]
-)
-def test_scale_shift(ratio, shift):
-    assert scale_shift(SCALES, ratio) == shift
-
-
-def test_scale_shift_needs_even_steps():
-    assert scale_shift((1.0, 0.9, 0.7), STEP) is None
+def test_scale_shift():
+    for ratio, shift in ((STEP, 1), (0.9, -1), (STEP**2, 2), (0.81, -2), (1.0, 0), (1.05, None), (0.7, None)):
+        assert scale_shift(SCALES, ratio) == shift
+    assert scale_shift((1.0, 0.9, 0.7), STEP) is None  # uneven steps
+    assert scale_shift((1.0,), STEP) is None
 
 
 def test_relative_error():
@@ -213,12 +202,13 @@ def test_ordinary_convolution_fails():
         assert_scale_equivariant(nn.Conv3d(1, 2, 5, padding=2), image, (20, 20, 20), 0.01, control=nn.Identity())
 
 
-def test_check_that_cannot_fail_is_refused():
+def test_check_that_cannot_fail_raises():
     image = torch.randn(1, 1, 36, 36)
     with pytest.raises(ValueError, match="expected a control"):
         assert_scale_equivariant(nn.Identity(), image, (40, 40), 0.01)
-    with pytest.raises(AssertionError, match="controls pass as well"):
-        assert_scale_equivariant(nn.Identity(), image, (40, 40), 0.01, control=nn.Sigmoid())
+    for control in (nn.Sigmoid(), ScaleBands()):  # the latter's output is none that can be compared
+        with pytest.raises(AssertionError, match="controls pass as well"):
+            assert_scale_equivariant(nn.Identity(), image, (40, 40), 0.01, control=control)
     assert_scale_equivariant(nn.Identity(), image, (40, 40), 0.01, control=nn.Conv2d(1, 1, 5, padding=2, bias=False))
 
 
@@ -243,25 +233,26 @@ def test_modes_and_hooks_are_as_before(fails):
         network.append(Failing())
     modes = [module.training for module in network.modules()]
     statistics = network[0].running_mean.clone()
-    if fails:
-        with pytest.raises(RuntimeError, match="failing"):
-            equivariance_error(network, torch.rand(1, 1, 9, 9), (10, 10), SCALES)
-    else:
+    with pytest.raises(RuntimeError, match="failing") if fails else contextlib.nullcontext():
         equivariance_error(network, torch.rand(1, 1, 9, 9), (10, 10), SCALES)
     assert [module.training for module in network.modules()] == modes
     assert not any(module._forward_pre_hooks for module in network.modules())
     torch.testing.assert_close(network[0].running_mean, statistics)  # measured in evaluation mode
 
 
-@pytest.mark.parametrize("margin", [-0.1, 0.5])
-def test_margin_out_of_range(margin):
-    with pytest.raises(ValueError, match="margin must be"):
-        equivariance_error(nn.Identity(), torch.rand(1, 1, 8, 8), (9, 9), margin=margin)
-
-
-def test_output_of_another_size():
+def test_ill_arguments_and_outputs():
+    for margin in (-0.1, 0.5):
+        with pytest.raises(ValueError, match="margin must be"):
+            equivariance_error(nn.Identity(), torch.rand(1, 1, 8, 8), (9, 9), margin=margin)
     with pytest.raises(ValueError, match="expected an output of spatial size"):
         equivariance_error(nn.MaxPool2d(2), torch.rand(1, 1, 8, 8), (10, 10))
+    with pytest.raises(ValueError, match="shapes dont match"):
+        EquivarianceError()(torch.rand(1, 1, 4, 4), torch.rand(1, 1, 4, 5))
+    with pytest.raises(ValueError, match="as many cases, channels and axes"):
+        consistency_dice(torch.rand(1, 2, 4, 4), torch.rand(1, 3, 4, 4))
+    for ratios in ((), (1.0,), (0.8, 0), (-0.5,), (math.inf,), (math.nan,), ("0.8",), (True,)):
+        with pytest.raises(ValueError, match="scales must be numbers above 0 other than 1"):
+            check_ratios(ratios, "scales")
 
 
 @pytest.mark.parametrize("as_list", [False, True])
@@ -283,11 +274,6 @@ def test_metric_leaves_out_cases_without_energy():
     assert math.isnan(errors[0])
     value, count = metric.aggregate()
     assert (value.item(), count.item()) == (1, 1)
-
-
-def test_metric_refuses_other_shapes():
-    with pytest.raises(ValueError, match="shapes dont match"):
-        EquivarianceError()(torch.rand(1, 1, 4, 4), torch.rand(1, 1, 4, 5))
 
 
 def blobs(size, classes, spatial_dims=3, radius=0.6):
@@ -324,14 +310,3 @@ def test_classes_absent_from_both_are_left_out():
     torch.testing.assert_close(dice, torch.tensor([[math.nan, 1.0], [math.nan, 0.0]]), equal_nan=True)
     torch.testing.assert_close(consistency_dice(y, y_pred)[1], torch.tensor([math.nan, 0.0]), equal_nan=True)
     assert consistency_dice(y_pred, y, include_background=True).shape == (2, 3)
-
-
-def test_consistency_refuses_other_channels():
-    with pytest.raises(ValueError, match="as many cases, channels and axes"):
-        consistency_dice(torch.rand(1, 2, 4, 4), torch.rand(1, 3, 4, 4))
-
-
-@pytest.mark.parametrize("ratios", [(), (1.0,), (0.8, 0), (-0.5,), (math.inf,), (math.nan,), ("0.8",), (True,)])
-def test_ill_ratios(ratios):
-    with pytest.raises(ValueError, match="ratios must be numbers above 0 other than 1"):
-        check_ratios(ratios)

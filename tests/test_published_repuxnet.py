@@ -1,7 +1,5 @@
 """The published RepUX-Net's outputs, and its checkpoints as they are found."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,6 @@
 """Each scale on its own grid: exact equivariance around any network, in voxels and in millimetres."""
 
-from __future__ import annotations
-
+import copy
 import io
 
 import numpy as np
@@ -18,8 +17,10 @@ from monai_scaleequiv import (
     ScalePyramid,
     SEUNet,
     assert_scale_equivariant,
+    equivariance_error,
     rescale,
 )
+from tests.network_tests import NetworkTests
 
 SCALES = (1.0, 1.5)
 # builder, spatial dimensions, edge of the image, number that sizes must be multiples of
@@ -33,9 +34,40 @@ NETWORKS = {
         64,
         32,
     ),
-    "SEUNet": (lambda: SEUNet(3, 1, 2, (4, 8), (2,), grid="fixed", scales=(1.0, 0.8)), 3, 24, 2),
+    "SEUNet": (lambda: SEUNet(3, 1, 2, (4, 8), (2,), filters={"scales": (1.0, 0.8)}), 3, 24, 2),
     "RepUXNet": (lambda: RepUXNet(3, 1, 2, (1, 1), (4, 4), 7, 4), 3, 24, 4),
 }
+
+
+class TestPyramidOfUNets(NetworkTests):
+    """The shared network test on a pyramid around MONAI's UNet."""
+
+    stored, name_prefix = "seunet_own_grid_logits.npz", "pyramid."
+    cases = [  # noqa: RUF012
+        ({}, (1, 1, 9, 10, 11), (1, 2, 9, 10, 11)),
+        ({"spatial_dims": 2, "strides": (1, 2, 2), "channels": (4, 4, 8, 8)}, (2, 1, 17, 15), (2, 2, 17, 15)),
+        ({"norm": "BATCH", "dropout": 0.1, "strides": ((1, 2, 2),)}, (1, 1, 5, 7, 9), (1, 2, 5, 7, 9)),
+        ({"scales": (0.8, 1.0), "projection": "attentive", "out_channels": 3}, (1, 1, 8, 8, 8), (1, 3, 8, 8, 8)),
+    ]
+    ill_arguments = [  # noqa: RUF012
+        ({"scales": ()}, "scales must hold at least one"),
+        ({"projection": "median"}, "mode must be one of"),
+    ]
+    export_case = ({"num_res_units": 1}, (1, 1, 12, 10, 8), (1, 1, 9, 11, 7))
+    equivariance = ({"scales": (1.0, 1.5, 2.25), "in_channels": 1, "spatial_dims": 3}, (36,) * 3, (54,) * 3, 1e-6)
+
+    def test_ill_input(self):
+        net, x, _ = self.exported()
+        with pytest.raises(ValueError, match="expected input of shape"):
+            net(x[0])
+
+    @staticmethod
+    def network(
+        spatial_dims=3, in_channels=1, out_channels=2, channels=(4, 8), strides=(2,), scales=SCALES,
+        projection="logsumexp", **args,
+    ):  # fmt: skip
+        network = UNet(spatial_dims, in_channels, out_channels, channels, strides, **args)
+        return ScalePyramid(network, scales, ScaleProjection(projection, channels=out_channels), spatial_dims)
 
 
 def smooth_image(*size: int) -> torch.Tensor:
@@ -141,7 +173,7 @@ def test_each_image_of_a_batch_has_its_own_spacing():
             torch.testing.assert_close(y[i].as_tensor(), pyramid(image[None]).as_tensor()[0], atol=1e-5, rtol=1e-5)
 
 
-def test_sliding_windows_are_told_the_spacing():
+def test_sliding_windows_hand_on_the_spacing():
     pyramid = ScalePyramid(unet(), SCALES, voxel_size=1.0, size_divisor=2).eval()
     x = metatensor(torch.rand(1, 1, 8, 8, 6), 1.0, 1.0, 2.5)
     with torch.no_grad():
@@ -166,16 +198,52 @@ def test_scale_map_names_the_scale_that_answers(out_channels, spatial_dims):
     torch.testing.assert_close(y[:, -1], torch.full_like(y[:, -1], 1.0))  # mm
 
 
-def test_checkpointing_changes_memory_alone():
+@pytest.mark.parametrize("norm", ["INSTANCE", "BATCH"])
+def test_checkpointing_changes_memory_alone(norm):
     x = torch.rand(2, 1, 8, 8, 6)
-    network = unet()
-    gradients = []
-    for use_checkpoint in (False, True):
-        network.zero_grad()
-        ScalePyramid(network, SCALES, size_divisor=2, use_checkpoint=use_checkpoint)(x).square().mean().backward()
-        gradients.append([p.grad.clone() for p in network.parameters()])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, checkpointed)
+    plain = UNet(3, 1, 2, (4, 8), (2,), num_res_units=1, norm=norm, dropout=0.2)
+    checkpointed = copy.deepcopy(plain)
+    for network, use_checkpoint in ((plain, False), (checkpointed, True)):
+        torch.manual_seed(1)
+        pyramid = ScalePyramid(network, SCALES, use_checkpoint=use_checkpoint)
+        (pyramid(x).square().mean() + pyramid(2 * x).square().mean()).backward()
+    for p, q in zip(plain.parameters(), checkpointed.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+    for name, buffer in plain.named_buffers():  # running statistics, counted once
+        torch.testing.assert_close(checkpointed.get_buffer(name), buffer, msg=name)
+        assert "num_batches" not in name or buffer == 4
+
+
+def test_size_divisor_follows_from_the_networks_strides():
+    deep = UNet(3, 1, 2, (4, 8, 8, 8), (2, (1, 2, 2), 2))
+    assert ScalePyramid(deep).size_divisor == [4, 8, 8]
+    assert ScalePyramid(SEUNet(3, 1, 2, (4, 8, 8), (1, 2))).size_divisor == [2, 2, 2]
+    assert ScalePyramid(deep, size_divisor=(2, 4, 4)).size_divisor == [2, 4, 4]
+    assert ScalePyramid(Square()).size_divisor == [1, 1, 1]
+
+
+@pytest.fixture
+def octaves(float64) -> ScalePyramid:
+    """Octaves outside, steps within the octave inside: six sizes from three scales on two grids."""
+    filters = {"scales": [0.8**i for i in range(3)], "kernel_size": 7, "sigma": 1.25}
+    network = SEUNet(2, 1, 2, (4, 8), (2,), filters=filters)
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.momentum = 1.0
+    network(smooth_image(80, 80))  # statistics of an image, as after training
+    return ScalePyramid(network, (1.0, 2.0), "mean", spatial_dims=2).eval()
+
+
+def test_octaves_around_a_steerable_network_at_a_whole_octave(octaves):
+    assert_scale_equivariant(octaves, smooth_image(24, 24), (48, 48), 1e-24, control=octaves.network, margin=0.0)
+
+
+def test_octaves_around_a_steerable_network_at_a_step_inside_the_octave(octaves):
+    image = rescale(torch.randn(1, 1, 12, 12), (96, 96))
+    for edge, tolerance in ((96, 6e-3), (48, 3e-2)):  # on either grid, what enters the inner projection moves by one
+        copy_of_image = rescale(image, (edge, edge))
+        assert_scale_equivariant(octaves.network, copy_of_image, (edge * 5 // 4,) * 2, tolerance, margin=0.25)
+    joined, alone = (equivariance_error(n, image, (120, 120), margin=0.25) for n in (octaves, octaves.network))
+    assert joined.projected < 0.5 * alone.projected
 
 
 @pytest.mark.parametrize("mode", ["mean", "max", "logsumexp", "attentive"])
@@ -209,8 +277,9 @@ def test_attention_learns_and_weights_sum_to_one():
         ({"scales": (1.0, 0.0)}, "scales must hold at least one"),
         ({"projection": "median"}, "mode must be one of"),
         ({"projection": "attentive"}, "channels must be given"),
-        ({"voxel_size": 0.0}, "voxel_size must be above 0"),
-        ({"size_divisor": 0}, "size_divisor a whole number of at least 1"),
+        ({"scales": (1.0, 65.0)}, "scales must be from 1/64"),
+        ({"voxel_size": 0.0}, "spacing must be one number above 0"),
+        ({"size_divisor": 0}, "size_divisor must be a whole number of at least 1"),
         ({"smoothing": -1.0}, "smoothing at least 0"),
     ],
 )

@@ -1,19 +1,21 @@
 """RepUXNet: the shared network test, and that its large kernels learn, which the published ones do not."""
 
-from __future__ import annotations
-
 import copy
 import inspect
+import itertools
 
+import numpy as np
 import pytest
 import torch
 from monai.inferers import sliding_window_inference
 from monai.networks.nets import UNet
 from torch import nn
+from torch.nn.utils import prune
 
-from monai_scaleequiv import LargeKernelConv, RepUXNet, frequency_prior
-from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock
-from monai_scaleequiv.nets._repux_kernels import ReceptiveBias, ScaledGradientConv, ScaledKernelConv
+from monai_scaleequiv import LargeKernelConv, RepUXNet
+from monai_scaleequiv.maths import frequency_prior
+from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, ReceptiveBias, ScaledGradientConv, ScaledKernelConv
+from tests.conftest import BUNDLES, rule_weight
 from tests.network_tests import NetworkTests
 
 SMALL = {"depths": (1, 1), "feature_size": (4, 6), "kernel_size": 7, "hidden_size": 8}
@@ -37,13 +39,15 @@ class TestRepUXNet(NetworkTests):
         ({**IN_2D, "depths": (1,), "feature_size": (5,), "encoder_act": "relu"}, (1, 1, 7, 9), (1, 2, 7, 9)),
         ({**IN_2D, "full_size_channels": 2, "layer_scale_init_value": 1}, (1, 1, 9, 8), (1, 2, 9, 8)),
         ({**IN_2D, "encoder_norm": ("group", {"num_groups": 2})}, (1, 1, 8, 8), (1, 2, 8, 8)),
+        ({**IN_2D, "encoder_norm": None, "encoder_act": None, "norm_name": None}, (1, 1, 8, 8), (1, 2, 8, 8)),
     ]
     ill_arguments = [  # noqa: RUF012
         ({"spatial_dims": 1}, "spatial_dims must be 2 or 3"),
         ({"depths": ()}, "depths and feature_size must"),
+        ({"in_channels": 0}, "in_channels must be of whole numbers"),
         ({"depths": (1, 0)}, "depths entries of at least 1"),
         ({"feature_size": (4, 8, 8)}, "the same length"),
-        ({"feature_size": (4, 0)}, "feature_size, hidden_size and full_size_channels must be"),
+        ({"feature_size": (4, 0)}, "feature_size must be of whole numbers"),
         ({"kernel_size": 6}, "kernel_size must be odd"),
         ({"drop_path_rate": 1.0, "layer_scale_init_value": 0.1}, "drop_path_rate must be"),
         ({"drop_path_rate": 0.1, "layer_scale_init_value": None}, "without the shortcut of layer_scale_init_value"),
@@ -51,9 +55,78 @@ class TestRepUXNet(NetworkTests):
         ({"frequency_prior": float("inf")}, "frequency_prior must be above 0 and finite"),
         ({"frequency_prior": None, "prior_mode": "learned"}, "needs a frequency_prior"),
         ({"prior_mode": "bayes"}, "prior_mode must be one of"),
-        ({"full_size_channels": 0}, "full_size_channels must be whole numbers of at"),
+        ({"full_size_channels": 0}, "full_size_channels must be of whole numbers"),
     ]
     export_case = ({**IN_3D, "prior_mode": "learned", **SHORTCUT}, (1, 1, 12, 10, 8), (1, 1, 9, 11, 7))
+
+    @classmethod
+    def reference_logits(cls):
+        """With the layer scale in the shape that it was saved in before version 0.2, (C, 1, 1, 1)."""
+        args, shape, _ = cls.export_case
+        net = cls.network(**args).double().eval()
+        state = {}
+        for name, value in net.state_dict().items():
+            old = tuple(value.shape) + (1,) * 3 * name.endswith("layer_scale")
+            weight = value if "num_batches" in name else rule_weight(name, old)
+            state[name] = weight.abs() if "running_var" in name else weight
+        net.load_state_dict(state)
+        return net(torch.from_numpy(np.random.default_rng(0).standard_normal(shape))).detach().numpy()
+
+
+def test_definition_can_be_read_back():
+    for args, *_ in TestRepUXNet.cases:
+        net = RepUXNet(**args)
+        for deployed in (False, True):
+            if deployed:
+                net.switch_to_deploy()
+            twin = RepUXNet(**{name: getattr(net, name) for name in inspect.signature(RepUXNet).parameters})
+            assert repr(twin) == repr(net)
+            assert {k: v.shape for k, v in twin.state_dict().items()} == {
+                k: v.shape for k, v in net.state_dict().items()
+            }
+
+
+def test_none_leaves_norm_and_activation_out():
+    net = RepUXNet(**{**IN_2D, "encoder_norm": None, "encoder_act": None, "norm_name": None})
+    assert isinstance(net.stages[0].blocks[0].norm, nn.Identity)
+    assert isinstance(net.stages[0].blocks[0].act, nn.Identity)
+    assert not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in net.modules())
+
+
+@torch.no_grad()
+def test_priors_of_a_network_built_on_the_meta_device_are_exact():
+    for mode in MODES:
+        net = RepUXNet(**{**IN_2D, "prior_mode": mode})
+        with torch.device("meta"):
+            emptied, assigned = RepUXNet(**{**IN_2D, "prior_mode": mode}), RepUXNet(**{**IN_2D, "prior_mode": mode})
+        emptied.to_empty(device="cpu").load_state_dict(net.state_dict())
+        assigned.load_state_dict(net.state_dict(), assign=True)
+        for twin in (emptied, assigned):
+            assert torch.equal(large_kernels(twin)[0].prior, large_kernels(net)[0].prior)
+
+
+@torch.no_grad()
+def test_pruned_kernels_are_the_current_ones():
+    for mode in MODES:
+        net, x = RepUXNet(**{**IN_2D, "prior_mode": mode}).eval(), torch.randn(1, 1, 48, 48)
+        before = net(x)
+        for conv in large_kernels(net):
+            prune.l1_unstructured(conv, "weight" if mode == "gradient" else "unscaled_weight", 0.0)
+        torch.testing.assert_close(net(x), before)
+        getattr(large_kernels(net)[0], "weight_mask" if mode == "gradient" else "unscaled_weight_mask").zero_()
+        pruned = net(x)
+        assert not torch.allclose(pruned, before)
+        net.switch_to_deploy()
+        torch.testing.assert_close(net(x), pruned)
+
+
+def test_shipped_weights_give_the_logits_that_they_gave(float64):
+    net = RepUXNet(3, 1, 3, depths=(1, 1, 1), feature_size=(8, 16, 32), kernel_size=21, hidden_size=64)
+    file = BUNDLES / "repuxnet_hippocampus_segmentation" / "models" / "model.pt"
+    net.double().eval().load_state_dict(torch.load(file, weights_only=True))
+    y = net(torch.linspace(-2, 2, 20 * 16 * 24).sin().reshape(1, 1, 20, 16, 24))
+    expected = [6.00124179807824, -6.129659796839595, -3.0206927954742416]
+    torch.testing.assert_close(y[0, :, 10, 8, 12], torch.tensor(expected))
 
 
 def large_kernels(net: nn.Module) -> list[nn.Module]:
@@ -119,17 +192,16 @@ def test_published_way_does_not_learn(float64, monkeypatch):
     torch.testing.assert_close(conv.unscaled_weight.detach(), start * conv.prior**20)
 
 
-@pytest.mark.parametrize("deploy", [False, True])
-@pytest.mark.parametrize("mode", MODES)
-def test_evaluation_changes_nothing(mode, deploy):
-    net = RepUXNet(**{**IN_2D, "prior_mode": mode, "deploy": deploy}).eval()
-    state = copy.deepcopy(net.state_dict())
-    x, _ = toy_task()
-    first = net(x)
-    for grad in (True, False, True):
-        with torch.set_grad_enabled(grad):
-            torch.testing.assert_close(net(x), first)
-    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+def test_evaluation_changes_nothing():
+    for mode, deploy in itertools.product(MODES, (False, True)):
+        net = RepUXNet(**{**IN_2D, "prior_mode": mode, "deploy": deploy}).eval()
+        state = copy.deepcopy(net.state_dict())
+        x, _ = toy_task()
+        first = net(x)
+        for grad in (True, False, True):
+            with torch.set_grad_enabled(grad):
+                torch.testing.assert_close(net(x), first)
+        assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
@@ -171,24 +243,20 @@ def test_a_deployed_network_trains():
     assert all(conv.weight.grad.abs().max() > 0 for conv in large_kernels(net))
 
 
-@pytest.mark.parametrize("mode", ["fixed", "learned"])
-def test_unscaled_weights_are_not_taken_for_kernels(mode):
-    saved = RepUXNet(**{**IN_2D, "prior_mode": mode}).state_dict()
-    with pytest.raises(RuntimeError, match="unscaled_weight"):
-        RepUXNet(**{**IN_2D, "deploy": True}).load_state_dict(saved)
-
-
-def in_both_forms(**change) -> list[RepUXNet]:
-    nets = []
-    for mode in ("fixed", "gradient"):
-        torch.manual_seed(0)
-        nets.append(RepUXNet(**{**IN_2D, "prior_mode": mode, **change}))
-    return nets
+def test_unscaled_weights_are_not_taken_for_kernels():
+    for mode in ("fixed", "learned"):
+        with pytest.raises(RuntimeError, match="unscaled_weight"):
+            RepUXNet(**{**IN_2D, "deploy": True}).load_state_dict(
+                RepUXNet(**{**IN_2D, "prior_mode": mode}).state_dict()
+            )
 
 
 def compare_training(make_optimizer) -> float:
     """Largest difference between the kernels of both forms after some steps, relative to what they moved by."""
-    nets = in_both_forms()
+    nets = []
+    for mode in ("fixed", "gradient"):
+        torch.manual_seed(0)
+        nets.append(RepUXNet(**{**IN_2D, "prior_mode": mode}))
     assert [type(large_kernels(net)[0]) for net in nets] == [ScaledKernelConv, ScaledGradientConv]
     starts = [conv.effective_kernel().detach().clone() for conv in large_kernels(nets[0])]
     for net in nets:
@@ -201,13 +269,10 @@ def compare_training(make_optimizer) -> float:
     )
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}],
-    ids=["plain", "momentum", "nesterov and decay"],
-)
-def test_scaling_gradients_is_scaling_kernels_under_sgd(options, float64):
-    assert compare_training(lambda parameters: torch.optim.SGD(parameters, lr=0.05, **options)) < 1e-10
+def test_scaling_gradients_is_scaling_kernels_under_sgd(float64):
+    for options in ({}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}):
+        difference = compare_training(lambda parameters, o=options: torch.optim.SGD(parameters, lr=0.05, **o))
+        assert difference < 1e-10, options
 
 
 def test_scaling_gradients_is_another_thing_under_adam(float64):
@@ -312,12 +377,12 @@ def test_layer_scale_scales_the_update(float64):
     assert block.layer_scale.grad.abs().min() > 0
 
 
-@pytest.mark.parametrize("norm", ["instance", "batch"])
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("size", [(1, 1, 1), (1, 4, 2), (3, 1, 8), (4, 4, 4), (5, 7, 13)])
-def test_any_size_comes_back(size, training, norm):
-    net = RepUXNet(**{**IN_3D, "norm_name": norm}).train(training)
-    assert net(torch.randn(1, 1, *size)).shape[2:] == size
+def test_any_size_comes_back():
+    for norm in ("instance", "batch"):
+        net = RepUXNet(**{**IN_3D, "norm_name": norm})
+        for size in ((1, 1, 1), (1, 4, 2), (3, 1, 8), (4, 4, 4), (5, 7, 13)):
+            for training in (False, True):
+                assert net.train(training)(torch.randn(1, 1, *size)).shape[2:] == size, (norm, size, training)
 
 
 def test_padding_is_zeros_at_the_end():

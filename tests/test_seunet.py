@@ -1,8 +1,7 @@
 """SEUNet: the shared network test, what is particular to it, and its place in a MONAI pipeline."""
 
-from __future__ import annotations
-
 import copy
+import dataclasses
 import inspect
 import io
 
@@ -25,15 +24,21 @@ from monai.transforms import (
     RandSpatialCropd,
     SpatialPadd,
 )
+from torch.nn.utils import parametrize, prune
 
-from monai_scaleequiv import SEUNet, make_phantom_dataset, relative_error, rescale
+from monai_scaleequiv import PerScale, ScaleFilters, ScaleProjection, SEUNet, relative_error, rescale
+from monai_scaleequiv.data import make_phantom_dataset
+from monai_scaleequiv.layers import SteerableConv
 from tests.network_tests import NetworkTests
 
-SMALL = {"channels": (4, 8), "strides": (2,), "grid": "fixed", "scales": (1.0, 0.8), "sigma": 1.0}
-IN_2D = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, **SMALL}
-IN_3D = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, **SMALL}
-OWN_2D, OWN_3D = ({**case, "grid": "own", "scales": (1.0, 1.5), "sigma": 0.95} for case in (IN_2D, IN_3D))
+FILTERS = {"scales": (1.0, 0.8), "sigma": 1.0}
+SMALL = {"in_channels": 1, "out_channels": 2, "channels": (4, 8), "strides": (2,), "filters": FILTERS}
+IN_2D, IN_3D = {"spatial_dims": 2, **SMALL}, {"spatial_dims": 3, **SMALL}
 DEEP = {"channels": (4, 4, 8, 8), "strides": (1, 2, 2)}
+
+
+def with_filters(**change) -> dict:
+    return {**IN_3D, "filters": {**FILTERS, **change}}
 
 
 class TestSEUNet(NetworkTests):
@@ -47,62 +52,38 @@ class TestSEUNet(NetworkTests):
         ({**IN_3D, **DEEP, "strides": (2, 2, (1, 2, 2))}, (1, 1, 7, 16, 15), (1, 2, 7, 16, 15)),
         ({**IN_3D, "projection": "max", "act": "PRELU", "dropout": 0.1}, (1, 1, 8, 8, 8), (1, 2, 8, 8, 8)),
         ({**IN_3D, "norm": ("group", {"num_groups": 2}), "adn_ordering": "AN"}, (1, 1, 8, 8, 8), (1, 2, 8, 8, 8)),
-        ({**IN_3D, "norm": "instance", "bias": False, "max_order": 3}, (1, 1, 8, 8, 8), (1, 2, 8, 8, 8)),
-        ({**IN_3D, "kernel_size": (5, 5, 3), "up_kernel_size": 3, "sigma": 0.8}, (1, 1, 8, 8, 8), (1, 2, 8, 8, 8)),
-        ({**IN_3D, "act": ("elu", {"alpha": 0.5}), "scales": (1.0,)}, (1, 1, 8, 8, 8), (1, 2, 8, 8, 8)),
-        ({**IN_3D, **DEEP, "spacing": (0.8, 0.8, 3.0)}, (1, 1, 16, 9, 3), (1, 2, 16, 9, 3)),
-        ({**IN_2D, "kernel_size": None, "sigma": 0.8}, (1, 1, 16, 18), (1, 2, 16, 18)),
+        ({**with_filters(max_order=3), "norm": "instance", "bias": False}, (1, 1, 8, 8, 8), (1, 2, 8, 8, 8)),
+        (with_filters(kernel_size=(5, 5, 3), sigma=0.8), (1, 1, 8, 8, 8), (1, 2, 8, 8, 8)),
+        ({**with_filters(scales=(1.0,)), "act": ("elu", {"alpha": 0.5})}, (1, 1, 8, 8, 8), (1, 2, 8, 8, 8)),
+        ({**with_filters(spacing=(0.8, 0.8, 3.0)), **DEEP}, (1, 1, 16, 9, 3), (1, 2, 16, 9, 3)),
+        ({**IN_2D, "filters": {"kernel_size": None, "sigma": 0.8}}, (1, 1, 16, 18), (1, 2, 16, 18)),
+        ({**IN_2D, "act": None, "norm": None}, (1, 1, 8, 8), (1, 2, 8, 8)),
+        ({**IN_2D, "projection": "attentive"}, (1, 1, 8, 8), (1, 2, 8, 8)),
+        ({**IN_2D, "projection": ScaleProjection("logsumexp")}, (1, 1, 8, 8), (1, 2, 8, 8)),
     ]
     ill_arguments = [  # noqa: RUF012
         ({"spatial_dims": 1}, "spatial_dims must be 2 or 3"),
         ({"channels": (4,)}, "no less than 2"),
         ({"strides": ()}, "should equal"),
-        ({"grid": "coarse"}, "grid must be one of"),
         ({"strides": (0, 1, 1)}, "strides must be whole numbers of at least 1"),
-        ({"kernel_size": 4}, "kernel_size must be odd"),
+        ({"filters": {"kernel_size": 4}}, "kernel_size must be odd"),
+        ({"filters": {"grid": "own"}}, "filters must be a ScaleFilters"),
         ({"num_res_units": -1}, "num_res_units must be"),
-        ({"scales": ()}, "scales must hold"),
+        ({"filters": {"scales": ()}}, "scales must hold"),
         ({"scale_size": 3}, "scale_size must be"),
         ({"projection": "sum"}, "mode must be one of"),
         ({"adn_ordering": "NNA"}, "adn_ordering must"),
-        ({"spacing": (1.0, -1.0, 1.0)}, "spacing must be"),
+        ({"filters": {"spacing": (1.0, -1.0, 1.0)}}, "spacing must be"),
+        ({"filters": {"spacing": (1.0, 1.0)}}, "spacing must be"),
         ({"out_channels": 0}, "out_channels and channels must be"),
     ]
     export_case = ({**IN_3D, **DEEP, "num_res_units": 1}, (1, 1, 12, 10, 8), (1, 1, 9, 11, 7))
     equivariance = (
-        {**IN_3D, "kernel_size": 7, "up_kernel_size": 7, "sigma": 1.25, "scales": (1.0, 0.9, 0.81)},
+        with_filters(kernel_size=7, sigma=1.25, scales=(1.0, 0.9, 0.81)),
         (54, 54, 54),
         (60, 60, 60),
         3e-3,
     )
-
-
-class TestSEUNetOnOwnGrids(NetworkTests):
-    network = SEUNet
-    variant = "_own_grid"
-    cases = [  # noqa: RUF012
-        (OWN_2D, (1, 1, 16, 18), (1, 2, 16, 18)),
-        (OWN_3D, (1, 1, 9, 10, 11), (1, 2, 9, 10, 11)),
-        ({**OWN_2D, **DEEP, "num_res_units": 2, "in_channels": 3}, (2, 3, 17, 15), (2, 2, 17, 15)),
-        (
-            {**OWN_3D, "kernel_size": 5, "act": "RELU", "norm": "BATCH", "dropout": 0.1},
-            (1, 1, 8, 8, 8),
-            (1, 2, 8, 8, 8),
-        ),
-        ({**OWN_3D, "projection": "attentive", "out_channels": 3}, (1, 1, 8, 8, 8), (1, 3, 8, 8, 8)),
-        ({**OWN_3D, "strides": ((1, 2, 2),), "scales": (0.8, 1.0)}, (1, 1, 5, 7, 9), (1, 2, 5, 7, 9)),
-        ({**OWN_3D, "spacing": (0.8, 0.8, 3.0)}, (1, 1, 16, 9, 3), (1, 2, 16, 9, 3)),
-    ]
-    ill_arguments = [  # noqa: RUF012
-        ({"spatial_dims": 1}, "spatial_dims must be 2 or 3"),
-        ({"grid": "coarse"}, "grid must be one of"),
-        ({"sigma": 1.25}, "belong to grid='fixed'"),
-        ({"scales": (1.0, -1.0)}, "scales must hold"),
-        ({"projection": "sum"}, "mode must be one of"),
-        ({"spacing": 0.0}, "spacing must be"),
-    ]
-    export_case = ({**OWN_3D, "num_res_units": 1}, (1, 1, 12, 10, 8), (1, 1, 9, 11, 7))
-    equivariance = ({**OWN_3D, "scales": (1.0, 1.5, 2.25)}, (36, 36, 36), (54, 54, 54), 1e-6)
 
 
 @pytest.mark.slow
@@ -115,49 +96,34 @@ def test_compile_in_2d_trains_with_one_compilation_per_size():
 
 
 def test_arguments_are_those_of_monais_unet():
-    ours, theirs = (list(inspect.signature(net).parameters.values()) for net in (SEUNet, UNet))
-    assert [p.name for p in ours[: len(theirs)]] == [p.name for p in theirs]
-    differ = {p.name for p, q in zip(ours, theirs, strict=False) if str(p.default).upper() != str(q.default).upper()}
-    assert differ == {"kernel_size", "up_kernel_size", "act", "norm"}
-    assert {p.default for p in ours if p.name in differ} == {None}  # the grid's own
+    ours, theirs = (inspect.signature(net).parameters for net in (SEUNet, UNet))
+    shared = [name for name in theirs if name not in ("kernel_size", "up_kernel_size")]  # those are the filters'
+    assert list(ours)[: len(shared)] == shared
+    differ = {n for n in shared if str(ours[n].default).upper() != str(theirs[n].default).upper()}
+    assert differ == {"act", "norm"}
 
 
-@pytest.mark.parametrize("case", [IN_3D, OWN_3D], ids=["fixed", "own"])
-@pytest.mark.parametrize("norm", ["BATCH", "INSTANCE"])
+def test_arguments_can_be_read_back():
+    net = SEUNet(**{**IN_3D, **DEEP, "norm": ("group", {"num_groups": 2}), "projection": "max", "scale_size": 2})
+    arguments = {name: getattr(net, name) for name in inspect.signature(SEUNet).parameters}
+    again = SEUNet(**arguments)
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in net.state_dict().items()}
+    assert again.filters == net.filters == ScaleFilters(**FILTERS)
+
+
+@pytest.mark.parametrize("norm", ["BATCH", "INSTANCE", None])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("size", [(1, 1, 1), (1, 2, 1), (3, 1, 8), (4, 4, 4), (5, 7, 13)])
-def test_any_size_comes_back(size, training, norm, case):
-    net = SEUNet(**{**case, **DEEP, "norm": norm}).train(training)
+def test_any_size_comes_back(size, training, norm):
+    net = SEUNet(**{**IN_3D, **DEEP, "norm": norm}).train(training)
     y = net(torch.randn(1, 1, *size))
     assert y.shape[2:] == size
     assert y.isfinite().all()
 
 
-@pytest.mark.parametrize("case", [IN_2D, OWN_2D], ids=["fixed", "own"])
-def test_projections_of_both_grids(case):
-    for projection in ("mean", "max", "logsumexp", "attentive"):
-        net = SEUNet(**{**case, "projection": projection})
-        assert net(torch.rand(1, 1, 8, 8)).shape == (1, 2, 8, 8)
-
-
-def test_own_grids_hold_monais_unet():
-    net = SEUNet(3, 1, 2, channels=(4, 8), strides=(2,), scales=(1.0,), projection="mean").eval()
-    unet = UNet(3, 1, 2, channels=(4, 8), strides=(2,)).eval()
-    unet.load_state_dict({k.removeprefix("pyramid.network."): v for k, v in net.state_dict().items()})
-    x = torch.rand(1, 1, 8, 8, 8)
-    torch.testing.assert_close(net(x), unet(x))
-
-
-def test_own_grids_at_another_spacing_see_the_same_body():
-    net = SEUNet(**{**OWN_3D, "scales": (2.0, 4.0), "projection": "mean"}).eval()  # no grid finer than the coarse image
-    image = rescale(torch.rand(1, 1, 6, 6, 6), (16, 16, 16))
-    coarse = rescale(image, (16, 16, 8))
-    with torch.no_grad():
-        expected = rescale(net(image), (16, 16, 8))
-        found, blind = net.at_spacing((1.0, 1.0, 2.0))(coarse), net(coarse)
-    assert relative_error(found, expected) < 1e-6
-    assert relative_error(blind, expected) > 1e-2
-    assert net.at_spacing((1.0, 1.0, 2.0)).state_dict().keys() == net.state_dict().keys()
+def test_none_means_none():
+    modules = [type(m).__name__ for m in SEUNet(**{**IN_3D, "act": None, "norm": None}).modules()]
+    assert not {"ScaleNorm", "PerScale"} & set(modules)
 
 
 def test_surplus_strides_are_mentioned():
@@ -193,7 +159,7 @@ def same_tensors(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 def test_spacing_changes_neither_the_names_nor_the_shapes_of_weights():
     shapes = [
-        {k: v.shape for k, v in SEUNet(**{**IN_3D, **DEEP, "spacing": r}).state_dict().items()}
+        {k: v.shape for k, v in SEUNet(**{**with_filters(spacing=r), **DEEP}).state_dict().items()}
         for r in (1.0, 0.5, (2.0, 2.0, 2.0), (0.8, 0.8, 5.0))
     ]
     assert all(s == shapes[0] for s in shapes)
@@ -208,7 +174,7 @@ def test_coarse_axes_are_down_sampled_less():
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 2.0), (0.75, 1.0, 1.0), (2.0, 2.0, 2.0)])
 def test_the_same_weights_see_the_same_at_another_spacing(spacing):
-    net = SEUNet(**{**IN_3D, "kernel_size": 7, "up_kernel_size": 7, "sigma": 1.25})
+    net = SEUNet(**with_filters(kernel_size=7, sigma=1.25))
     x = rescale(torch.randn(1, 1, 9, 9, 9), (48, 48, 48))
     for norm in (m for m in net.modules() if isinstance(m, torch.nn.BatchNorm3d)):
         norm.momentum = 1.0
@@ -217,63 +183,128 @@ def test_the_same_weights_see_the_same_at_another_spacing(spacing):
     inner = (..., *(slice(n // 4, n - n // 4) for n in size))
     with torch.no_grad():
         found, image = rescale(net.eval()(x), size)[inner], rescale(x, size)
-        assert relative_error(net.at_spacing(spacing)(image)[inner], found) < 4e-3
+        assert relative_error(net(image, spacing=list(spacing))[inner], found) < 4e-3
         assert relative_error(net(image)[inner], found) > 0.02  # blind to spacing
+
+
+SPACING = (1.0, 1.0, 2.0)
+
+
+def rebuilt(net: SEUNet) -> SEUNet:
+    """What a network built for the spacing from the start, with the same weights, is: the slow way."""
+    arguments = {name: getattr(net, name) for name in inspect.signature(SEUNet).parameters}
+    twin = SEUNet(**{**arguments, "filters": dataclasses.replace(net.filters, spacing=SPACING)})
+    twin.load_state_dict(net.state_dict())
+    return twin.to(next(net.parameters()).dtype).train(net.training)
+
+
+def test_at_spacing_is_the_network_built_for_that_spacing():
+    net, x = trained(**DEEP, num_res_units=2, scale_size=2), torch.randn(1, 1, 8, 9, 4)
+    with torch.no_grad():
+        expected = rebuilt(net)(x)
+        torch.testing.assert_close(net.at_spacing(SPACING)(x), expected, atol=0, rtol=0)
+        torch.testing.assert_close(net(x, spacing=list(SPACING)), expected, atol=0, rtol=0)
+        torch.testing.assert_close(net.at_spacing((2.0, 2.0, 2.0)).at_spacing(SPACING)(x), expected, atol=0, rtol=0)
+        assert (net(x) - expected).abs().max() > 0.01
+    assert net.filters.spacing == 1.0
 
 
 def test_at_spacing_shares_every_weight_and_leaves_no_trace():
     net = trained()
-    state, keys = torch.random.get_rng_state(), list(net.state_dict())
-    twin = net.at_spacing((1.0, 1.0, 3.0))
+    state, keys, filters = torch.random.get_rng_state(), list(net.state_dict()), net.downs[0][2].conv.basis
+    view = net.at_spacing(torch.tensor([1.0, 0.9999999, 3.0]))
     assert torch.equal(state, torch.random.get_rng_state())
-    assert same_tensors(net, twin)
+    assert same_tensors(net, view)
     assert list(net.state_dict()) == keys
-    assert twin is net.at_spacing(torch.tensor([1.0, 0.9999999, 3.0]))
-    assert net.at_spacing(1.0) is net
-    assert twin not in list(net.modules())
-    for r in range(2, 11):
-        net.at_spacing(float(r))
-    assert len(net._twins) == 8
-    assert net.at_spacing((1.0, 1.0, 3.0)) is not twin  # the least recently used went first
+    assert net.downs[0][2].conv.basis is filters
+    assert view.filters.spacing == (1.0, 1.0, 3.0)
+    assert net.at_spacing(1.0000001) is net
+    assert not set(view.modules()) & set(net.modules())
     with pytest.raises(ValueError, match="spacing must be"):
         net.at_spacing((1.0, 2.0))
+    with pytest.raises(ValueError, match="spacing must be"):
+        net(torch.zeros(1, 1, 8, 8, 8), spacing=[1.0, 0.0, 1.0])
 
 
 def test_training_at_one_spacing_trains_all():
-    net = trained()
-    twin = net.train().at_spacing((1.0, 1.0, 2.0))
-    assert twin.training
+    net = trained().train()
     x, before = torch.randn(2, 1, 8, 8, 8), copy.deepcopy(net.state_dict())
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    twin(x).square().mean().backward()
+    net(x, spacing=list(SPACING)).square().mean().backward()
     optimizer.step()
     unchanged = [k for k, v in net.state_dict().items() if torch.equal(v, before[k])]
     assert unchanged in ([], [k for k in unchanged if k.endswith("conv.bias")])  # batch norm takes a bias away
-    net.eval()
-    assert not any(m.training for m in twin.modules())
-    net.downs.train()  # part of the network only
-    assert [m.training for m in net.at_spacing((1.0, 1.0, 2.0)).modules()] == [m.training for m in net.modules()]
+    net.eval().downs.train()  # part of the network only
+    assert [m.training for m in net.at_spacing(SPACING).modules()] == [m.training for m in net.modules()]
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def exchange_activations(net: SEUNet) -> None:
+    for module in net.modules():
+        if isinstance(module, PerScale) and isinstance(module.layer, torch.nn.SiLU):
+            module.layer = torch.nn.ReLU()
+
+
+def convs(net: SEUNet) -> list[torch.nn.Module]:
+    return [m for m in net.modules() if isinstance(m, SteerableConv)]
+
+
+# What users do to networks, and what it amounts to on one that is built for the spacing.
+CHANGES = {
+    "activation exchanged": (exchange_activations, exchange_activations),
+    "pruned": (
+        lambda net: [prune.l1_unstructured(m, "weight", 0.5) for m in convs(net)],
+        lambda net: [prune.remove(prune.l1_unstructured(m, "weight", 0.5), "weight") for m in convs(net)],
+    ),
+    "parametrized": (
+        lambda net: [parametrize.register_parametrization(m, "weight", Doubled()) for m in convs(net)],
+        lambda net: [m.weight.mul_(2) for m in convs(net)],
+    ),
+    "hook": (
+        lambda net: net.bottom.register_forward_hook(lambda _, args, y: 2 * y),
+        lambda net: net.bottom.register_forward_hook(lambda _, args, y: 2 * y),
+    ),
+    "weights through data": (lambda net: [p.data.mul_(0.9) for p in net.parameters()],) * 2,
+    "compiled": (lambda net: net.compile(backend="eager"), lambda net: None),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", CHANGES)
+def test_at_spacing_follows_what_users_do_to_networks(name):
+    net, x = trained(), torch.randn(1, 1, 8, 8, 4)
+    twin, (change, same) = rebuilt(net), CHANGES[name]
+    with torch.no_grad():
+        before = net(x, spacing=list(SPACING))
+        change(net)
+        same(twin)
+        found = net(x, spacing=list(SPACING))
+        torch.testing.assert_close(found, twin(x), atol=1e-5, rtol=1e-5)
+        assert name == "compiled" or (found - before).abs().max() > 1e-3
+    net.at_spacing(SPACING)(x).sum().backward()
+    assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
 
 
 def test_at_spacing_follows_loaded_weights_copies_and_dtypes():
     net, other, x = trained(), trained(), torch.randn(1, 1, 8, 8, 4)
-    spacing = (1.0, 1.0, 2.0)
     with torch.no_grad():
-        expected = other.at_spacing(spacing)(x)
-        assert (net.at_spacing(spacing)(x) - expected).abs().max() > 0.01
+        expected = other.at_spacing(SPACING)(x)
+        assert (net.at_spacing(SPACING)(x) - expected).abs().max() > 0.01
         net.load_state_dict(copy.deepcopy(other.state_dict()))
-        torch.testing.assert_close(net.at_spacing(spacing)(x), expected)
+        torch.testing.assert_close(net.at_spacing(SPACING)(x), expected)
         net.load_state_dict(trained().state_dict(), assign=True)
-        assert same_tensors(net, net.at_spacing(spacing))
+        assert same_tensors(net, net.at_spacing(SPACING))
         buffer = io.BytesIO()
-        torch.save(other, buffer)
+        torch.save(other.at_spacing(SPACING), buffer)
         buffer.seek(0)
-        for twin in (copy.deepcopy(other), torch.load(buffer, weights_only=False)):
-            assert len(twin._twins) == 0
-            torch.testing.assert_close(twin.at_spacing(spacing)(x), expected)
-            assert same_tensors(twin, twin.at_spacing(spacing))
-            assert not same_tensors(twin, other)
-        double = other.double().at_spacing(spacing)(x.double())
+        for view in (copy.deepcopy(other.at_spacing(SPACING)), torch.load(buffer, weights_only=False)):
+            torch.testing.assert_close(view(x), expected)
+            assert not same_tensors(view, other)
+        double = other.double()(x.double(), spacing=list(SPACING))
         assert double.dtype == torch.float64
         torch.testing.assert_close(double.float(), expected, atol=1e-4, rtol=1e-4)
 
@@ -281,10 +312,21 @@ def test_at_spacing_follows_loaded_weights_copies_and_dtypes():
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_networks_at_a_spacing_can_be_scripted_and_leave_the_original_scriptable():
     net, x = trained(), torch.randn(1, 1, 8, 8, 4)
-    twin = net.at_spacing((1.0, 1.0, 2.0))
+    view = net.at_spacing(SPACING)
     with torch.no_grad():
-        torch.testing.assert_close(torch.jit.script(twin)(x), twin(x))
+        torch.testing.assert_close(torch.jit.script(view)(x), view(x))
         torch.testing.assert_close(torch.jit.script(net)(x), net(x))
+    with pytest.raises(torch.jit.Error, match=r"script network\.at_spacing"):
+        torch.jit.script(net)(x, list(SPACING))
+
+
+def test_networks_at_a_spacing_can_be_compiled_and_exported():
+    net, x = trained(), torch.randn(1, 1, 8, 8, 4)
+    view = net.at_spacing(SPACING)
+    torch.compiler.reset()
+    for whole in (torch.compile(view, backend="eager", fullgraph=True), torch.export.export(view, (x,)).module()):
+        torch.testing.assert_close(whole(x), view(x))
+    torch.testing.assert_close(torch.compile(net, backend="eager")(x, spacing=list(SPACING)), view(x))
 
 
 @pytest.fixture(scope="module")

@@ -103,11 +103,8 @@ def _quiet() -> Iterator[None]:
     for category in (DeprecationWarning, FutureWarning, RuntimeWarning):
         warnings.simplefilter("ignore", category)
     # Engines and handlers log an error, with its traceback, before it arrives here.
-    levels = {
-        "ignite": logging.CRITICAL,
-        "monai.bundle.scripts": logging.ERROR,
-        "monai.bundle.workflows": logging.ERROR,
-    }
+    levels = dict.fromkeys(("ignite", "monai.bundle.scripts", "monai.bundle.workflows"), logging.CRITICAL)
+    levels["dev_collate"] = logging.CRITICAL + 1  # whose steps MONAI calls critical
     before = {name: logging.getLogger(name).level for name in levels}
     stats = get_logger("monai.handlers.StatsHandler")
     stats.addFilter(_without_traceback)

@@ -31,9 +31,6 @@ class ScaleLiftingConv(SteerableConv):
     Raises:
         ValueError: when an argument is out of range, or the input has another shape.
 
-    Shape:
-        input (B, C, D, H, W), output (B, S, C', D', H', W').
-
     Example::
 
         >>> ScaleLiftingConv(3, in_channels=1, out_channels=8)(torch.rand(2, 1, 9, 9, 9)).shape
@@ -76,7 +73,7 @@ class ScaleGroupConv(SteerableConv):
         out_channels: number of output channels (per scale).
         filters: a :py:class:`ScaleFilters`, a mapping with its arguments, or None for the defaults.
         scale_size: number of neighbouring scales that interact.
-        stride: stride of the convolution. A bare stride aliases; see :py:class:`ScaleDownsample`.
+        stride: stride of the convolution.
         padding: zero padding; None keeps the size at stride 1.
         bias: whether to add a bias, shared by the scales.
         is_transposed: whether to use a transposed convolution.
@@ -85,34 +82,13 @@ class ScaleGroupConv(SteerableConv):
     Raises:
         ValueError: when an argument is out of range, or the input has another shape.
 
-    Shape:
-        input (B, S, C, D, H, W), output (B, S, C', D', H', W').
-
     Example::
 
         >>> ScaleGroupConv(3, in_channels=8, out_channels=4)(torch.rand(2, 4, 8, 9, 9, 9)).shape
         torch.Size([2, 4, 4, 9, 9, 9])
 
-    Source: Wimmer et al. 2023 (arXiv 2304.05864), section 3; repetition at the end of the scale axis: Zhu et al. 2019
-    (arXiv 1909.11193).
+    Source: Wimmer et al. 2023 (arXiv 2304.05864), section 3; repetition: Zhu et al. 2019 (arXiv 1909.11193).
     """
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        filters: ScaleFilters | Mapping[str, Any] | None = None,
-        scale_size: int = 1,
-        stride: Sequence[int] | int = 1,
-        padding: Sequence[int] | int | None = None,
-        bias: bool = True,
-        is_transposed: bool = False,
-        basis: torch.Tensor | None = None,
-    ) -> None:
-        super().__init__(
-            spatial_dims, in_channels, out_channels, filters, scale_size, stride, padding, bias, is_transposed, basis
-        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_features(x, self.spatial_dims, [self.num_scales], self.in_channels)

@@ -31,15 +31,10 @@ class DerivedBuffers(nn.Module):
         self.register_load_state_dict_post_hook(_follow_parameters)
 
     def derive_buffer(self, name: str, make: Callable[..., torch.Tensor], *args: Any) -> None:
-        """Adds a buffer in the default dtype, or replaces it in the dtype that it has.
+        """Adds a buffer of the exact values ``make(*args)`` in the default dtype, or replaces it in its own dtype.
 
-        Modules that shared the buffer replaced keep it.
-
-        Args:
-            name: of the attribute.
-            make: function that gives the exact values in float64; it computes on the CPU, also where the module is
-                being built on the meta device.
-            args: its arguments.
+        They are computed on the CPU, also while the module is built on the meta device. A module that shares this
+        one's buffers keeps the old one.
         """
         with torch.device("cpu"):
             self._exact = {**self._exact, name: make(*args).detach().double().cpu().numpy()}

@@ -14,9 +14,6 @@ class ScaleDropout(nn.Module):
     Raises:
         ValueError: when ``p`` is not in [0, 1].
 
-    Shape:
-        input and output (B, S, C, D, H, W).
-
     Example::
 
         >>> ScaleDropout(0.5)(torch.rand(2, 4, 8, 6, 6, 6)).shape

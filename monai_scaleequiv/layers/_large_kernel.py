@@ -25,15 +25,12 @@ class LargeKernelConv(nn.Module):
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
-        channels: number of channels.
+        channels: number of channels of the input (B, C, D, H, W) or (B, C, H, W), and of the output.
         kernel_size: edge of the kernel in voxels, odd, one for all axes or one per axis.
         bias: whether to add a bias.
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or channels.
-
-    Shape:
-        input (B, C, D, H, W) or (B, C, H, W), output the same.
 
     Example::
 
@@ -68,18 +65,15 @@ class LargeKernelConv(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_image(x, self.spatial_dims, self.channels)
         if torch.jit.is_scripting():
-            return self._plain(x)
+            return depthwise_conv(x, self.effective_kernel(), self.bias)
         return self._fast(x)
-
-    def _plain(self, x: torch.Tensor) -> torch.Tensor:
-        return depthwise_conv(x, self.effective_kernel(), self.bias)
 
     @torch.jit.unused
     def _fast(self, x: torch.Tensor) -> torch.Tensor:
         # Whoever loads an exported network need not have this package.
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
-            return self._plain(x)
-        with torch.autocast(x.device.type, enabled=False):
+            return depthwise_conv(x, self.effective_kernel(), self.bias)
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             kernel = self.effective_kernel()
             dtype = torch.promote_types(x.dtype, kernel.dtype)
             exact = torch.promote_types(

@@ -11,17 +11,14 @@ from monai_scaleequiv.layers._input_checks import check_channels, check_features
 class PerScale(nn.Module):
     """Applies a channels-first layer to every scale, with the same weights.
 
-    The scale axis stands next to the batch axis, so that the two fold into one without a copy. Acting on each scale
-    alone and in the same way, the layer commutes with a shift along the scale axis.
+    Acting on each scale alone and in the same way, it commutes with a shift along the scale axis, which stands next to
+    the batch axis, so that the two fold into one without a copy.
 
     Args:
         layer: any module that maps (N, C, D, H, W) to (N, C', D', H', W'), or its 2D counterpart.
 
     Raises:
         ValueError: when the input has no scale axis.
-
-    Shape:
-        input (B, S, C, D, H, W), output (B, S, C', D', H', W').
 
     Example::
 
@@ -43,10 +40,9 @@ class PerScale(nn.Module):
 
 
 class ScaleNorm(PerScale):
-    """Any MONAI normalisation on features with a scale axis.
+    """Any MONAI normalisation on features with a scale axis, with weights that are shared by all scales.
 
-    Batch normalisation shares its statistics over batch, scales and space; instance, group and layer normalisation
-    take theirs for each sample and scale. Weights are shared by all scales.
+    Batch normalisation shares its statistics over batch, scales and space; the others take theirs for each scale.
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
@@ -55,9 +51,6 @@ class ScaleNorm(PerScale):
 
     Raises:
         ValueError: when an argument is out of range, ``norm`` does not fit ``channels``, or the input another shape.
-
-    Shape:
-        input and output (B, S, C, D, H, W).
 
     Example::
 
@@ -112,9 +105,6 @@ class ScalePointwiseConv(PerScale):
 
     Raises:
         ValueError: when an argument is out of range, or the input another shape.
-
-    Shape:
-        input (B, S, C, D, H, W), output (B, S, C', D, H, W).
 
     Example::
 

@@ -13,25 +13,20 @@ _HIDDEN = 8
 
 
 class ScaleProjection(nn.Module):
-    """Removes the scale axis.
+    """Removes the scale axis: features (B, S, C, ...) in, an image (B, C, ...) out.
 
     All modes treat the scales alike, so that a shift along the scale axis changes the output only by what enters and
     leaves at its two ends. They differ in how much that is: see docs/equivariance.md.
 
     Args:
         mode: ``"mean"`` and ``"max"`` act on each channel alone. ``"logsumexp"`` takes channels for logits of classes
-            and gives the logarithm of the classes' mean probability over scales, so that scales that are sure outweigh
-            those that are not; a single channel is taken for the logit of one class against the background.
-            ``"attentive"`` is a mean with weights that a small network learns from each scale's channels; it starts as
-            the plain mean.
+            (a single one for the logit of a class against the background) and gives the logarithm of the classes' mean
+            probability over scales, so that scales that are sure outweigh those that are not. ``"attentive"`` is a
+            mean with weights that a small network learns from each scale's channels; it starts as the plain mean.
         channels: number of channels, for ``"attentive"`` alone.
 
     Raises:
-        ValueError: when ``mode`` is unknown, ``channels`` is missing for ``"attentive"``, or the input has no scales
-            or another number of channels than it.
-
-    Shape:
-        input (B, S, C, D, H, W), output (B, C, D, H, W).
+        ValueError: when an argument is out of range, or the input has no scales or another number of channels.
 
     Example::
 
@@ -46,17 +41,19 @@ class ScaleProjection(nn.Module):
         super().__init__()
         if mode not in _MODES:
             raise ValueError(f"mode must be one of {_MODES}, got {mode!r}.")
-        if mode == "attentive" and channels is None:
-            raise ValueError("channels must be given for mode 'attentive', got None.")
         if channels is not None:
             check_channels("channels", channels)
         self.mode = mode
         self.channels = channels
-        self._channels_in = channels if mode == "attentive" else 0
+        self._channels_in = 0  # any number
         self.attention: nn.Module = nn.Identity()
         if mode == "attentive":
-            self.attention = nn.Sequential(nn.Conv1d(channels, _HIDDEN, 1), nn.SiLU(), nn.Conv1d(_HIDDEN, 1, 1))
-            nn.init.zeros_(self.attention[2].weight)
+            if channels is None:
+                raise ValueError("channels must be given for mode 'attentive', got None.")
+            self._channels_in = channels
+            last = nn.Conv1d(_HIDDEN, 1, 1)
+            self.attention = nn.Sequential(nn.Conv1d(channels, _HIDDEN, 1), nn.SiLU(), last)
+            nn.init.zeros_(last.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_features(x, 0, [], self._channels_in)

@@ -8,7 +8,6 @@ from torch import nn
 
 from monai_scaleequiv.layers._input_checks import check_features, check_spatial_dims, is_count
 from monai_scaleequiv.maths import (
-    cached_matrix,
     check_scales,
     gaussian_downsampling_matrix,
     linear_upsampling_matrix,
@@ -59,9 +58,9 @@ def _resample_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Te
 class ScaleDownsample(SpacedResample):
     """Antialiased down-sampling: a Gaussian proportional to the scale, then every ``factor``-th sample.
 
-    A bare stride folds high frequencies back and costs a network most of its scale-equivariance. Here each scale is
-    blurred in proportion to its own size, so that the layer commutes with a shift along the scale axis as far as the
-    Gaussian suppresses what the coarser grid cannot hold. An image without scale axis goes in as (B, 1, C, ...).
+    A bare stride folds high frequencies back and costs a network most of its scale-equivariance. Each scale is blurred
+    in proportion to its own size, so that the layer commutes with a shift along the scale axis. An image without scale
+    axis goes in as (B, 1, C, ...).
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
@@ -73,16 +72,13 @@ class ScaleDownsample(SpacedResample):
             voxels are large already. Axes of factor 1 are neither blurred nor down-sampled.
 
     Raises:
-        ValueError: when a factor is below 1, a spacing or scale not above 0, a number of them or of the input's axes
-            not ``spatial_dims``, or the input has another number of scales.
+        ValueError: when an argument is out of range, or the input has another number of axes or scales.
 
     Shape:
         input (B, S or 1, C, D, H, W), output (B, S, C, ceil(D / factor), ...).
 
     Example::
 
-        >>> ScaleDownsample(3, scales=(1.0, 0.8), factor=2)(torch.rand(1, 2, 4, 9, 8, 8)).shape
-        torch.Size([1, 2, 4, 5, 4, 4])
         >>> ScaleDownsample(3, (1.0, 0.8), factor=2, spacing=(1, 1, 3))(torch.rand(1, 2, 4, 9, 8, 8)).shape
         torch.Size([1, 2, 4, 5, 4, 8])
     """
@@ -113,7 +109,8 @@ class ScaleDownsample(SpacedResample):
         x = x.expand([-1, len(self.scales)] + [-1] * (x.dim() - 2))
         for axis in range(len(self.factor)):
             if self.widths[axis][0] > 0:
-                x = _blur_axis(x, self.widths[axis], self.factor[axis], 3 + axis)
+                matrix = gaussian_downsampling_matrix(x.shape[3 + axis], self.factor[axis], self.widths[axis], x)
+                x = _resample_axis(x, matrix, 3 + axis)
         return x
 
 
@@ -128,9 +125,6 @@ def _interpolation_variance(factor: int) -> float:
 class ScaleUpsample(SpacedResample):
     """Linear up-sampling that undoes the grid of :py:class:`ScaleDownsample`, at every scale alike.
 
-    Zero-stuffed transposed convolutions leave a checkerboard; linear interpolation followed by a scale-equivariant
-    convolution does not.
-
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
         factor: up-sampling factor at spacing 1, one for all axes or one per axis.
@@ -138,8 +132,7 @@ class ScaleUpsample(SpacedResample):
             Interpolation smooths: where there is less of it than at spacing 1, a Gaussian makes up for the variance.
 
     Raises:
-        ValueError: when a factor is below 1, a spacing not above 0, or a number of them or of the input's axes not
-            ``spatial_dims``.
+        ValueError: when an argument is out of range, or the input has another number of axes.
 
     Shape:
         input (B, S, C, D, H, W), output (B, S, C, *size).
@@ -167,33 +160,8 @@ class ScaleUpsample(SpacedResample):
             raise ValueError(f"size must have one number for each of the {len(self.factor)} axes, got {size}.")
         for axis in range(len(self.factor)):
             if self.factor[axis] > 1:
-                x = _interpolate_axis(x, self.factor[axis], size[axis], 3 + axis)
+                matrix = linear_upsampling_matrix(x.shape[3 + axis], self.factor[axis], size[axis], x)
+                x = _resample_axis(x, matrix.unsqueeze(0), 3 + axis)
             if self.widths[axis][0] > 0:
-                x = _blur_axis(x, self.widths[axis], 1, 3 + axis)
+                x = _resample_axis(x, gaussian_downsampling_matrix(size[axis], 1, self.widths[axis], x), 3 + axis)
         return x
-
-
-def _blur_axis(x: torch.Tensor, widths: list[float], factor: int, axis: int) -> torch.Tensor:
-    if torch.jit.is_scripting():
-        matrix = gaussian_downsampling_matrix(x.shape[axis], factor, widths, x)
-    else:
-        matrix = _cached_blur(x.shape[axis], factor, widths, x)
-    return _resample_axis(x, matrix, axis)
-
-
-def _interpolate_axis(x: torch.Tensor, factor: int, size: int, axis: int) -> torch.Tensor:
-    if torch.jit.is_scripting():
-        matrix = linear_upsampling_matrix(x.shape[axis], factor, size, x)
-    else:
-        matrix = _cached_interpolation(x.shape[axis], factor, size, x)
-    return _resample_axis(x, matrix.unsqueeze(0), axis)
-
-
-@torch.jit.unused
-def _cached_blur(size: int, factor: int, widths: list[float], like: torch.Tensor) -> torch.Tensor:
-    return cached_matrix(gaussian_downsampling_matrix, (size, factor, tuple(widths)), like)
-
-
-@torch.jit.unused
-def _cached_interpolation(size: int, factor: int, target_size: int, like: torch.Tensor) -> torch.Tensor:
-    return cached_matrix(linear_upsampling_matrix, (size, factor, target_size), like)

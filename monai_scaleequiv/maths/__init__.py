@@ -12,7 +12,6 @@ from monai_scaleequiv.maths._filters import ScaleFilters, check_scales, voxel_si
 from monai_scaleequiv.maths._hermite import hermite_gaussian_filters
 from monai_scaleequiv.maths._prior import frequency_prior
 from monai_scaleequiv.maths._resampling import (
-    cached_matrix,
     gaussian_downsampling_matrix,
     linear_upsampling_matrix,
     sampled_gaussian_width,
@@ -22,7 +21,6 @@ from monai_scaleequiv.maths._rescaling import as_ratio, cosine_resampling_matrix
 __all__ = [
     "ScaleFilters",
     "as_ratio",
-    "cached_matrix",
     "check_scales",
     "cosine_resampling_matrix",
     "crop_to_reach",

@@ -60,8 +60,7 @@ def fft_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Te
     r"""Depthwise convolution with zero padding that keeps the size, by FFT.
 
     :math:`y_c(i) = \sum_t w_c(t)\, x_c(i + t - p)`, p the reach of the kernel. With p zeros in front of the image, the
-    circle need only have n + p points: what runs past its end meets these zeros. That is the least that keeps the
-    result free of aliasing, and it is rounded up to a product of 2, 3 and 5.
+    circle need only have n + p points, the least without aliasing, rounded up to a product of 2, 3 and 5.
 
     Args:
         x: image of shape (B, C, *size), single or double precision.

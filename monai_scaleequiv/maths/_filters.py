@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Self
+from typing import Any
 
 import torch
 from monai.utils import ensure_tuple_rep
@@ -18,8 +18,8 @@ class ScaleFilters:
 
     Args:
         scales: relative sizes at which each filter is evaluated, S of them.
-        sigma: standard deviation of the filters' Gaussian at scale 1, in units of ``spacing``: voxels, or millimetres.
-            0.95 measures best for a kernel of 5, 1.15 for 7, 1.4 for 9.
+        sigma: of the filters' Gaussian at scale 1, in units of ``spacing``: voxels, or millimetres. 0.95 measures best
+            for a kernel of 5, 1.15 for 7, 1.4 for 9.
         max_order: highest total order of the Hermite polynomials; 2 gives 10 functions in 3D and 6 in 2D.
         kernel_size: edge of the kernel in voxels at spacing 1, odd, one for all axes or one per axis. At a finer
             spacing it is the smallest odd number of voxels that covers as many millimetres; at a coarser one it stays,
@@ -63,8 +63,8 @@ class ScaleFilters:
         if isinstance(self.kernel_size, Sequence):
             object.__setattr__(self, "kernel_size", tuple(edges))
 
-    @classmethod
-    def of(cls, value: Self | Mapping[str, Any] | None) -> Self:
+    @staticmethod
+    def of(value: "ScaleFilters | Mapping[str, Any] | None") -> "ScaleFilters":
         """Filters from what a configuration spells as a mapping; None stands for the defaults.
 
         Example::
@@ -72,33 +72,22 @@ class ScaleFilters:
             >>> ScaleFilters.of({"sigma": 1.0}) == ScaleFilters(sigma=1.0)
             True
         """
-        if isinstance(value, cls):
+        if isinstance(value, ScaleFilters):
             return value
         try:
-            return cls(**(value or {}))
+            return ScaleFilters(**(value or {}))
         except TypeError as error:
             raise ValueError(f"filters must be a ScaleFilters, its arguments as a mapping, or None; {error}.") from None
 
 
 def check_scales(scales: Sequence[float]) -> None:
-    """Raises a ValueError unless these are sizes.
-
-    Example::
-
-        >>> check_scales((1.0, 0.9))
-    """
+    """Raises a ValueError unless these are sizes."""
     if len(scales) == 0 or not all(isinstance(s, Real) and 0 < s < math.inf for s in scales):
         raise ValueError(f"scales must hold at least one number and all above 0, got {tuple(scales)}.")
 
 
 def voxel_sizes(spacing: Sequence[float] | torch.Tensor | float, spatial_dims: int) -> list[float]:
-    """One positive number per axis.
-
-    Example::
-
-        >>> voxel_sizes(torch.tensor([1.0, 1.0, 3.0]), 3)
-        [1.0, 1.0, 3.0]
-    """
+    """One positive number per axis, from one for all or a sequence."""
     try:
         spacings = [float(r) for r in ensure_tuple_rep(spacing, spatial_dims)]
     except (RuntimeError, TypeError, ValueError):

@@ -36,7 +36,7 @@ METHODS = ("least_squares", "sampled")
 def hermite_gaussian_filters(
     kernel_size: int, sigma: float, max_order: int, method: str = "least_squares"
 ) -> torch.Tensor:
-    r"""One-dimensional filters for :math:`He_n(x/\sigma)\, g_\sigma(x)`, orders 0 to ``max_order``.
+    r"""One-dimensional filters for :math:`He_n(x/\sigma)\, g_\sigma(x)`, orders 0 to ``max_order``, in float64.
 
     :math:`g_\sigma` is the Gaussian of unit mass, so that a filter's response to a rescaled signal is the rescaled
     response (the :math:`\sigma^{-d}` measure of the scale-translation group).
@@ -47,9 +47,6 @@ def hermite_gaussian_filters(
         max_order: highest order of the Hermite-E polynomial.
         method: ``"least_squares"`` chooses the taps whose spectrum is closest to the continuous one on the whole
             band, weighted by 1/(w^2 + 0.01); ``"sampled"`` reads the function off at the taps, as the paper does.
-
-    Returns:
-        float64 tensor of shape (max_order + 1, kernel_size).
 
     Raises:
         ValueError: when an argument is out of range.

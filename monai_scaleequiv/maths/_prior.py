@@ -10,15 +10,12 @@ from monai.utils import ensure_tuple_rep
 
 
 def frequency_prior(kernel_size: Sequence[int] | int, alpha: float = 1.0, spatial_dims: int = 3) -> torch.Tensor:
-    r"""Factor by which each tap of a kernel is scaled: :math:`\alpha / (d + \alpha)`, d its distance from the centre.
+    r"""Factor (\*kernel_size) of each tap of a kernel: :math:`\alpha / (d + \alpha)`, d its distance from the centre.
 
     Args:
         kernel_size: edge of the kernel in voxels, odd, one for all axes or one per axis.
         alpha: distance in voxels at which the factor has fallen to a half.
         spatial_dims: number of spatial dimensions.
-
-    Returns:
-        float64 tensor of shape (\*kernel_size), 1 in the centre.
 
     Raises:
         ValueError: when ``alpha`` is not above 0 and finite, or an edge not odd and positive.
@@ -32,7 +29,7 @@ def frequency_prior(kernel_size: Sequence[int] | int, alpha: float = 1.0, spatia
     """
     sizes = ensure_tuple_rep(kernel_size, spatial_dims)
     if not sys.float_info.min <= alpha < math.inf:
-        raise ValueError(f"alpha must be above 0 and finite, got {alpha}.")
+        raise ValueError(f"alpha of a frequency_prior must be above 0 and finite, got {alpha}.")
     if any(k < 1 or k % 2 == 0 for k in sizes):
         raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}.")
     offsets = np.meshgrid(*[np.arange(k, dtype=np.float64) - k // 2 for k in sizes], indexing="ij")

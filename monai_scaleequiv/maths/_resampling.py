@@ -1,61 +1,23 @@
-"""Resampling along one axis as a matrix product, and where such matrices are kept."""
+"""Down- and up-sampling along one axis as a matrix product."""
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
-
-_MOST_KEPT = 512
-_kept: dict[tuple[Any, ...], torch.Tensor] = {}
-
-
-def cached_matrix(make: Callable[..., torch.Tensor], args: tuple[Any, ...], like: torch.Tensor) -> torch.Tensor:
-    """The matrix ``make(*args, like)``, made once for the device and dtype of ``like``; do not change it in place.
-
-    Only what serves every later call is kept: made outside of inference mode, and a plain tensor rather than what
-    stands for one while a graph is captured.
-
-    Example::
-
-        >>> cached_matrix(linear_upsampling_matrix, (2, 2, 3), like=torch.zeros(1))
-        tensor([[1.0000, 0.0000],
-                [0.7500, 0.2500],
-                [0.2500, 0.7500]])
-    """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return make(*args, like)
-    key = (make, args, like.device, like.dtype)
-    with torch.inference_mode(False), torch.no_grad():
-        blank = torch.empty(0, dtype=like.dtype, device=like.device)
-        if type(blank) is not torch.Tensor:  # under a mode that replaces tensors
-            return make(*args, blank)
-        matrix = _kept.get(key)
-        if matrix is None:
-            matrix = make(*args, blank)
-            if len(_kept) >= _MOST_KEPT:
-                _kept.clear()
-            _kept[key] = matrix
-    return matrix
 
 
 def gaussian_downsampling_matrix(size: int, factor: int, sigma: list[float], like: torch.Tensor) -> torch.Tensor:
     r"""Matrices that blur an axis with a Gaussian and keep every ``factor``-th sample.
 
     Row ``i`` is centred on the middle of its ``factor`` input voxels, at :math:`f i + (f - 1)/2`, which is where
-    ``torch.nn.functional.interpolate(..., align_corners=False)`` expects it on the way back. Rows sum to 1, also at
-    the borders, so that a constant stays constant.
+    ``torch.nn.functional.interpolate(..., align_corners=False)`` expects it on the way back. Rows sum to 1.
 
     Args:
         size: length of the axis, in voxels.
         factor: distance of two output samples, in voxels.
         sigma: standard deviations of the Gaussians in voxels, S of them.
-        like: tensor whose dtype and device the matrices take.
-
-    Returns:
-        tensor of shape (S, ceil(size / factor), size).
+        like: tensor whose dtype and device the matrices of shape (S, ceil(size / factor), size) take.
 
     Example::
 
@@ -64,8 +26,9 @@ def gaussian_downsampling_matrix(size: int, factor: int, sigma: list[float], lik
     """
     rows = (size + factor - 1) // factor
     centres = _positions(rows, like) * factor + (factor - 1) / 2.0
-    widths = torch.tensor(sigma, dtype=centres.dtype, device=like.device)
-    distance = (_positions(size, like)[None, :] - centres[:, None])[None] / widths[:, None, None]  # (S, rows, size)
+    # Numbers one by one, for a list would be copied to the device, which waits for it.
+    widths = torch.stack([torch.full([1, 1], s, dtype=centres.dtype, device=like.device) for s in sigma])
+    distance = (_positions(size, like)[None, :] - centres[:, None])[None] / widths  # (S, rows, size)
     # Softmax is the Gaussian divided by its sum, and stays finite when the last centre lies beyond the last voxel.
     return torch.softmax(-0.5 * distance**2, dim=-1).to(like.dtype)
 
@@ -79,9 +42,6 @@ def sampled_gaussian_width(sigma: float, offset: float = 0.0) -> float:
     Args:
         sigma: standard deviation to reach, in voxels.
         offset: position of the samples: 0 on the centre, 0.5 to either side of it, where the variance is at least 1/4.
-
-    Returns:
-        the standard deviation to sample with; at 0.8 and above all but ``sigma`` itself.
 
     Example::
 
@@ -99,27 +59,23 @@ def sampled_gaussian_width(sigma: float, offset: float = 0.0) -> float:
 
 
 def linear_upsampling_matrix(size: int, factor: int, target_size: int, like: torch.Tensor) -> torch.Tensor:
-    r"""Matrix that interpolates an axis linearly, on the grid that :py:func:`gaussian_downsampling_matrix` left.
+    """Matrix that interpolates an axis linearly, on the grid that :py:func:`gaussian_downsampling_matrix` left.
 
-    The same numbers as ``torch.nn.functional.interpolate(..., align_corners=False)``, cut to size. That function has
-    no deterministic gradient on CUDA devices; a matrix product has, and torch compiles and exports it at any size.
+    The numbers of ``torch.nn.functional.interpolate(..., align_corners=False)``, cut to size. That function has no
+    deterministic gradient on CUDA devices; a matrix product has.
 
     Args:
         size: length of the coarse axis, in voxels.
         factor: distance of two coarse samples, in fine voxels.
         target_size: length of the fine axis, in voxels.
-        like: tensor whose dtype and device the matrix takes.
-
-    Returns:
-        tensor of shape (target_size, size).
+        like: tensor whose dtype and device the matrix of shape (target_size, size) takes.
 
     Example::
 
-        >>> linear_upsampling_matrix(2, 2, 4, like=torch.zeros(1))
+        >>> linear_upsampling_matrix(2, 2, 3, like=torch.zeros(1))
         tensor([[1.0000, 0.0000],
                 [0.7500, 0.2500],
-                [0.2500, 0.7500],
-                [0.0000, 1.0000]])
+                [0.2500, 0.7500]])
     """
     positions = ((_positions(target_size, like) - (factor - 1) / 2.0) / factor).clamp(min=0).clamp(max=size - 1)
     return torch.relu(1 - (positions[:, None] - _positions(size, like)[None, :]).abs()).to(like.dtype)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
-from monai_scaleequiv.maths._resampling import cached_matrix
+_MOST_KEPT = 512
+_kept: dict[tuple[object, ...], torch.Tensor] = {}
 
 
 def cosine_resampling_matrix(
@@ -28,9 +29,6 @@ def cosine_resampling_matrix(
         target_size: length M of the new axis, in voxels.
         step: distance of two new samples in old voxels; None makes both grids cover the same extent, ``N / M``.
         smoothing: standard deviation, in new voxels, of a Gaussian h that replaces the sharp end of the band.
-
-    Returns:
-        float64 tensor of shape (target_size, size).
 
     Raises:
         ValueError: when a size is below 1, ``step`` not above 0 or ``smoothing`` below 0.
@@ -112,20 +110,30 @@ def resample_axis(
 def _cached(
     size: int, target_size: int, numerator: int, denominator: int, smoothing: float, like: torch.Tensor
 ) -> torch.Tensor:
-    return cached_matrix(series_matrix, (size, target_size, numerator, denominator, smoothing), like)
+    # Kept is what serves every later call: a plain tensor on its device, made outside of inference mode.
+    args = (size, target_size, numerator, denominator, smoothing)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return series_matrix(*args, like)
+    with torch.inference_mode(False), torch.no_grad():
+        blank = torch.empty(0, dtype=like.dtype, device=like.device)
+        if type(blank) is not torch.Tensor:  # under a mode that puts others in the place of tensors
+            return series_matrix(*args, blank)
+        key = (*args, like.device, like.dtype)
+        if key not in _kept:
+            if len(_kept) >= _MOST_KEPT:
+                _kept.clear()
+            _kept[key] = series_matrix(*args, blank)
+        return _kept[key]
 
 
 def rescale(x: torch.Tensor, size: Sequence[int], smoothing: float = 0.0) -> torch.Tensor:
-    """Rescales images to another size over the same extent, free of aliasing.
+    """Rescales images to another size over the same extent, free of aliasing, in their own dtype.
 
     Args:
         x: images of shape (..., D, H, W), or (..., H, W) when ``size`` has two numbers.
         size: new number of voxels of each spatial axis.
         smoothing: standard deviation in new voxels of a Gaussian instead of the sharp end of the band, which rings at
             edges; 0 for the ideal rescaling, which can be undone as long as the image grows.
-
-    Returns:
-        tensor of shape (..., *size), with the dtype of ``x``.
 
     Raises:
         ValueError: when ``x`` has fewer axes than ``size`` or a number is out of range.

@@ -1,8 +1,7 @@
 """How far a layer or network is from scale-equivariant: the measurement itself."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +9,6 @@ from torch import nn
 
 from monai_scaleequiv.layers import ScaleProjection
 from monai_scaleequiv.maths import rescale
-
-__all__ = ["EquivarianceReading", "assert_scale_equivariant", "equivariance_error", "relative_error", "scale_shift"]
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 
@@ -21,10 +18,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
     Args:
         found: T f(x).
-        expected: f(T x), of the same shape.
-
-    Returns:
-        the error, NaN where ``expected`` is 0 throughout: a network that gives nothing has no error to show.
+        expected: f(T x), of the same shape. Where it is 0 throughout, the error is NaN: there is nothing to compare.
 
     Example::
 
@@ -50,15 +44,13 @@ def scale_shift(scales: Sequence[float], ratio: float) -> int | None:
 
     Example::
 
-        >>> scale_shift((1.0, 0.9, 0.81), ratio=10 / 9)
-        1
-        >>> scale_shift((1.0, 0.9, 0.81), ratio=1.05) is None
-        True
+        >>> scale_shift((1.0, 0.9, 0.81), ratio=10 / 9), scale_shift((1.0, 0.9, 0.81), ratio=1.05)
+        (1, None)
     """
     # f(T x) at scale s shows what f(x) shows at scale s / ratio.
     for shift in range(1 - len(scales), len(scales)):
         pairs = [(scales[i], scales[i + shift]) for i in range(len(scales)) if 0 <= i + shift < len(scales)]
-        if pairs and all(abs(s / (t * ratio) - 1) < 1e-6 for s, t in pairs):
+        if all(abs(s / (t * ratio) - 1) < 1e-6 for s, t in pairs):
             return shift
     return None
 
@@ -84,44 +76,34 @@ class EquivarianceReading:
     ratio: tuple[float, ...]
     floor: float
     projected: float | None
-    interior: float | None
-    unshifted: float | None
+    interior: float | None = None
+    unshifted: float | None = None
 
 
 @torch.no_grad()
 def equivariance_error(
-    network: Network,
-    image: torch.Tensor,
-    size: Sequence[int],
-    scales: Sequence[float] | None = None,
-    margin: float = 0.1,
-    rescaler: Callable[[torch.Tensor, Sequence[int]], torch.Tensor] = rescale,
-) -> EquivarianceReading:
+    network: Network, image: torch.Tensor, size: Sequence[int], scales: Sequence[float] | None = None,
+    margin: float = 0.1, rescaler: Callable[[torch.Tensor, Sequence[int]], torch.Tensor] = rescale,
+) -> EquivarianceReading:  # fmt: skip
     r"""Relative error between rescaling first and rescaling last, :math:`\|T f(x) - f(T x)\|^2 / \|f(T x)\|^2`.
 
-    Works with any network, and with layers whose output has a scale axis. In a network with scale axis it is the input
-    of its :py:class:`ScaleProjection` that is read before the projection.
+    In a network with a scale axis, what is read before the projection is the input of its :py:class:`ScaleProjection`.
 
     Args:
-        network: maps images (B, C, D, H, W) to images of the same size or to features (B, S, C, D, H, W); modules
-            are measured in evaluation mode.
+        network: any that maps images (B, C, D, H, W) to images of the same size, or a layer that maps them to features
+            (B, S, C, D, H, W); modules are measured in evaluation mode.
         image: images x of shape (B, C, D, H, W) or (B, C, H, W).
         size: number of voxels of each spatial axis after the rescaling T.
         scales: relative sizes along the scale axis; None takes ``network.scales`` where there are any.
         margin: share of each axis to leave out at either end, where borders rather than scale decide.
-        rescaler: T as it acts on the image, called with it and the new size, to see what a practical interpolation
-            costs; outputs are always compared after the ideal rescaling.
-
-    Returns:
-        an :py:class:`EquivarianceReading`.
+        rescaler: T as it acts on the image, called with it and the new size; outputs are compared after the ideal one.
 
     Raises:
         ValueError: when ``margin`` leaves nothing, or the output has neither the input's size nor a scale axis.
 
     Example::
 
-        >>> reading = equivariance_error(torch.nn.Identity(), torch.rand(1, 1, 9, 9, 9), size=(10, 10, 10))
-        >>> reading.projected
+        >>> equivariance_error(torch.nn.Identity(), torch.rand(1, 1, 9, 9, 9), size=(10, 10, 10)).projected
         0.0
 
     Source: definition as in Wimmer et al. 2023 (arXiv 2304.05864), section 3, with the rescaling made exact.
@@ -129,59 +111,45 @@ def equivariance_error(
     if not 0 <= margin < 0.5:
         raise ValueError(f"margin must be from 0 to below 0.5, got {margin}.")
     spatial = image.shape[2:]
-    scales = getattr(network, "scales", None) if scales is None else scales
+
+    def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+        return relative_error(*(inner_part(x, margin, len(spatial)) for x in (found, expected)))
+
     rescaled = rescaler(image, size)
-    floor = _error(rescaler(rescaled, spatial), image, margin, len(spatial))
+    ratio = tuple(m / n for n, m in zip(spatial, size, strict=True))
+    floor = error(rescaler(rescaled, spatial), image)
     y, features = _observe(network, image)
     z, rescaled_features = _observe(network, rescaled)
-    ratio = tuple(m / n for n, m in zip(spatial, size, strict=True))
     if y.shape[-len(spatial) :] != spatial or y.dim() - image.dim() not in (0, 1):
         raise ValueError(f"expected an output of spatial size {list(spatial)}, got shape {list(y.shape)}.")
     projected = None
     if y.dim() == image.dim():
-        projected = _error(rescale(y, size), z, margin, len(spatial))
+        projected = error(rescale(y, size), z)
     else:
         features, rescaled_features = y, z
-    interior = unshifted = None
-    isotropic = max(ratio) / min(ratio) - 1 < 1e-6  # the mean of others can look like a step, or like none
-    shift = scale_shift(scales, ratio[0]) if scales is not None and isotropic else None
-    # Features at a resolution of their own have no voxels that match the image's.
-    same_grids = features is not None and [*features.shape[3:], *rescaled_features.shape[3:]] == [*spatial, *size]
-    if shift and same_grids:
-        moved = rescale(features, size)
-        first, last = max(0, -shift), min(len(scales), len(scales) - shift)
-        interior = _error(
-            moved[:, first + shift : last + shift], rescaled_features[:, first:last], margin, len(spatial)
-        )
-        unshifted = _error(moved[:, first:last], rescaled_features[:, first:last], margin, len(spatial))
+    scales = getattr(network, "scales", None) if scales is None else scales
+    is_isotropic = max(ratio) / min(ratio) - 1 < 1e-6  # the mean of others can look like a step, or like none
+    shift = scale_shift(scales, ratio[0]) if scales is not None and is_isotropic else None
+    if features is None or rescaled_features is None or scales is None or not shift:
+        return EquivarianceReading(ratio, floor, projected)
+    if (features.shape[3:], rescaled_features.shape[3:]) != (spatial, tuple(size)):  # no voxels that match the image's
+        return EquivarianceReading(ratio, floor, projected)
+    moved, first, last = rescale(features, size), max(0, -shift), min(len(scales), len(scales) - shift)
+    matched = rescaled_features[:, first:last]
+    interior, unshifted = (error(moved[:, first + s : last + s], matched) for s in (shift, 0))
     return EquivarianceReading(ratio, floor, projected, interior, unshifted)
 
 
 def assert_scale_equivariant(
-    network: Network,
-    image: torch.Tensor,
-    size: Sequence[int],
-    tolerance: float,
-    control: Network | None = None,
-    scales: Sequence[float] | None = None,
-    margin: float = 0.1,
-) -> EquivarianceReading:
+    network: Network, image: torch.Tensor, size: Sequence[int], tolerance: float, control: Network | None = None,
+    scales: Sequence[float] | None = None, margin: float = 0.1,
+) -> EquivarianceReading:  # fmt: skip
     """Asserts that a network commutes with rescaling, and that the same check can fail.
 
-    Before the projection where there is a scale axis, else on the output. The negative control is the unshifted
-    comparison, and ``control`` where there is one: both must miss the tolerance by a factor of 3 or more.
-
-    Args:
-        network: as in :py:func:`equivariance_error`.
-        image: images of shape (B, C, D, H, W) or (B, C, H, W).
-        size: number of voxels of each spatial axis after the rescaling.
-        tolerance: largest error allowed.
-        control: an ordinary network or layer; needed where ``network`` has no scale axis.
-        scales: relative sizes along the scale axis; None takes ``network.scales``.
-        margin: share of each axis to leave out at either end.
-
-    Returns:
-        the network's :py:class:`EquivarianceReading`.
+    Measures by :py:func:`equivariance_error`, with ``size``, ``scales`` and ``margin`` as there: before the projection
+    where there is a scale axis, else on the output. The error may be at most ``tolerance``. The negative control is the
+    unshifted comparison, and ``control``, an ordinary network or layer, which is needed where ``network`` has no scale
+    axis: each must miss the tolerance by a factor of 3 or more.
 
     Raises:
         AssertionError: when the error is above the tolerance, or a control does not miss it.
@@ -198,16 +166,17 @@ def assert_scale_equivariant(
     """
     reading = equivariance_error(network, image, size, scales, margin)
     error = reading.projected if reading.interior is None else reading.interior
-    assert error <= tolerance, f"expected an error of at most {tolerance:.3g} at ratio {reading.ratio}, got {reading}."
+    if error is None or not error <= tolerance:
+        raise AssertionError(f"expected an error of at most {tolerance:.3g}, got {reading}.")
     controls = [] if reading.unshifted is None else [reading.unshifted]
     if control is not None:
-        controls.append(equivariance_error(control, image, size, margin=margin).projected)
+        found = equivariance_error(control, image, size, margin=margin).projected
+        controls.append(torch.nan if found is None else found)  # NaN passes for nothing
     if not controls:
         raise ValueError("expected a control for a network without scale axis, got None; give an ordinary network.")
     # Each by itself, because a NaN among others would slip through their minimum.
-    assert all(c is not None and c > 3 * tolerance for c in controls), (
-        f"the controls pass as well, with {controls}: the check proves nothing."
-    )
+    if not all(c > 3 * tolerance for c in controls):
+        raise AssertionError(f"the controls pass as well, with {controls}: the check proves nothing.")
     return reading
 
 
@@ -216,26 +185,24 @@ def _observe(network: Network, x: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     if not isinstance(network, nn.Module):
         return network(x), None
     seen: list[torch.Tensor] = []
-    projections = [m for m in network.modules() if isinstance(m, ScaleProjection)]
-    hooks = [m.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for m in projections]
-    modes = [(m, m.training) for m in network.modules()]
-    try:
+    with ExitStack() as stack:
+        for module in network.modules():
+            stack.callback(setattr, module, "training", module.training)
+            if isinstance(module, ScaleProjection):
+                stack.enter_context(module.register_forward_pre_hook(lambda _, args: seen.append(args[0])))
         y = network.eval()(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes:
-            module.training = training
     return y, seen[-1] if seen else None
 
 
 def inner_part(x: torch.Tensor, margin: float, spatial_dims: int) -> torch.Tensor:
-    """What is left of the last axes without a share of each at either end."""
+    """What is left of the last ``spatial_dims`` axes of ``x`` without the share ``margin`` of each at either end.
+
+    Example::
+
+        >>> inner_part(torch.rand(1, 20, 10), margin=0.1, spatial_dims=2).shape
+        torch.Size([1, 16, 8])
+    """
     for axis in range(x.dim() - spatial_dims, x.dim()):
         cut = round(margin * x.shape[axis])
         x = x.narrow(axis, cut, x.shape[axis] - 2 * cut)
     return x
-
-
-def _error(found: torch.Tensor, expected: torch.Tensor, margin: float, spatial_dims: int) -> float:
-    return relative_error(inner_part(found, margin, spatial_dims), inner_part(expected, margin, spatial_dims))

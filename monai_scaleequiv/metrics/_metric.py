@@ -1,27 +1,23 @@
 """Equivariance as a MONAI metric, and what it means for label maps."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
 import torch
-from monai.metrics import compute_dice
 from monai.metrics.regression import RegressionMetric
 from monai.networks.utils import one_hot
 
 from monai_scaleequiv.maths import rescale
+from monai_scaleequiv.metrics._dice import AbsentClassDiceMetric
 from monai_scaleequiv.metrics._error import case_errors
-
-__all__ = ["EquivarianceError", "check_ratios", "consistency_dice"]
 
 
 class EquivarianceError(RegressionMetric):
-    r"""Relative error of a prediction that was rescaled, against the prediction on the rescaled image.
+    r"""Relative error of a rescaled prediction y = T f(x) against the prediction y_pred = f(T x) on the rescaled image.
 
-    Per case :math:`\|y - y_{pred}\|^2 / \|y_{pred}\|^2` with y_pred = f(T x) and y = T f(x): 0 for equal, 2 for
-    uncorrelated ones, as in :py:func:`equivariance_error`. A case without energy is NaN, and MONAI's reduction leaves
-    it out; where all cases are left out that reduction gives 0, which ``get_not_nans`` tells from a measured 0.
+    Per case :math:`\|y - y_{pred}\|^2 / \|y_{pred}\|^2`, as in :py:func:`equivariance_error`, of shape (B, 1); both may
+    be (B, C, ...) or lists of (C, ...). A case without energy is NaN, and MONAI's reduction leaves it out; where all
+    cases are left out that reduction gives 0, which ``get_not_nans`` tells from a measured 0.
 
     Args:
         reduction: one of MONAI's ``MetricReduction``.
@@ -29,9 +25,6 @@ class EquivarianceError(RegressionMetric):
 
     Raises:
         ValueError: when the two have different shapes.
-
-    Shape:
-        y_pred and y (B, C, D, H, W) or (B, C, H, W), or lists of (C, ...); result (B, 1).
 
     Example::
 
@@ -53,21 +46,16 @@ def consistency_dice(y_pred: torch.Tensor, y: torch.Tensor, include_background: 
     """Dice between the label map of a rescaled image and the rescaled prediction's label map, per case and class.
 
     ``y`` becomes probabilities, which are rescaled to the size of ``y_pred``; then the likeliest class counts. A
-    single channel is the logit of one class against the background. Needs no true labels.
+    single channel is the logit of one class against the background. Needs no true labels. The result is (B, C), or
+    (B, C - 1) without background, NaN for a class that is in neither label map.
 
     Args:
-        y_pred: logits f(T x) that the network gives for the rescaled image.
-        y: logits f(x) that it gives for the image.
+        y_pred: logits f(T x) for the rescaled image, (B, C, D', H', W') or (B, C, H', W').
+        y: logits f(x) for the image, (B, C, D, H, W) or (B, C, H, W).
         include_background: whether class 0 counts as well, where there is more than one channel.
-
-    Returns:
-        Dice of each case and class; NaN for a class that is in neither label map.
 
     Raises:
         ValueError: when the two differ in more than their spatial sizes.
-
-    Shape:
-        y_pred (B, C, D', H', W'), y (B, C, D, H, W), result (B, C), or (B, C - 1) without background; 2D alike.
 
     Example::
 
@@ -76,10 +64,8 @@ def consistency_dice(y_pred: torch.Tensor, y: torch.Tensor, include_background: 
         tensor([[1.]])
     """
     if y_pred.shape[:2] != y.shape[:2] or y_pred.dim() != y.dim():
-        raise ValueError(
-            "y_pred and y must have as many cases, channels and axes as one another, "
-            f"got {list(y_pred.shape)} and {list(y.shape)}."
-        )
+        got = f"got {list(y_pred.shape)} and {list(y.shape)}"
+        raise ValueError(f"y_pred and y must have as many cases, channels and axes as one another, {got}.")
     size, channels = y_pred.shape[2:], y.shape[1]
     if channels == 1:
         found, expected = rescale(torch.sigmoid(y.float()), size) > 0.5, torch.sigmoid(y_pred.float()) > 0.5
@@ -87,14 +73,11 @@ def consistency_dice(y_pred: torch.Tensor, y: torch.Tensor, include_background: 
         rescaled = rescale(torch.softmax(y.float(), dim=1), size)
         # One-hot by MONAI, so that classes that are nowhere have their channel, too.
         found, expected = (one_hot(x.argmax(1, keepdim=True), channels) > 0 for x in (rescaled, y_pred))
-    include_background = include_background or channels == 1
-    dice = compute_dice(found, expected, include_background=include_background, ignore_empty=False)
-    absent = ~(found | expected).flatten(2).any(dim=2)
-    return dice.masked_fill(absent[:, -dice.shape[1] :], math.nan)
+    return AbsentClassDiceMetric(include_background or channels == 1)(found, expected)
 
 
 def check_ratios(ratios: Sequence[float], argument: str = "ratios") -> None:
-    """Raises ValueError where a ratio is no magnification to measure at.
+    """Raises ValueError, which names ``argument``, where one of ``ratios`` is no magnification to measure at.
 
     Example::
 
@@ -102,8 +85,7 @@ def check_ratios(ratios: Sequence[float], argument: str = "ratios") -> None:
         Traceback (most recent call last):
         ValueError: ratios must be numbers above 0 other than 1, got (0.8, 1.0); give ratios such as 0.8,1.25.
     """
-    numbers = all(isinstance(r, (int, float)) and not isinstance(r, bool) for r in ratios)
-    if not ratios or not numbers or not all(0 < r < math.inf and r != 1 for r in ratios):
-        raise ValueError(
-            f"{argument} must be numbers above 0 other than 1, got {tuple(ratios)}; give ratios such as 0.8,1.25."
-        )
+    are_numbers = all(isinstance(r, int | float) and not isinstance(r, bool) for r in ratios)
+    if not ratios or not are_numbers or not all(0 < r < math.inf and r != 1 for r in ratios):
+        got = f"got {tuple(ratios)}; give ratios such as 0.8,1.25"
+        raise ValueError(f"{argument} must be numbers above 0 other than 1, {got}.")

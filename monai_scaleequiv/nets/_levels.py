@@ -1,7 +1,7 @@
 """The levels of a scale-equivariant U-Net, and the same levels for voxels of another size."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -56,7 +56,10 @@ class LevelBuilder:
         return UpLevel(nn.Sequential(*layers), ScaleUpsample(self.spatial_dims, factor))
 
 
-def shallow_copy(module: nn.Module, copies: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
+_Network = TypeVar("_Network", bound=nn.Module)
+
+
+def shallow_copy(module: _Network, copies: dict[nn.Module, Any] | None = None) -> _Network:
     """A tree of modules of its own that shares parameters, buffers, hooks and all else with the first."""
     copies = {} if copies is None else copies  # a module that stands at two places does so in the copy
     if module not in copies:
@@ -71,30 +74,25 @@ def shallow_copy(module: nn.Module, copies: dict[nn.Module, nn.Module] | None = 
 def set_spacings(
     downs: nn.ModuleList, bottom: nn.Module, ups: nn.ModuleList, factors: Sequence[list[int]], spacing: list[float]
 ) -> list[list[int]]:
-    """Chooses every level's filters and factors for a voxel size.
+    """Chooses every level's filters and factors for a voxel size; gives the factors taken in place of ``factors``.
 
     A level's spacing is that of its grid, relative to the grid that it has at spacing 1.
-
-    Returns:
-        the factors that the levels take in place of ``factors``.
     """
-    above, taken = spacing, []
+    taken = []
     for down, up, factor in zip(downs, reversed(ups), factors, strict=True):
-        _set_spacing(down, (ScaleDownsample,), above)
-        _set_spacing(up, (ScaleUpsample,), above)
-        taken.append(_factor_at(up, factor))
-        above = [r * g / f for r, f, g in zip(above, factor, taken[-1], strict=True)]
-        _set_spacing(down, (SteerableConv,), above)
-        _set_spacing(up, (SteerableConv,), above)
-    _set_spacing(bottom, (SteerableConv,), above)
+        _set_spacing(down, ScaleDownsample, spacing)
+        _set_spacing(up, ScaleUpsample, spacing)
+        taken.append(next((m.factor for m in up.modules() if isinstance(m, ScaleUpsample)), factor))
+        spacing = [r * g / f for r, f, g in zip(spacing, factor, taken[-1], strict=True)]
+        _set_spacing(down, SteerableConv, spacing)
+        _set_spacing(up, SteerableConv, spacing)
+    _set_spacing(bottom, SteerableConv, spacing)
     return taken
 
 
-def _set_spacing(tree: nn.Module, kinds: tuple[type[nn.Module], ...], spacing: list[float]) -> None:
+def _set_spacing(
+    tree: nn.Module, kind: type[SteerableConv] | type[ScaleDownsample] | type[ScaleUpsample], spacing: list[float]
+) -> None:
     for module in tree.modules():
-        if isinstance(module, kinds):
+        if isinstance(module, kind):
             module.set_spacing(spacing)
-
-
-def _factor_at(up: nn.Module, factor: list[int]) -> list[int]:
-    return next((list(m.factor) for m in up.modules() if isinstance(m, ScaleUpsample)), factor)

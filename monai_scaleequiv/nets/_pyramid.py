@@ -20,13 +20,10 @@ class ScalePyramid(nn.Module):
     """Runs one network on rescaled copies of the image and joins its answers on the image's own grid.
 
     The network sees an object of twice the size on the copy of twice the scale exactly as it saw the smaller one, so
-    that its answers move along the scale axis when the image is rescaled: whatever the network is made of, strides and
-    normalisation included. Copies are made by ideal resampling (see
-    :py:func:`monai_scaleequiv.cosine_resampling_matrix`) and are computed one after another.
-
-    Put around a network before training, or around a trained one as test-time averaging over scales. With
-    ``voxel_size`` the scales are physical sizes: copies have voxels of ``voxel_size * scale`` mm whatever the image's
-    own, which is read from the MetaTensor or given with each call.
+    that its answers move along the scale axis when the image is rescaled, whatever the network is made of. Copies are
+    made by ideal resampling and computed one after another. Put around a network before training, or around a trained
+    one as test-time averaging over scales. With ``voxel_size`` the scales are physical sizes: copies have voxels of
+    ``voxel_size * scale`` mm whatever the image's own, which is read from the MetaTensor or given with each call.
 
     Args:
         network: segmentation network, images (B, C, D, H, W) in, logits (B, C', D, H, W) out.

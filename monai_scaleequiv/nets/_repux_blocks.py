@@ -1,4 +1,4 @@
-"""Building blocks of RepUXNet."""
+"""Building blocks of RepUXNet: large depthwise kernels under a spatial prior, and what stands around them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,39 +10,133 @@ from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from torch import nn
 
-from monai_scaleequiv.layers import LargeKernelConv
+from monai_scaleequiv.layers import DerivedBuffers, LargeKernelConv
+from monai_scaleequiv.maths import frequency_prior
+
+PRIOR_MODES = ("fixed", "gradient", "learned")
 
 
-class ChannelNorm(nn.Module):
+def large_kernel_conv(
+    spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, alpha: float | None, prior_mode: str
+) -> LargeKernelConv:
+    """The convolution of one block; ``alpha`` None for one without a prior."""
+    if prior_mode not in PRIOR_MODES:
+        raise ValueError(f"prior_mode must be one of {PRIOR_MODES}, got {prior_mode!r}.")
+    if alpha is None:
+        return LargeKernelConv(spatial_dims, channels, kernel_size, bias=True)
+    if prior_mode == "gradient":
+        return ScaledGradientConv(spatial_dims, channels, kernel_size, alpha)
+    return ScaledKernelConv(spatial_dims, channels, kernel_size, alpha, is_learned=prior_mode == "learned")
+
+
+class PriorKernelConv(LargeKernelConv, DerivedBuffers):
+    """Base of what trains under the prior alpha / (distance + alpha)."""
+
+    prior: torch.Tensor
+
+    def __init__(self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, alpha: float) -> None:
+        super().__init__(spatial_dims, channels, kernel_size, bias=True)
+        self.derive_buffer("prior", frequency_prior, self.kernel_size, alpha, spatial_dims)
+
+    @torch.jit.unused
+    def folded(self) -> LargeKernelConv:
+        """The plain convolution that computes the same."""
+        with torch.device("meta"):  # no values are drawn for a kernel that is replaced
+            conv = LargeKernelConv(self.spatial_dims, self.channels, self.kernel_size, bias=False)
+        is_trained = any(p.requires_grad for p in self.parameters() if p is not self.bias)
+        conv.weight = nn.Parameter(self.effective_kernel().detach().clone(), requires_grad=is_trained)
+        conv.bias = self.bias
+        return conv.train(self.training)
+
+
+class ScaledKernelConv(PriorKernelConv):
+    r"""Convolution with :math:`w = p \odot v`: the prior p scales the parameter v, and with it each tap's learning.
+
+    The parameter is not called ``weight``, so that it cannot be taken for the kernel of a deployed network.
+    """
+
+    def __init__(
+        self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, alpha: float = 1.0,
+        is_learned: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(spatial_dims, channels, kernel_size, alpha)
+        self.unscaled_weight = self.weight
+        del self.weight
+        self.receptive_bias = ReceptiveBias(spatial_dims, self.kernel_size) if is_learned else None
+
+    def scaling(self) -> torch.Tensor:
+        """Factor of each tap, of shape (*kernel_size)."""
+        if self.receptive_bias is None:
+            return self.prior
+        return self.prior + self.receptive_bias(self.prior)
+
+    def effective_kernel(self) -> torch.Tensor:
+        return self.unscaled_weight * self.scaling()
+
+
+class ScaledGradientConv(PriorKernelConv):
+    r"""Convolution whose weight is the kernel itself, and whose gradient is scaled by the square of the prior.
+
+    A step of SGD on v, with :math:`w = p \odot v`, changes w by :math:`-\eta\, p^2 \odot \partial w`. Momentum and
+    weight decay are linear and keep this equivalence; optimizers that rescale each element's gradient, such as Adam,
+    undo the scaling.
+    """
+
+    def __init__(self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, alpha: float = 1.0) -> None:
+        super().__init__(spatial_dims, channels, kernel_size, alpha)
+        self.weight.data.mul_(self.prior)
+
+    def effective_kernel(self) -> torch.Tensor:
+        # Exactly the weight, for the difference is zero. Part of the graph rather than a hook on the parameter, which
+        # copies of the module would lose.
+        value = self.weight.detach()
+        return value + self.prior.square() * (self.weight - value)
+
+
+class ReceptiveBias(nn.Module):
+    r"""What is learned on top of the prior: :math:`N(c_2 * \sigma(N(c_1 * p)))`, one map for all channels.
+
+    The map comes from two convolutions of edge 7 (the low-rank part: a few hundred parameters for any kernel). N
+    normalises over the positions of the map, for the published normalisation runs over its single channel and gives
+    zero; the second convolution keeps the size, which the published one does not. It starts at zero: the prior alone.
+
+    Source: Lee et al. 2025 (Rep3D, arXiv 2505.19603), low-rank receptive-bias modulation.
+    """
+
+    def __init__(self, spatial_dims: int, kernel_size: Sequence[int]) -> None:
+        super().__init__()
+        self.kernel_size = list(kernel_size)
+        self.conv1 = LargeKernelConv(spatial_dims, 1, 7)
+        self.conv2 = LargeKernelConv(spatial_dims, 1, 7)
+        self.gain = nn.Parameter(torch.tensor([1.0, 0.0]))
+        self.shift = nn.Parameter(torch.zeros(2))
+
+    def forward(self, prior: torch.Tensor) -> torch.Tensor:
+        hidden = torch.sigmoid(self._normalised(self.conv1(prior[None, None]), 0))
+        return self._normalised(self.conv2(hidden), 1)[0, 0]
+
+    def _normalised(self, x: torch.Tensor, i: int) -> torch.Tensor:
+        return F.layer_norm(x, self.kernel_size) * self.gain[i] + self.shift[i]
+
+
+class ChannelNorm(nn.LayerNorm):
     """Layer normalisation over the channels at each position, channels first."""
 
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.eps = eps
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        dtype = torch.promote_types(x.dtype, self.weight.dtype)
-        if x.dtype != torch.float64:
-            x = x.float()  # half precision cannot hold a small variance beside a large mean
-        variance, mean = torch.var_mean(x, dim=[1], correction=0, keepdim=True)
-        per_channel = [-1] + [1] * (x.dim() - 2)
-        weight, bias = self.weight.reshape(per_channel), self.bias.reshape(per_channel)
-        return ((x - mean) * torch.rsqrt(variance + self.eps) * weight + bias).to(dtype)
+        y = F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return y.movedim(-1, 1)
 
 
 class LargeKernelBlock(nn.Module):
     """Large depthwise convolution, norm, activation; with a layer scale, the update of a shortcut."""
 
     def __init__(
-        self,
-        conv: LargeKernelConv,
-        norm: tuple | str | None,
-        act: tuple | str | None,
-        drop_path: float,
+        self, conv: LargeKernelConv, norm: tuple | str | None, act: tuple | str | None, drop_path: float,
         layer_scale_init_value: float | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.conv = conv
         self.norm = get_norm_layer(norm or "", conv.spatial_dims, conv.channels)
@@ -63,24 +157,19 @@ class LargeKernelBlock(nn.Module):
         y = self.act(self.norm(self.conv(x)))
         if self.layer_scale is None:
             return y
-        per_channel = [-1] + [1] * (x.dim() - 2)
         # Drop path: each sample's update is left out at times, and made up for in the others.
         kept = F.dropout(y.new_ones([x.shape[0], 1]), self.drop_path, self.training)
-        return x + y * self.layer_scale.reshape(per_channel) * kept.reshape([-1, 1] + [1] * (x.dim() - 2))
+        factor = self.layer_scale * kept  # (B, C)
+        return x + y * factor.reshape(factor.shape + (1,) * (x.dim() - 2))
 
 
 class RepUXStage(nn.Module):
     """Half the size, large-kernel blocks, and the features for the decoder beside those for the next stage."""
 
     def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        skip_channels: int,
-        blocks: Sequence[LargeKernelBlock],
-        is_stem: bool,
-        decoder: dict[str, Any],
-    ) -> None:
+        self, spatial_dims: int, in_channels: int, skip_channels: int, blocks: Sequence[LargeKernelBlock],
+        is_stem: bool, decoder: dict[str, Any],
+    ) -> None:  # fmt: skip
         super().__init__()
         channels = blocks[0].conv.channels
         conv = Conv[Conv.CONV, spatial_dims]

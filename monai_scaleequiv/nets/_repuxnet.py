@@ -12,18 +12,16 @@ from monai.utils import ensure_tuple
 from torch import nn
 
 from monai_scaleequiv.layers import check_image, check_spatial_dims, is_count
-from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, RepUXStage
-from monai_scaleequiv.nets._repux_kernels import PriorKernelConv, large_kernel_conv
+from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, PriorKernelConv, RepUXStage, large_kernel_conv
 
 
 class RepUXNet(nn.Module):
     r"""Encoder of large depthwise convolutions under a spatial prior, with UNETR's blocks as decoder.
 
     Against the published network, whose large kernels never train (each forward replaces the parameter by a new one,
-    scaled by the prior once more): the prior is part of the computation, a forward changes nothing, and the optimizer
-    moves the kernels. Drop path and layer scale have an effect, any input size and any channels are allowed, and the
-    large convolutions run by FFT where that is faster (:py:class:`LargeKernelConv`). Published checkpoints are loaded
-    by :py:func:`monai_scaleequiv.published.build_repuxnet`.
+    scaled by the prior once more): the prior is part of the computation, and the optimizer moves the kernels. Drop path
+    and layer scale have an effect, any input size and any channels are allowed, and the large convolutions run by FFT
+    where that is faster. Published checkpoints: :py:func:`monai_scaleequiv.published.build_repuxnet`.
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
@@ -42,9 +40,8 @@ class RepUXNet(nn.Module):
         layer_scale_init_value: None for blocks without a shortcut, as published; a number for blocks
             :math:`x + \gamma \odot f(x)`, the learned :math:`\gamma` starting there.
         frequency_prior: alpha of the prior alpha / (distance + alpha) in voxels; None for none.
-        prior_mode: ``"fixed"`` scales each kernel by the prior. ``"gradient"`` scales the gradient of the kernel by the
-            prior's square, which is the same under SGD (also with momentum and weight decay) but not under Adam.
-            ``"learned"`` adds a learned map to the prior.
+        prior_mode: ``"fixed"`` scales each kernel by the prior, ``"gradient"`` its gradient by the prior's square, the
+            same under SGD but not under Adam; ``"learned"`` adds a learned map to the prior.
         deploy: whether to build the network that :py:meth:`switch_to_deploy` leaves: plain kernels without a prior.
         full_size_channels: channels of the decoder at the image's own size, where about half of a training step's time
             goes with the published ``feature_size[0]``, which is what None stands for.
@@ -69,25 +66,13 @@ class RepUXNet(nn.Module):
     in_channels: int
 
     def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        depths: Sequence[int] = (2, 2, 2, 2),
-        feature_size: Sequence[int] = (48, 96, 192, 384),
-        kernel_size: Sequence[int] | int = 21,
-        hidden_size: int = 768,
-        norm_name: tuple | str | None = "instance",
-        res_block: bool = True,
-        encoder_norm: tuple | str | None = "batch",
-        encoder_act: tuple | str | None = "gelu",
-        drop_path_rate: float = 0.0,
-        layer_scale_init_value: float | None = None,
-        frequency_prior: float | None = 1.0,
-        prior_mode: str = "fixed",
-        deploy: bool = False,
-        full_size_channels: int | None = None,
-    ) -> None:
+        self, spatial_dims: int, in_channels: int, out_channels: int, depths: Sequence[int] = (2, 2, 2, 2),
+        feature_size: Sequence[int] = (48, 96, 192, 384), kernel_size: Sequence[int] | int = 21, hidden_size: int = 768,
+        norm_name: tuple | str | None = "instance", res_block: bool = True, encoder_norm: tuple | str | None = "batch",
+        encoder_act: tuple | str | None = "gelu", drop_path_rate: float = 0.0,
+        layer_scale_init_value: float | None = None, frequency_prior: float | None = 1.0, prior_mode: str = "fixed",
+        deploy: bool = False, full_size_channels: int | None = None,
+    ) -> None:  # fmt: skip
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         vars(self).update(arguments)  # so that the network's definition can be read back
@@ -99,8 +84,9 @@ class RepUXNet(nn.Module):
             )
         top = feature_size[0] if full_size_channels is None else full_size_channels
         for name in ("in_channels", "out_channels", "feature_size", "hidden_size", "full_size_channels"):
-            if not all(is_count(n) for n in ensure_tuple(arguments[name] or top)):
-                raise ValueError(f"{name} must be whole numbers of at least 1, got {arguments[name]}.")
+            value = {**arguments, "full_size_channels": top}[name]
+            if not all(is_count(n) for n in ensure_tuple(value)):
+                raise ValueError(f"{name} must be of whole numbers of at least 1, got {value}.")
         if not 0 <= drop_path_rate < 1 or (drop_path_rate > 0 and layer_scale_init_value is None):
             raise ValueError(
                 "drop_path_rate must be from 0 to below 1, and 0 without the shortcut of layer_scale_init_value, "
@@ -158,17 +144,7 @@ class RepUXNet(nn.Module):
 
     @torch.jit.unused
     def switch_to_deploy(self) -> None:
-        """Folds the prior into the kernels, in place: the same outputs from plain convolutions.
-
-        Example::
-
-            >>> net = RepUXNet(2, 1, 2, depths=(1,), feature_size=(4,), kernel_size=5, hidden_size=4).eval()
-            >>> x = torch.rand(1, 1, 8, 8)
-            >>> before = net(x)
-            >>> net.switch_to_deploy()
-            >>> torch.allclose(net(x), before, atol=1e-5)
-            True
-        """
+        """Folds the prior into the kernels, in place: the same outputs from plain convolutions."""
         for block in self.modules():
             if isinstance(block, LargeKernelBlock) and isinstance(block.conv, PriorKernelConv):
                 block.conv = block.conv.folded()

@@ -20,11 +20,10 @@ class SEUNet(nn.Module):
     """Scale-equivariant U-Net: steerable filters at several scales, with the same weights, on the image's grid.
 
     The image is lifted to S scales, all levels act on them, and they are joined in the end, so that rescaled images
-    have rescaled answers. Against the published network, down-sampling is antialiased in proportion to each scale,
-    up-sampling is linear, filters are fitted to the kernel's extent and complete in degree, and evaluation uses
-    running statistics: any input size is allowed, and a prediction does not depend on its batch. For the network
-    exactly as published see :py:func:`monai_scaleequiv.published.build_seunet`; for scale-equivariance of any other
-    network, or of this one over octaves, :py:class:`ScalePyramid`.
+    have rescaled answers. Against the published network (:py:func:`monai_scaleequiv.published.build_seunet`),
+    down-sampling is antialiased in proportion to each scale, up-sampling is linear, filters are fitted to the kernel's
+    extent and complete in degree, and evaluation uses running statistics: any input size is allowed, and a prediction
+    does not depend on its batch. Over octaves, put it into a :py:class:`ScalePyramid`.
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
@@ -81,22 +80,15 @@ class SEUNet(nn.Module):
     ) -> None:
         super().__init__()
         _check_arguments(spatial_dims, in_channels, out_channels, channels, strides, num_res_units)
-        self.spatial_dims = spatial_dims
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.channels = tuple(channels)
-        self.strides = tuple(strides[: len(channels) - 1])
-        self.num_res_units = num_res_units
-        self.act = act
-        self.norm = norm
-        self.dropout = dropout
-        self.bias = bias
-        self.adn_ordering = adn_ordering
+        self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
+        self.channels, self.strides = tuple(channels), tuple(strides[: len(channels) - 1])
+        self.num_res_units, self.scale_size = num_res_units, scale_size
+        self.act, self.norm, self.adn_ordering = act, norm, adn_ordering
+        self.dropout, self.bias = dropout, bias
         self.filters = ScaleFilters.of(filters)
-        self.scale_size = scale_size
         self.scales = list(self.filters.scales)
-        is_mode = isinstance(projection, str)
-        self.projection = ScaleProjection(projection, channels=out_channels) if is_mode else projection
+        joined = ScaleProjection(projection, channels=out_channels) if isinstance(projection, str) else projection
+        self.projection: nn.Module = joined
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         self._factors = [list(ensure_tuple_rep(s, spatial_dims)) for s in self.strides]  # at spacing 1
         self._build_levels()
@@ -132,12 +124,6 @@ class SEUNet(nn.Module):
 
         Args:
             spacing: edge of a voxel in the units of ``sigma``, one for all axes or one per axis.
-
-        Returns:
-            a network in the same mode as this one; this one itself where it has that spacing.
-
-        Raises:
-            ValueError: when a spacing is not above 0 or their number is not that of the spatial axes.
         """
         rounded = _rounded(spacing, self.spatial_dims)
         if rounded == _rounded(self.filters.spacing, self.spatial_dims):
@@ -207,8 +193,7 @@ def _check_arguments(
     surplus = len(strides) - (len(channels) - 1)
     if surplus < 0:
         raise ValueError(
-            f"the length of `strides` should equal `len(channels) - 1`, got {len(strides)} strides for "
-            f"{len(channels)} channels."
+            f"the length of `strides` should equal `len(channels) - 1 = {len(channels) - 1}`, got {tuple(strides)}."
         )
     if surplus > 0:
         warnings.warn(f"the last {surplus} values of `strides` are not used.", stacklevel=3)

@@ -12,15 +12,12 @@ _BASIS_TYPES = ("single", "multi")
 
 
 def published_basis(
-    kernel_size: int,
-    scales: Sequence[float],
-    effective_size: int,
-    basis_type: str = "single",
-    kernel_padding: bool = True,
-    mult: float = 1.2,
-    max_order: int = 4,
-) -> torch.Tensor:
+    kernel_size: int, scales: Sequence[float], effective_size: int, basis_type: str = "single",
+    kernel_padding: bool = True, mult: float = 1.2, max_order: int = 4,
+) -> torch.Tensor:  # fmt: skip
     """Sampled Hermite-Gaussian basis with the published choice of functions, extents and normalisation.
+
+    Its shape is (effective_size ** 3, scales, *kernel), float64; each function has norm 1 at the first scale.
 
     Args:
         kernel_size: edge of the kernel in voxels, odd.
@@ -31,10 +28,6 @@ def published_basis(
         kernel_padding: whether smaller scales are sampled on a smaller grid and padded with zeros.
         mult: ratio of two successive Gaussians of the ``"multi"`` basis.
         max_order: highest total order of the ``"multi"`` basis.
-
-    Returns:
-        float64 tensor of shape (effective_size ** 3, scales, kernel_size, kernel_size, kernel_size), each function
-        divided by its norm at the first scale.
 
     Raises:
         ValueError: when an argument is out of range.

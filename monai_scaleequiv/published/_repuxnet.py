@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 import torch
 
-from monai_scaleequiv.maths import frequency_prior
 from monai_scaleequiv.nets import RepUXNet
 
 # Arguments of the published constructor that are called otherwise here, and its defaults that differ from ours.
@@ -27,10 +26,8 @@ def build_repuxnet(config: Mapping, state_dict: Mapping | None = None) -> RepUXN
     Args:
         config: arguments of the published constructor by name; those left out have its defaults.
         state_dict: published state dict, also with a prefix such as ``module.`` before each name, or the checkpoint
-            that holds it under ``state_dict``, ``net`` or ``model``; None for random weights.
-
-    Returns:
-        the network in evaluation mode if weights were given, else in training mode.
+            that holds it under ``state_dict``, ``net`` or ``model``, for a network in evaluation mode; None for random
+            weights, in training mode.
 
     Raises:
         ValueError: when ``config`` holds an unknown argument or a value out of range, or ``state_dict`` no weights of
@@ -39,8 +36,8 @@ def build_repuxnet(config: Mapping, state_dict: Mapping | None = None) -> RepUXN
 
     Example::
 
-        >>> net = build_repuxnet({"out_chans": 2, "feat_size": (8, 8, 8, 8), "ks": 7, "hidden_size": 8, "deploy": True})
-        >>> net(torch.rand(2, 1, 16, 16, 16)).shape
+        >>> config = {"out_chans": 2, "feat_size": (8, 8, 8, 8), "ks": 7, "hidden_size": 8, "deploy": True}
+        >>> build_repuxnet(config)(torch.rand(2, 1, 16, 16, 16)).shape
         torch.Size([2, 2, 16, 16, 16])
         >>> checkpoint = torch.load("best_metric_model.pth", weights_only=True)  # doctest: +SKIP
         >>> net = build_repuxnet({"out_chans": 14, "deploy": True}, checkpoint)  # doctest: +SKIP
@@ -66,10 +63,8 @@ def _unwrapped(state_dict: Mapping) -> dict[str, torch.Tensor]:
             state_dict = state_dict[name]
     prefixes = {name[: name.index(_ENCODER)] for name in state_dict if _ENCODER in name}
     if len(prefixes) != 1:
-        raise ValueError(
-            f"state_dict must hold the weights of one published network, with names that contain '{_ENCODER}', got "
-            f"{len(prefixes)} such networks among {len(state_dict)} names."
-        )
+        found = f"{len(prefixes)} such networks among {len(state_dict)} names"
+        raise ValueError(f"state_dict must hold the weights of one published network, '{_ENCODER}...', got {found}.")
     prefix = prefixes.pop()
     return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
 
@@ -78,11 +73,10 @@ def _converted(state_dict: Mapping[str, torch.Tensor], net: RepUXNet) -> dict[st
     stages = len(net.stages)
     # Some copies of the code save the prior (BFM); here it follows from the arguments.
     converted = {_own_name(name, stages): v for name, v in state_dict.items() if not name.endswith(".BFM")}
-    for name in net.state_dict():
-        if name.endswith("unscaled_weight"):
-            kernel = converted.pop(name.replace("unscaled_weight", "weight"), None)
-            if kernel is not None:
-                converted[name] = kernel / frequency_prior(kernel.shape[2:], net.frequency_prior).to(kernel)
+    for name in (n for n in net.state_dict() if n.endswith("unscaled_weight")):
+        kernel = converted.pop(name.replace("unscaled_weight", "weight"), None)
+        if kernel is not None:
+            converted[name] = kernel / net.get_buffer(name.replace("unscaled_weight", "prior")).to(kernel)
     return converted
 
 

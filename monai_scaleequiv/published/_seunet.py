@@ -1,20 +1,105 @@
-"""The published scale-equivariant U-Net, and the loading of its checkpoints."""
+"""The published scale-equivariant U-Net with its module names, so that its state dicts fit, and their loading."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from monai.networks.layers.simplelayers import SkipConnection
 from torch import nn
 
-from monai_scaleequiv.layers import check_image
+import monai_scaleequiv.layers as layers
 from monai_scaleequiv.published._basis import published_basis
-from monai_scaleequiv.published._blocks import ACTIVATIONS, Stride, conv_unit, unet_level
 
 _PROJECTIONS = {"max": "max", "avg": "mean"}
 # Arguments of the published constructor that do not change what the network computes.
 _TRAINING_ONLY = ("lr", "data_params")
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "leaky": nn.LeakyReLU, "elu": nn.ELU}
+MakeUnit = Callable[..., nn.Sequential]  # `_conv_unit` with what all units of one network share
+Stride = Sequence[int] | int
+
+
+class BatchStatisticsNorm(nn.BatchNorm3d):
+    """Normalisation by the statistics of the batch at hand, also in evaluation, where the variance is unbiased."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, track_running_stats=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight: torch.Tensor = self.weight
+        if not self.training:
+            # (x - m) / sqrt(c v + e), c = n / (n - 1), is batch normalisation of sqrt(c) x, divided by sqrt(c). As
+            # tensors, for an exported graph would take numbers from the shape for constants.
+            count = torch.ones_like(x[:, 0]).sum()
+            root = (count / (count - 1)).sqrt()
+            x, weight = x * root, weight / root
+        return F.batch_norm(x, None, None, weight, self.bias, training=True, eps=self.eps)
+
+
+def _conv_unit(
+    in_channels: int, out_channels: int, lifting: bool = False, stride: Stride = 1, is_transposed: bool = False,
+    conv_only: bool = False, *, basis: torch.Tensor, scale_size: int, bias: bool, act: str, norm: str | None,
+    dropout: float,
+) -> nn.Sequential:  # fmt: skip
+    """Convolution, norm, dropout, activation. Strided convolutions are not padded."""
+    conv_type = layers.ScaleLiftingConv if lifting else partial(layers.ScaleGroupConv, scale_size=scale_size)
+    options: dict[str, Any] = {"stride": stride, "bias": bias, "is_transposed": is_transposed, "basis": basis}
+    conv = conv_type(3, in_channels, out_channels, padding=None if stride == 1 else 0, **options)
+    unit = nn.Sequential(OrderedDict({"conv_z_h" if lifting else "conv_h_h": conv}))
+    if conv_only:
+        return unit
+    if norm is not None:
+        unit.add_module("batch_norm", layers.PerScale(BatchStatisticsNorm(out_channels)))
+    if dropout > 0:
+        unit.add_module("dropout", layers.ScaleDropout(dropout))
+    unit.add_module(act, _ACTIVATIONS[act]())
+    return unit
+
+
+class PublishedResidualUnit(nn.Module):
+    """Convolution units beside a shortcut that changes channels and size as they do."""
+
+    def __init__(
+        self, make_unit: MakeUnit, in_channels: int, out_channels: int, lifting: bool = False, stride: Stride = 1,
+        subunits: int = 2, conv_only: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        units = [make_unit(in_channels, out_channels, lifting, stride, conv_only=conv_only)]
+        units += [make_unit(out_channels, out_channels) for _ in range(1, subunits)]
+        self.conv = nn.Sequential(OrderedDict((f"unit{i}", unit) for i, unit in enumerate(units)))
+        self.residual: nn.Module = nn.Identity()
+        if not lifting and stride == 1 and in_channels != out_channels:
+            # The published bias of this layer is never added.
+            self.residual = layers.ScalePointwiseConv(3, in_channels, out_channels, bias=False)
+        elif stride != 1 or in_channels != out_channels:
+            self.residual = make_unit(in_channels, out_channels, lifting, stride, conv_only=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x) + self.residual(x)
+
+
+def _unet_level(
+    make_unit: MakeUnit, in_channels: int, out_channels: int, channels: Sequence[int], strides: Sequence[Stride],
+    subunits: int, projection: str | None = None,
+) -> nn.Sequential:  # fmt: skip
+    """One level of the U-Net around the next; ``projection`` marks the top one."""
+    is_top, width, stride = projection is not None, channels[0], strides[0]
+    if len(channels) > 2:
+        below: nn.Module = _unet_level(make_unit, width, width, channels[1:], strides[1:], subunits)
+    else:
+        below = PublishedResidualUnit(make_unit, width, channels[1], subunits=subunits)
+    joined = 2 * width if len(channels) > 2 else width + channels[1]
+    down = PublishedResidualUnit(make_unit, in_channels, width, is_top, stride, subunits)
+    up = nn.Sequential(
+        make_unit(joined, out_channels, stride=stride, is_transposed=True),
+        PublishedResidualUnit(make_unit, out_channels, out_channels, subunits=1, conv_only=is_top),
+    )
+    if projection is not None:
+        up = nn.Sequential(up, layers.ScaleProjection(projection))
+    return nn.Sequential(down, SkipConnection(below, dim=2), up)
 
 
 class PublishedSEUNet(nn.Module):
@@ -24,30 +109,15 @@ class PublishedSEUNet(nn.Module):
     back at its own size only if a size of 5 modulo 8 fits its three strides), transposed convolutions, statistics of
     the batch also in evaluation. For new models use :py:class:`monai_scaleequiv.SEUNet`.
 
-    Args:
-        in_channels: number of input channels.
-        out_channels: number of output channels.
-        channels: channels of the levels, top first.
-        strides: strides of the levels but the last.
-        scale_size: number of neighbouring scales that interact.
-        kernel_size: edge of the kernels in voxels, odd.
-        effective_size: its cube is the number of basis functions.
-        scales: standard deviations of the filters' Gaussians in voxels, None for a single one of 1.
-        bias: whether the convolutions have a bias.
-        basis_type: ``"single"`` or ``"multi"``, see :py:func:`published_basis`.
-        num_res_units: number of convolutions in each residual unit, at least 1 (0 crashes in the published code).
-        act: ``"relu"``, ``"silu"``, ``"leaky"`` or ``"elu"``.
-        norm: ``"batch"`` or None; the published instance normalisation cannot be trained.
-        reduction: ``"max"`` or ``"avg"`` over scales at the end.
-        dropout: probability of a channel to be dropped.
-        mult: ratio of two successive Gaussians of the ``"multi"`` basis.
-        max_order: highest total order of the ``"multi"`` basis.
+    ``in_channels``, ``out_channels``, ``channels``, ``strides``, ``bias`` and ``dropout`` are as in MONAI's networks.
+    ``kernel_size``, ``effective_size``, ``basis_type``, ``mult``, ``max_order`` and ``scales`` (None for a single one
+    of 1) describe the filters, see :py:func:`published_basis`; ``scale_size`` neighbouring scales interact. A residual
+    unit has ``num_res_units`` convolutions, at least 1 (0 crashes in the published code). ``act`` is relu, silu, leaky
+    or elu; ``norm`` batch or None (the published instance normalisation cannot be trained); ``reduction`` over the
+    scales at the end max or avg.
 
     Raises:
         ValueError: when an argument is out of range.
-
-    Shape:
-        input (B, in_channels, D, H, W), output (B, out_channels, D', H', W').
 
     Example::
 
@@ -59,45 +129,30 @@ class PublishedSEUNet(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        channels: Sequence[int],
-        strides: Sequence[Stride],
-        scale_size: int = 1,
-        kernel_size: int = 3,
-        effective_size: int = 1,
-        scales: Sequence[float] | None = None,
-        bias: bool = True,
-        basis_type: str = "single",
-        num_res_units: int = 0,
-        act: str = "relu",
-        norm: str | None = "batch",
-        reduction: str = "max",
-        dropout: float = 0.0,
-        mult: float = 1.2,
-        max_order: int = 4,
-    ) -> None:
+        self, in_channels: int, out_channels: int, channels: Sequence[int], strides: Sequence[Stride],
+        scale_size: int = 1, kernel_size: int = 3, effective_size: int = 1, scales: Sequence[float] | None = None,
+        bias: bool = True, basis_type: str = "single", num_res_units: int = 0, act: str = "relu",
+        norm: str | None = "batch", reduction: str = "max", dropout: float = 0.0, mult: float = 1.2, max_order: int = 4,
+    ) -> None:  # fmt: skip
         super().__init__()
-        allowed: dict[str, Sequence] = {"act": [*ACTIVATIONS], "norm": ["batch", None], "reduction": [*_PROJECTIONS]}
-        for (name, values), value in zip(allowed.items(), (act, norm, reduction), strict=True):
-            if value not in values:
-                raise ValueError(f"{name} must be one of {values}, got {value!r}.")
+        for name, value, allowed in (
+            ("act", act, [*_ACTIVATIONS]), ("norm", norm, ["batch", None]), ("reduction", reduction, [*_PROJECTIONS])
+        ):  # fmt: skip
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
         if num_res_units < 1 or len(channels) < 2 or len(strides) < len(channels) - 1:
             raise ValueError(
                 "num_res_units must be at least 1, and channels have at least 2 entries and strides one fewer, got "
                 f"num_res_units={num_res_units}, {len(channels)} channels and {len(strides)} strides."
             )
         basis = published_basis(kernel_size, scales or [1.0], effective_size, basis_type, False, mult, max_order)
-        make_unit = partial(
-            conv_unit, basis=basis, scale_size=scale_size, bias=bias, act=act, norm=norm, dropout=dropout
-        )
+        unit = partial(_conv_unit, basis=basis, scale_size=scale_size, bias=bias, act=act, norm=norm, dropout=dropout)
         projection = _PROJECTIONS[reduction]
         self.in_channels = in_channels
-        self.model = unet_level(make_unit, in_channels, out_channels, channels, strides, num_res_units, projection)
+        self.model = _unet_level(unit, in_channels, out_channels, channels, strides, num_res_units, projection)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        check_image(x, 3, self.in_channels)
+        layers.check_image(x, 3, self.in_channels)
         return self.model(x)
 
 
@@ -106,11 +161,8 @@ def build_seunet(config: Mapping, state_dict: Mapping[str, Any] | None = None) -
 
     Args:
         config: arguments of the published constructor by name (``hyper_parameters`` of its checkpoints).
-        state_dict: published state dict, or the whole checkpoint that holds it under ``state_dict``; None for random
-            weights.
-
-    Returns:
-        the network in evaluation mode if weights were given, else in training mode.
+        state_dict: published state dict, or the whole checkpoint that holds it under ``state_dict``, for a network in
+            evaluation mode; None for random weights, in training mode.
 
     Raises:
         ValueError: when ``config`` holds an unknown argument or a value out of range.
