@@ -101,7 +101,7 @@ def held_out(source: PathLike, ckpt_path: PathLike, fold: int = 0) -> Data:
 
         >>> held_out("no/such/folder", "model.pt")
         Traceback (most recent call last):
-        FileNotFoundError: no/such/folder does not exist; give a folder with dataset.json, or give --images and --labels.
+        FileNotFoundError: no/such/folder does not exist; give a folder with dataset.json, or give --images.
     """
     listing = list_task(source)
     cases = _dictionaries(listing, "training") + _dictionaries(listing, "validation")
