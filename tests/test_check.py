@@ -12,9 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from monai_scaleequiv import check_dataset, make_phantom_dataset
 from monai_scaleequiv.cli import main
-from monai_scaleequiv.data import _check_dataset
+from monai_scaleequiv.data import _check_dataset, check_dataset, make_phantom_dataset
 
 from .conftest import shared
 from .fault_files import SHAPE, cut, flip_stored_byte, with_affine, write_labels, write_task, write_volume
@@ -541,7 +540,7 @@ def test_command_on_two_folders(capsys, task):
 
 
 def test_command_never_overwrites_and_says_so_first(capsys, task, tmp_path, monkeypatch):
-    monkeypatch.setattr("monai_scaleequiv.cli._check.check_dataset", lambda **options: pytest.fail("work was done"))
+    monkeypatch.setattr("monai_scaleequiv.cli._commands.check_dataset", lambda **options: pytest.fail("work was done"))
     (tmp_path / "report.json").write_text("mine")
     status, out, err = run(capsys, task, f"--output={tmp_path / 'report.json'}")
     assert (status, out) == (1, "")
@@ -550,7 +549,7 @@ def test_command_never_overwrites_and_says_so_first(capsys, task, tmp_path, monk
 
 
 def test_command_with_unwritable_output_says_so_first(capsys, task, monkeypatch):
-    monkeypatch.setattr("monai_scaleequiv.cli._check.check_dataset", lambda **options: pytest.fail("work was done"))
+    monkeypatch.setattr("monai_scaleequiv.cli._commands.check_dataset", lambda **options: pytest.fail("work was done"))
     status, out, err = run(capsys, task, f"--output={task / 'dataset.json' / 'report.json'}")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "--output: " in err
@@ -590,7 +589,7 @@ def test_report_that_came_in_the_meantime_stays(task, tmp_path, capsys, monkeypa
         report.write_text("of another")
         return check_dataset(**options)
 
-    monkeypatch.setattr("monai_scaleequiv.cli._check.check_dataset", meanwhile)
+    monkeypatch.setattr("monai_scaleequiv.cli._commands.check_dataset", meanwhile)
     assert main(["check", str(task), f"--output={report}"]) == 1
     assert capsys.readouterr().err == f"error: --output: {report} exists by now; choose another file.\n"
     assert report.read_text() == "of another"

@@ -314,19 +314,6 @@ def test_training_starts_with_a_check_of_the_data(capsys, handed_over, tmp_path)
     assert not handed_over
 
 
-def test_check_writes_its_report(capsys, tmp_path):
-    task = write_task(tmp_path / "task")
-    assert main(["check", str(task), f"--output={tmp_path / 'report.json'}"]) == 0
-    assert "3 cases" in capsys.readouterr().out
-    assert json.loads((tmp_path / "report.json").read_text())
-    assert "report.json exists already" in _error(capsys, "check", str(task), f"--output={tmp_path / 'report.json'}")
-    cut(task / "imagesTr" / "case_1.nii.gz")
-    assert main(["check", str(task)]) == 1
-    out, err = capsys.readouterr()
-    assert f"error {task / 'imagesTr' / 'case_1.nii.gz'}: " in out
-    assert err == f"error: {task / 'dataset.json'}: expected no errors, got 1; see the lines above.\n"
-
-
 def test_evaluation_of_a_held_out_set(capsys, phantoms, tmp_path):
     """Of the cases that the training has not seen, in one line how many and why; tables are kept unless asked for."""
     weights = memory_run.write_weights(tmp_path / "weights.pt", 3)

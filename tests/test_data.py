@@ -16,12 +16,7 @@ import torch
 from monai.data import ITKReader, MetaTensor
 from monai.transforms import LoadImaged, SaveImaged
 
-from monai_scaleequiv import (
-    CheckedNibabelReader,
-    InputGridWriter,
-    check_output_dir,
-    nifti_datalist,
-)
+from monai_scaleequiv.data import CheckedNibabelReader, InputGridWriter, check_output_dir, nifti_datalist
 
 from .fault_files import write_volume
 

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+from dataclasses import is_dataclass
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def _user_facing(room):
     whole = room in ("monai_scaleequiv", "monai_scaleequiv.published")
     for name in module.__all__:
         value = getattr(module, name)
-        is_helper = inspect.isfunction(value) or room.endswith((".maths", ".layers"))
+        is_helper = inspect.isfunction(value) or is_dataclass(value) or room.endswith((".maths", ".layers"))
         if not inspect.ismodule(value) and (whole or name in monai_scaleequiv.__all__ or not is_helper):
             yield name, value
 

@@ -31,8 +31,7 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
 
 import monai_scaleequiv
-from monai_scaleequiv import check_dataset
-from monai_scaleequiv.data import one_line, root_cause
+from monai_scaleequiv.data import check_dataset, one_line, root_cause
 
 from .conftest import BUNDLES
 from .fault_files import write_volume

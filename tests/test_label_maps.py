@@ -24,7 +24,9 @@ from monai.transforms import (
     Spacingd,
 )
 
-from monai_scaleequiv import ArgmaxInvertd, CheckedNibabelReader, MillimetreSlidingWindowInferer
+from monai_scaleequiv.data import CheckedNibabelReader
+from monai_scaleequiv.inferers import MillimetreSlidingWindowInferer
+from monai_scaleequiv.transforms import ArgmaxInvertd
 
 from . import memory_run
 from .fault_files import write_volume

@@ -206,8 +206,9 @@ def test_check_that_cannot_fail_raises():
     image = torch.randn(1, 1, 36, 36)
     with pytest.raises(ValueError, match="expected a control"):
         assert_scale_equivariant(nn.Identity(), image, (40, 40), 0.01)
-    with pytest.raises(AssertionError, match="controls pass as well"):
-        assert_scale_equivariant(nn.Identity(), image, (40, 40), 0.01, control=nn.Sigmoid())
+    for control in (nn.Sigmoid(), ScaleBands()):  # the latter's output is none that can be compared
+        with pytest.raises(AssertionError, match="controls pass as well"):
+            assert_scale_equivariant(nn.Identity(), image, (40, 40), 0.01, control=control)
     assert_scale_equivariant(nn.Identity(), image, (40, 40), 0.01, control=nn.Conv2d(1, 1, 5, padding=2, bias=False))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from monai.data import load_decathlon_datalist
 
-from monai_scaleequiv import make_phantom_dataset
+from monai_scaleequiv.data import make_phantom_dataset
 
 CASES = 8
 

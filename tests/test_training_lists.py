@@ -15,15 +15,20 @@ from monai.networks.nets import UNet
 from monai.transforms import Compose, SaveImaged
 from torch import nn
 
-from monai_scaleequiv import InputGridWriter, SEUNet, check_dataset, held_out, load_datalist, split_datalist
+from monai_scaleequiv import SEUNet
 from monai_scaleequiv.data import (
+    InputGridWriter,
     case_sizes,
+    check_dataset,
     compare_records,
     definition_of,
+    held_out,
+    load_datalist,
     load_weights,
     one_line,
     read_record,
     root_cause,
+    split_datalist,
     write_record,
 )
 
@@ -290,9 +295,7 @@ def test_errors_of_a_loader_in_one_line(workers, error, text):
 
 
 def test_shared_memory_that_is_too_small_is_named():
-    text = (
-        "DataLoader worker (pid 7) is killed by signal: Bus error. It may be that dataloader's workers are out of"
-    )
+    text = "DataLoader worker (pid 7) is killed by signal: Bus error. It may be that dataloader's workers are out of"
     line = one_line(RuntimeError(f"{text} shared memory. Please try to raise your shared memory limit."))
     assert line.startswith("num_workers: expected room in the shared memory (/dev/shm) for")
     assert line.endswith("; set num_workers to 0, or enlarge it.")

@@ -11,15 +11,9 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset, MetaTensor, list_data_collate
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged, SaveImaged, Spacingd
 
-from monai_scaleequiv import (
-    CheckedNibabelReader,
-    CheckLabeld,
-    CheckVolumed,
-    InputGridWriter,
-    MillimetreSlidingWindowInferer,
-    check_dataset,
-)
-from monai_scaleequiv.data import read_volume, root_cause
+from monai_scaleequiv.data import CheckedNibabelReader, InputGridWriter, check_dataset, read_volume, root_cause
+from monai_scaleequiv.inferers import MillimetreSlidingWindowInferer
+from monai_scaleequiv.transforms import CheckLabeld, CheckVolumed
 
 from .fault_files import SHAPE, cut, flip_stored_byte, with_affine, write_volume
 
@@ -89,7 +83,7 @@ def test_no_other_reader_takes_what_ours_does_not(tmp_path):
     """MONAI turns to the next reader when one raises on reading."""
     file = write_volume(tmp_path / "a.nii.gz", shape=(30, 30, 30))
     flip_stored_byte(file)
-    for reader in (CheckedNibabelReader(), CheckedNibabelReader, "monai_scaleequiv.CheckedNibabelReader"):
+    for reader in (CheckedNibabelReader(), CheckedNibabelReader, "monai_scaleequiv.data.CheckedNibabelReader"):
         with pytest.raises(ValueError, match="expected a sound gzip stream"):
             LoadImage(reader=reader)(file)
 

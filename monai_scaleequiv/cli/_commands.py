@@ -64,14 +64,19 @@ def check(
         raise ValueError("check: expected a data set, or --images=PATH with --labels=PATH; see check --help.")
     target = Path(absolute(output))
     if output:
-        check_output_dir(target.parent, "--output", files=[target.name])
+        if target.exists():
+            raise FileExistsError(f"--output: {target} exists already; choose another file or remove it.")
+        check_output_dir(target.parent, "--output")
     paths = {"source": input, "images": images, "labels": labels}
-    options = {name: absolute(path) for name, path in paths.items() if path}
+    options: dict[str, Any] = {name: absolute(path) for name, path in paths.items() if path}
     report = check_dataset(**options, num_classes=num_classes, channels=channels, workers=workers, progress=True)
     say(report.table() + "".join(f"{line}\n" for line in report.lines))
     if output:
-        with whole_file(target, replace=False) as unfinished:
-            unfinished.write_text(json.dumps(report.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        try:
+            with whole_file(target, replace=False) as unfinished:
+                unfinished.write_text(json.dumps(report.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        except FileExistsError:
+            raise FileExistsError(f"--output: {target} exists by now; choose another file.") from None
         say(f"{target}\n")
     if report.errors:
         raise ValueError(f"{report.source}: expected no errors, got {len(report.errors)}; see the lines above.")
@@ -173,8 +178,8 @@ def equivariance(
     folder = Path(absolute(output))
     if ckpt_path:
         _check_paths("ckpt_path", ckpt_path)
-    root = None if network else find_bundle(bundle or DEFAULT_BUNDLE)
-    say(_equivariance.make_report(folder, network or root, ckpt_path, overrides, arguments))
+    source = network or find_bundle(bundle or DEFAULT_BUNDLE)
+    say(_equivariance.make_report(folder, source, ckpt_path, overrides, arguments))
 
 
 COMMANDS = {f.__name__: f for f in (demo, phantom, check, train, evaluate, infer, equivariance)}

@@ -17,7 +17,6 @@ from tqdm import tqdm
 import monai_scaleequiv
 from monai_scaleequiv.cli._curves import save_curves
 from monai_scaleequiv.cli._subject import WholeImageNetwork, read_images, read_subject
-from monai_scaleequiv.data import check_output_dir
 from monai_scaleequiv.metrics import check_ratios, consistency_dice, equivariance_error
 
 RATIOS = (0.7, 0.8, 0.9, 1.11, 1.25, 1.4)
@@ -37,8 +36,9 @@ def make_report(
 
     ``source`` is a bundle's root or a network's definition, ``arguments`` are the command's other ones.
     """
-    if folder.exists():
-        check_output_dir(folder, "--output", files=FILES)
+    for name in FILES:
+        if (folder / name).exists():
+            raise FileExistsError(f"--output: {folder / name} exists already; choose another folder or remove it.")
     for name in ("divisor", "cases"):
         if (value := arguments[name]) is not None and (type(value) is not int or value < 1):
             raise ValueError(f"--{name}: expected a whole number of at least 1, got {value!r}; give another one.")
@@ -68,7 +68,7 @@ def make_report(
 def ratios_to_measure(given: Sequence[float] | float | None, scales: Sequence[float] | None) -> list[float]:
     """The ratios given, else the usual ones with a step of the scale axis either way in place of what is next to it."""
     if given is not None:
-        ratios = list(given) if isinstance(given, (list, tuple)) else [given]
+        ratios: Any = given if isinstance(given, (list, tuple)) else [given]
         check_ratios(ratios, "--ratios")
         return sorted(set(map(float, ratios)))
     steps = [] if scales is None or len(scales) < 2 else [scales[1] / scales[0], scales[0] / scales[1]]
@@ -119,7 +119,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [("ratio", *ERRORS, "Dice")]
+    lines: list[tuple[str, ...]] = [("ratio", *ERRORS, "Dice")]
     for row in rows:
         cells = ["-" if row[name] is None else f"{row[name]:.1e}" for name in ERRORS]
         dice = row["consistency_dice"]

@@ -11,7 +11,6 @@ from typing import Any
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.data import DataLoader, Dataset
-from monai.engines import Evaluator
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
@@ -58,7 +57,7 @@ def segment(workflow: ConfigWorkflow) -> None:
         raise RuntimeError(f"{counts}; correct them and run again with --skip_existing: {shown}")
 
 
-def _results(evaluator: Evaluator, dataset: Dataset) -> Iterator[tuple[str, str]]:
+def _results(evaluator: Any, dataset: Dataset) -> Iterator[tuple[str, str]]:
     """Each volume's file and, if it failed, its error."""
     several = len(dataset) > 1
     transform = functools.partial(_attempt, dataset.transform) if several else dataset.transform
@@ -78,7 +77,7 @@ def _attempt(transform: Callable, case: Mapping[str, Any]) -> dict[str, Any]:
         return {"error": one_line(error)}
 
 
-def _run(evaluator: Evaluator, batch: Mapping[str, Any], several: bool) -> str:
+def _run(evaluator: Any, batch: Mapping[str, Any], several: bool) -> str:
     """The error of a volume in words, empty for none: as an exception it would keep the volume in memory."""
     evaluator.data_loader = [batch]
     try:
@@ -92,7 +91,7 @@ def _run(evaluator: Evaluator, batch: Mapping[str, Any], several: bool) -> str:
     return ""
 
 
-def _list_failures(path: Path, failures: Mapping[str, str], done: set[str]) -> bool:
+def _list_failures(path: Path, failures: dict[str, str], done: set[str]) -> bool:
     """Brings the list up to date; whether it could be. What hinders that is reported, and no error of its own."""
     try:
         text = path.read_text(encoding="utf-8") if os.path.lexists(path) else None

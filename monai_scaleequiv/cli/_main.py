@@ -99,15 +99,12 @@ def _noting(command: Callable, calls: list[Call]) -> Callable:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Leaves to be seen the epochs' metrics, and in one line each the warnings that concern the user."""
-    warnings.showwarning = lambda message, *_: sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
+    warnings.showwarning = _in_one_line
     for category in (DeprecationWarning, FutureWarning, RuntimeWarning):
         warnings.simplefilter("ignore", category)
     # Engines and handlers log an error, with its traceback, before it arrives here.
-    levels = {
-        "ignite": logging.CRITICAL,
-        "monai.bundle.scripts": logging.ERROR,
-        "monai.bundle.workflows": logging.ERROR,
-    }
+    levels = dict.fromkeys(("ignite", "monai.bundle.scripts", "monai.bundle.workflows"), logging.CRITICAL)
+    levels["dev_collate"] = logging.CRITICAL + 1  # whose steps MONAI calls critical
     before = {name: logging.getLogger(name).level for name in levels}
     stats = get_logger("monai.handlers.StatsHandler")
     stats.addFilter(_without_traceback)
@@ -119,6 +116,10 @@ def _quiet() -> Iterator[None]:
         stats.removeFilter(_without_traceback)
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
+
+
+def _in_one_line(message: Warning | str, *_: Any, **__: Any) -> None:
+    sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

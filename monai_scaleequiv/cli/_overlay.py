@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from monai.transforms import LoadImage
 
 COLOURS = ("#ffb000", "#dc267f", "#648fff", "#fe6100", "#785ef0")  # that differ for colour-blind readers, too
 
@@ -17,7 +17,7 @@ def save_overlay(image: Path, truth: Path, prediction: Path, classes: Sequence[s
 
     The files share a grid whose axes run to the right, anterior and superior; ``classes`` names labels 1 to 5 at most.
     """
-    volume, *maps = (np.asarray(nib.load(path).dataobj) for path in (image, truth, prediction))
+    volume, *maps = (LoadImage(image_only=True, dtype=None)(path).numpy() for path in (image, truth, prediction))
     low, high = np.percentile(volume, (0.5, 99.9))
     middle = np.round(np.argwhere(maps[0] > 0).mean(axis=0)).astype(int)
     planes = {"axial": 2, "coronal": 1, "sagittal": 0}

@@ -86,7 +86,8 @@ def _names(section: Any, parser: ConfigParser) -> set[str] | None:
         return set(section)
     path = ConfigComponent(section, locator=parser.locator).resolve_module_name()
     try:
-        parameters = inspect.signature(locate(path) if isinstance(path, str) else path).parameters
+        component: Any = locate(path) if isinstance(path, str) else path
+        parameters = inspect.signature(component).parameters
     except (TypeError, ValueError):
         return None
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):

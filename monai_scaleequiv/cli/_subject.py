@@ -40,8 +40,10 @@ class WholeImageNetwork(nn.Module):
         y = ensure_tuple(self.network(F.pad(x, pads, mode="replicate")), wrap_array=True)[0]
         if not isinstance(y, torch.Tensor):
             raise ValueError(f"expected the network to give a tensor, got {type(y).__name__}; choose another network.")
-        self.outputs.append(y[(..., *(slice(s // 2, s // 2 + n) for s, n in zip(more, x.shape[2:], strict=True)))])
-        return self.outputs[-1]
+        for axis, surplus in enumerate(more, start=2):
+            y = y.narrow(axis, surplus // 2, y.shape[axis] - surplus)
+        self.outputs.append(y)
+        return y
 
     @property
     def scales(self) -> list[float] | None:

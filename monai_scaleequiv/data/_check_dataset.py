@@ -12,8 +12,9 @@ from typing import Any
 from monai.config import PathLike
 from tqdm import tqdm
 
+from monai_scaleequiv.data._facts import VolumeFacts
 from monai_scaleequiv.data._listing import list_dictionaries, list_folders, list_task
-from monai_scaleequiv.data._read import VolumeFacts, read_facts
+from monai_scaleequiv.data._read import read_facts
 from monai_scaleequiv.data._report import DatasetReport
 from monai_scaleequiv.data._set_rules import all_findings
 
@@ -36,16 +37,12 @@ def check_dataset(
 ) -> DatasetReport:
     """Reads every file of a data set to its end and looks for whatever would spoil a training or its figures.
 
-    Checksum, header, axes, channels, data type, NaN and infinity, affine, voxel size, the grids of image and label map,
-    label values, empty labels, copies, equal names, missing and unpaired files.
-
     Args:
-        source: a Decathlon task or an nnU-Net v2 raw folder, as its folder or its ``dataset.json``, or data
-            dictionaries with paths.
+        source: a Decathlon task or an nnU-Net v2 raw folder, or its ``dataset.json``; or data dictionaries with paths.
         images: instead of ``source``, a folder of images.
         labels: folder of their label maps, with the same file names.
         num_classes: labels are whole numbers from 0 to ``num_classes - 1``; by default as in ``dataset.json``.
-        channels: number of channels of each image; by default as in ``dataset.json``, else what most images have.
+        channels: of each image; by default as in ``dataset.json``, else what most images have.
         spatial_dims: number of spatial dimensions; by default as in ``dataset.json``, else 3.
         image_key: key of the image, or of several, in data dictionaries.
         label_key: key of the label map, None without one.

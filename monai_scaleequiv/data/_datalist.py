@@ -3,24 +3,19 @@
 import os
 import re
 import warnings
-import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 from monai.config import PathLike
 from monai.data import create_file_basename
 from monai.utils import ensure_tuple
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from monai_scaleequiv.data import rules
 from monai_scaleequiv.data._read import is_nifti
 
-# What a damaged header makes nibabel raise.
-UNREADABLE = (EOFError, HeaderDataError, ImageFileError, OSError, OverflowError, ValueError, zlib.error)
 Case = tuple[Path, ...]
 
 
@@ -36,28 +31,20 @@ def nifti_datalist(
     """Lists NIfTI files as MONAI data dictionaries, in a fixed order.
 
     Args:
-        source: a folder (searched with its sub-folders, links among them), a file, or several of them. Hidden files and
-            folders are passed over, and what lies below ``results`` where that is a sub-folder.
-        key: key of the file's path in each dictionary.
+        source: folders (with sub-folders and links), files, or both. Hidden ones are passed over, and what lies below
+            ``results`` where that is a sub-folder.
+        key: key of the path, or of the list of paths, in each dictionary.
         results: folder that the results will be written to, as ``NAME_postfix.nii.gz``.
         postfix: see ``results``; several where each file has several results.
         overwrite: whether results may replace files that are there already. Inputs are never replaced.
-        skip_existing: whether to leave out the files whose results are there already, and files that are such results.
-            A file that lacks one of its results, or has an empty one, is listed: ``InputGridWriter`` with the same
-            argument writes what is missing and leaves alone what is there.
-        channels: of each case; with several, files ``NAME_0000``, ``NAME_0001`` and so on are one case, whose results
-            are named after the first.
-
-    Returns:
-        one dictionary per case, with a path or a list of them.
+        skip_existing: whether to leave out files that have all their results, and files that are results.
+        channels: of each case; files ``NAME_0000``, ``NAME_0001`` and so on are one case, named after the first.
 
     Raises:
-        FileExistsError: when a result is there already, ``overwrite`` and ``skip_existing`` are false; and when an
-            input is in the place of a result, unless ``skip_existing`` is true.
+        FileExistsError: when a result is there already, or an input in its place.
         FileNotFoundError: when a path does not exist or a folder holds no NIfTI file.
-        ValueError: when a file is not NIfTI, a channel is missing, two files have the same name, so that their results
-            would collide, existing results are to be replaced and to be kept, or a file is to be left out for a result
-            that is on another grid and so not its own.
+        ValueError: when a file is not NIfTI, a channel is missing, two results would have the same name, or one that is
+            there already is on another grid than its input.
 
     Example::
 
@@ -157,9 +144,9 @@ def _is_left(file: Path, targets: Sequence[Path], skip_existing: bool) -> bool:
     finished = [target for target in targets if skip_existing and target.is_file() and target.stat().st_size]
     for target in finished:
         try:
-            image, result = nib.load(file), nib.load(target)
+            image, result = (cast(nib.Nifti1Image, nib.load(path)) for path in (file, target))
             finding = rules.grid(image.shape[:3], image.affine, result.shape[:3], result.affine, "the input")
-        except UNREADABLE:  # there is no grid to compare; the run will report the image
+        except Exception:  # whatever nibabel makes of a damaged file: there is no grid, and the run will report it
             continue
         if finding is not None:
             hint = "choose another output_dir"

@@ -63,21 +63,19 @@ def _move_to_a_free_name(temporary: Path, target: Path) -> None:
         target.unlink(missing_ok=True)
     try:
         os.link(temporary, target)  # unlike a move, never in the place of a file that has come in the meantime
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without such links
-        if os.path.lexists(target):
+    except OSError as error:
+        if isinstance(error, FileExistsError) or os.path.lexists(target):
             raise FileExistsError(f"{target} exists") from None
-        temporary.replace(target)
+        temporary.replace(target)  # on a file system without such links
 
 
 def check_output_dir(
     folder: PathLike, name: str = "output_dir", files: Sequence[str] = (), overwrite: bool = False
 ) -> None:
-    """Creates a folder for results and writes to it for a trial, before any work is done.
+    """Creates a folder for results and writes to it for a trial; what it holds stays as it is.
 
     Args:
-        folder: where results will be written; what it holds stays as it is.
+        folder: where results will be written.
         name: of the argument, for the error.
         files: names or patterns of results, which may not be there already.
         overwrite: whether they may.
@@ -94,9 +92,8 @@ def check_output_dir(
         raise FileExistsError(f"{name}: {file} exists already; choose another folder, or set overwrite=true.")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as trial:
+        with tempfile.TemporaryFile(dir=str(folder), buffering=0) as trial:
             trial.write(bytes(4096))
-            trial.flush()
     except OSError as error:
         got = f"{folder} ({error.strerror or type(error).__name__})"
         raise OSError(f"{name}: expected a folder that can be written to, got {got}; choose another.") from None

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import unicodedata
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from monai_scaleequiv.data.rules import WARNING, Finding
 
 CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net's files of one channel each
 UNLISTED = Finding("unlisted", "each volume on the list", "one that is not", "add it or remove the file", WARNING)
-MORE = "or give --images and --labels"
+MORE = "or give --images"
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,9 @@ def _list_nnunet(task: Mapping[str, Any], file: Path) -> Listing:
 
 
 def list_folders(images: PathLike, labels: PathLike | None = None) -> Listing:
-    """Pairs two folders, with their sub-folders, by the paths of their files; ``_0000`` to ``_9999`` may be channels.
-
-    They are where the label map has the name without them. Where it is missing, they are if there is a ``_0000`` and
-    none of them has a label map of its own; else they are the numbers of cases.
-    """
+    """Pairs two folders and their sub-folders by the paths of their files; ``_0000`` to ``_9999`` may be channels."""
+    # They are where the label map has the name without them, or where it is missing, there is a _0000 and none of them
+    # has a label map of its own. Else they are the numbers of cases.
     listing = Listing(" and ".join(os.fspath(folder) for folder in (images, labels) if folder is not None))
     found, targets = _by_name(Path(images)), {} if labels is None else _by_name(Path(labels))
     numbered = {CHANNEL.sub("", name) for name in targets if CHANNEL.search(name)}
@@ -123,14 +121,12 @@ def list_folders(images: PathLike, labels: PathLike | None = None) -> Listing:
         stem = CHANNEL.sub("", name)
         is_channel = stem in targets or (f"{stem}_0000" in found and stem not in numbered)
         groups.setdefault(stem if is_channel and name not in targets else name, []).append(path)
-    for name, paths in groups.items():
-        listing.cases.append(Case(tuple(paths), targets.pop(name, None), name))
-        if labels is not None and listing.cases[-1].label is None:
-            got = f"none named {name} in {os.fspath(labels)}"
-            listing.findings.append((paths[0], Finding("unpaired", "a label map", got, "add it, or remove the image")))
-    for name, path in targets.items():
-        got = f"none named {name} in {os.fspath(images)}"
-        listing.findings.append((path, Finding("unpaired", "an image", got, "add it, or remove the label map")))
+    listing.cases = [Case(tuple(paths), targets.get(name), name) for name, paths in groups.items()]
+    alone = [(groups[name][0], name, "a label map", labels) for name in groups if labels and name not in targets]
+    alone += [(path, name, "an image", images) for name, path in targets.items() if name not in groups]
+    for path, name, expected, folder in alone:
+        got = f"none named {name} in {folder}"
+        listing.findings.append((path, Finding("unpaired", expected, got, "add it, or remove this file")))
     return listing
 
 
@@ -198,13 +194,8 @@ def _path(value: Any, place: str, folder: Path | None = None) -> str:
 
 def _line(text: str) -> str:
     """Text that can be printed, as one line: ``?`` in place of halves of characters, of line ends and of their like."""
-    whole = text.encode("utf-8", "replace").decode()
-    return "".join("?" if unicodedata.category(letter) == "Cc" else letter for letter in whole)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "?", text)
 
 
 def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except RecursionError:
-        text = f"a {type(value).__name__} of many levels"
-    return text if len(text) <= 60 else f"{text[:60]} ..."
+    return reprlib.repr(value)[:80]

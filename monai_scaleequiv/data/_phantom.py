@@ -1,6 +1,5 @@
 """Made-up volumes with known labels: the whole pipeline runs and can be checked with no data at hand."""
 
-import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -9,23 +8,21 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from monai.config import PathLike
 from monai.networks.layers import GaussianFilter
 from torch.nn.functional import interpolate
 
-_DESCRIPTION = {
+DESCRIPTION = {
     "name": "Phantom",
     "description": "ellipsoidal organs made by monai_scaleequiv",
     "tensorImageSize": "3D",
     "modality": {"0": "phantom"},
     "labels": {"0": "background", "1": "body", "2": "core"},
 }
-_TISSUES = np.array([0.35, 0.65, 1.0], dtype=np.float32)  # intensities of background, body and core
-_GOLDEN_RATIO = (5**0.5 - 1) / 2
+TISSUES = np.array([0.35, 0.65, 1.0], dtype=np.float32)  # intensities of background, body and core
 
 
-def make_phantom_dataset(
-    folder: str | os.PathLike, cases: int = 20, seed: int = 0, size: Sequence[int] = (40, 56, 40)
-) -> Path:
+def make_phantom_dataset(folder: PathLike, cases: int = 20, seed: int = 0, size: Sequence[int] = (40, 56, 40)) -> Path:
     """Writes volumes with an ellipsoidal organ and their labels, laid out like a Medical Segmentation Decathlon task.
 
     Each organ has a body (label 1) around a core (label 2) and its own size, axis ratios, position and orientation;
@@ -52,38 +49,32 @@ def make_phantom_dataset(
         ...     make_phantom_dataset(folder, cases=2, size=(24, 32, 24)).name
         'dataset.json'
     """
-    folder = Path(folder)
-    _check_arguments(folder, cases, seed, size)
-    for name in ("imagesTr", "labelsTr"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    training = [_write_case(folder, case, seed, size) for case in range(cases)]
-    description = {**_DESCRIPTION, "numTraining": cases, "numTest": 0, "training": training, "test": []}
+    for name, value, least in (("cases", cases, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}; give another one.")
+    if len(size) != 3 or min(size) < 16:
+        raise ValueError(f"size={tuple(size)}: expected three axes of at least 16 voxels; give a larger size.")
+    parts = (("image", "imagesTr"), ("label", "labelsTr"))
+    training = [{key: f"./{sub}/phantom_{case:03d}.nii.gz" for key, sub in parts} for case in range(cases)]
+    root = Path(folder)
+    for file in ("dataset.json", *(file for entry in training for file in entry.values())):
+        if os.path.lexists(root / file):
+            raise FileExistsError(f"{root / file} exists already; choose another folder or remove it.")
+    for _, sub in parts:
+        (root / sub).mkdir(parents=True, exist_ok=True)
+    for case, entry in enumerate(training):
+        _write_case(root, entry, np.random.default_rng([seed, case]), size, _mean_radius(case, seed, min(size)))
+    description = {**DESCRIPTION, "numTraining": cases, "numTest": 0, "training": training, "test": []}
     # Last, so that an interrupted run leaves nothing that looks like a whole data set.
-    target = folder / "dataset.json"
+    target = root / "dataset.json"
     target.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return target
 
 
-def _check_arguments(folder: Path, cases: int, seed: int, size: Sequence[int]) -> None:
-    if not isinstance(cases, int) or isinstance(cases, bool) or cases < 1:
-        raise ValueError(f"cases={cases!r}: expected a whole number of at least 1; give the number of volumes.")
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed={seed!r}: expected a whole number of at least 0; give another seed.")
-    if len(size) != 3 or min(size) < 16:
-        raise ValueError(f"size={tuple(size)}: expected three axes of at least 16 voxels; give a larger size.")
-    files = (_files_of(case).values() for case in range(cases))
-    for name in itertools.chain(["dataset.json"], *files):
-        if os.path.lexists(folder / name):
-            raise FileExistsError(f"{folder / name} exists already; choose another folder or remove it.")
-
-
-def _files_of(case: int) -> dict[str, str]:
-    return {key: f"./{sub}/phantom_{case:03d}.nii.gz" for key, sub in (("image", "imagesTr"), ("label", "labelsTr"))}
-
-
-def _write_case(folder: Path, case: int, seed: int, size: Sequence[int]) -> dict[str, str]:
-    rng = np.random.default_rng([seed, case])
-    labels, tissue = _anatomy(rng, size, _mean_radius(case, seed, min(size)))
+def _write_case(
+    root: Path, files: dict[str, str], rng: np.random.Generator, size: Sequence[int], radius: float
+) -> None:
+    labels, tissue = _anatomy(rng, size, radius)
     image = _scan(rng, tissue)
     if rng.random() < 0.5:
         image = np.round(image * rng.uniform(100, 1500)).astype(np.int16)
@@ -91,17 +82,15 @@ def _write_case(folder: Path, case: int, seed: int, size: Sequence[int]) -> dict
         image = image * np.float32(10 ** rng.uniform(-2, 2))
     affine = np.eye(4)
     affine[:3, 3] = np.round(rng.uniform(-60, -20, size=3), 2)
-    files = _files_of(case)
     for key, volume in (("image", image), ("label", labels)):
         nifti = nib.Nifti1Image(volume, affine)
         nifti.header.set_xyzt_units("mm")
-        nib.save(nifti, folder / files[key])
-    return files
+        nib.save(nifti, root / files[key])
 
 
 def _mean_radius(case: int, seed: int, shortest: int) -> float:
     """Radius in voxels; successive cases fill the range evenly, so that even few of them spread over it."""
-    share = (np.random.default_rng(seed).random() + case * _GOLDEN_RATIO) % 1
+    share = (np.random.default_rng(seed).random() + case * (5**0.5 - 1) / 2) % 1
     return 0.17 * shortest * 2**share
 
 
@@ -112,25 +101,21 @@ def _anatomy(rng: np.random.Generator, size: Sequence[int], radius: float) -> tu
     rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     room = np.maximum(np.array(size) / 2 - axes.max() - 1, 0)
     centre = (np.array(size) - 1) / 2 + rng.uniform(-room, room)
-    organ = _ellipsoid_coordinates(size, centre, axes, rotation)
-
+    organ = _coordinates(size, centre, axes, rotation)
     shift = rng.normal(size=3)
     shift *= 0.3 * rng.random() / np.linalg.norm(shift)  # the core is at most 0.6 wide, so that it stays inside
     core = np.linalg.norm(organ - shift, axis=-1) < rng.uniform(0.5, 0.6)
     labels = np.where(np.linalg.norm(organ, axis=-1) < 1, np.where(core, 2, 1), 0).astype(np.uint8)
-
     blobs = np.zeros(size, dtype=bool)
     for _ in range(rng.integers(3, 7)):
         blob = rng.uniform(0, size), 0.1 * min(size) * rng.uniform(0.5, 1.2, size=3), np.eye(3)
-        blobs |= np.linalg.norm(_ellipsoid_coordinates(size, *blob), axis=-1) < 1
+        blobs |= np.linalg.norm(_coordinates(size, *blob), axis=-1) < 1
     apart = np.linalg.norm(organ, axis=-1) > 1.3  # a blob that touched the organ could not be told from it
-    return labels, np.where(blobs & apart, _TISSUES[1], _TISSUES[labels])
+    return labels, np.where(blobs & apart, TISSUES[1], TISSUES[labels])
 
 
-def _ellipsoid_coordinates(
-    size: Sequence[int], centre: np.ndarray, axes: np.ndarray, rotation: np.ndarray
-) -> np.ndarray:
-    """Each voxel's position in the ellipsoid's own frame, whose surface has norm 1; shape ``(*size, 3)``."""
+def _coordinates(size: Sequence[int], centre: np.ndarray, axes: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+    """Each voxel's position in an ellipsoid's own frame, whose surface has norm 1; shape ``(*size, 3)``."""
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in size), indexing="ij"), axis=-1)
     return (grid - centre) @ rotation / axes
 

@@ -2,26 +2,19 @@
 
 import math
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from monai_scaleequiv.data import rules
-from monai_scaleequiv.data._read import VolumeFacts
+from monai_scaleequiv.data._facts import VolumeFacts
 from monai_scaleequiv.data.rules import ERROR, WARNING, Finding
 
 
 @dataclass(frozen=True)
 class DatasetReport:
     """Outcome of :py:func:`check_dataset`.
-
-    Args:
-        source: the data set.
-        cases: number of cases.
-        classes: names by label, None where they are not known.
-        facts: what is known about each file, by path and whether it is a label map.
-        findings: file and finding, errors first.
 
     Example::
 
@@ -35,9 +28,9 @@ class DatasetReport:
 
     source: str
     cases: int
-    classes: dict[int, str] | None
-    facts: dict[tuple[str, bool], VolumeFacts]
-    findings: tuple[tuple[str, Finding], ...]
+    classes: dict[int, str] | None  # names by label
+    facts: dict[tuple[str, bool], VolumeFacts]  # by file and whether it is a label map
+    findings: tuple[tuple[str, Finding], ...]  # by file, errors first
 
     @property
     def errors(self) -> list[str]:
@@ -90,13 +83,14 @@ class DatasetReport:
         kinds = ", ".join(f"{kind} ({n})" for kind, n in Counter(f.dtype for f in read).most_common()) or "-"
         return "labels" if label else "images", str(len(facts)), _ranges([f.shape for f in read]), _ranges(sound), kinds
 
-    def _class_rows(self) -> list[tuple[str, ...]]:
-        cases: Counter = Counter()
-        voxels: Counter = Counter()
+    def _class_rows(self) -> list[tuple[str, str, str]]:
+        cases: Counter[Any] = Counter()
+        voxels: dict[float, float] = defaultdict(float)
         for value, count in (pair for (_, label), facts in self.facts.items() if label for pair in facts.labels):
             cases[value] += 1
             voxels[value] += count
-        names, total = self.classes or {}, voxels.total() or 1
+        names: Any = self.classes or {}
+        total = sum(voxels.values()) or 1
         values = sorted({*names, *cases})
         rows = [(f"{v:g} {names.get(v, '')}", str(cases[v]), f"{100 * voxels[v] / total:.2f} %") for v in values[:50]]
         return rows + [("...", "", "")] * (len(values) > 50)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from monai_scaleequiv.data import rules
 from monai_scaleequiv.data._datalist import stem_of
+from monai_scaleequiv.data._facts import MOST_LABELS, VolumeFacts
 from monai_scaleequiv.data._listing import Case, Listing
-from monai_scaleequiv.data._read import MOST_LABELS, VolumeFacts
 from monai_scaleequiv.data.rules import ERROR, WARNING, Finding
 
 MOST_GAPS = 5  # that are named
@@ -118,7 +118,8 @@ def _classes(listing: Listing, facts: Facts) -> Found:
     for value, name in (listing.classes or {}).items() if found else ():
         wrong = Finding("class", f"label {value} ({name})", "none in any label map", "check the labels", WARNING)
         yield listing.source, wrong if value and value not in found else None
-    known, missing, number = listing.classes or found, [], 1
+    known, number = listing.classes or found, 1
+    missing: list[int] = []
     # Without counting up to the largest: it may be 2e9.
     while number < max(known, default=0) and len(missing) <= MOST_GAPS and len(known) < MOST_LABELS:
         missing += [number] if number not in known else []

@@ -47,20 +47,26 @@ def load_datalist(source: PathLike, key: str = "training") -> Data:
 def split_datalist(source: PathLike, fold: int = 0, ratio: float = 0.8, seed: int = 0) -> tuple[Data, Data]:
     """Splits labelled cases into those to train on and those to validate on.
 
-    The list ``validation`` of ``dataset.json`` is what it says; else the cases of ``fold`` are, where they have such a
-    key; else MONAI's ``partition_dataset`` draws them.
+    Validated on is the list ``validation`` of ``dataset.json``; without one, the cases of ``fold`` where cases have
+    such a key; without any, those that MONAI's ``partition_dataset`` draws.
 
     Args:
         source: see ``load_datalist``.
-        fold: number of the fold to validate on, in data sets that have folds.
-        ratio: share of the cases to train on, in data sets that have neither.
+        fold: number of the fold to validate on.
+        ratio: share of the cases to train on where they are drawn.
         seed: of the draw.
-
-    Returns:
-        data dictionaries to train on, and to validate on.
 
     Raises:
         ValueError: when either part would be empty.
+
+    Example::
+
+        >>> import tempfile
+        >>> from monai_scaleequiv.data import make_phantom_dataset
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = make_phantom_dataset(folder, cases=5, size=(16, 16, 16))
+        ...     [len(part) for part in split_datalist(file)]
+        [4, 1]
     """
     listing = list_task(source)
     training, validation = _dictionaries(listing, "training"), _dictionaries(listing, "validation")
@@ -82,16 +88,20 @@ def split_datalist(source: PathLike, fold: int = 0, ratio: float = 0.8, seed: in
 def held_out(source: PathLike, ckpt_path: PathLike, fold: int = 0) -> Data:
     """The labelled cases that an evaluation measures: those that the training of the weights did not see.
 
-    A warning says how many of how many cases these are, unless all are.
-
     Args:
         source: see ``load_datalist``.
         ckpt_path: weights; the record beside them lists the cases of their training, by name and size. Without a record
-            the validation part of ``split_datalist`` is taken.
+            the validation part of ``split_datalist`` is taken. Unless all cases are, a warning says how many.
         fold: see ``split_datalist``.
 
     Raises:
         ValueError: when no case is left.
+
+    Example::
+
+        >>> held_out("no/such/folder", "model.pt")
+        Traceback (most recent call last):
+        FileNotFoundError: no/such/folder does not exist; give a folder with dataset.json, or give --images.
     """
     listing = list_task(source)
     cases = _dictionaries(listing, "training") + _dictionaries(listing, "validation")

@@ -19,12 +19,10 @@ Device = str | torch.device | None
 def load_weights(network: nn.Module, path: PathLike, map_location: Device = None, new_head: bool = False) -> list[str]:
     """Loads a network's weights, as they are or as other programs wrap them.
 
-    They may lie under ``state_dict``, ``network``, ``model`` or ``net``, and their names begin with ``module.``,
-    ``net.`` or whatever else is in front of all of the network's names.
-
     Args:
         network: takes the weights; of a wrapper for parallel training, the network in it.
-        path: a state dict, or a checkpoint that has it as an entry.
+        path: a state dict, or a checkpoint with one under ``state_dict``, ``network``, ``model`` or ``net``; names may
+            begin with ``module.`` or whatever else is in front of all of the network's names.
         map_location: see ``torch.load``.
         new_head: whether parameters whose first axis alone differs, for another number of classes, keep their values.
 
@@ -50,7 +48,7 @@ def load_weights(network: nn.Module, path: PathLike, map_location: Device = None
     # Layers take older shapes, too, in which the axes behind the channels are joined.
     joined = {name: [(*shape[:2], math.prod(shape[2:])) for shape in pair] for name, pair in shapes.items()}
     other = [name for name, (old, new) in joined.items() if name in found and old != new]
-    kept = [name for name in other if new_head and shapes[name][0] and joined[name][0][1:] == joined[name][1][1:]]
+    kept = [name for name in other if new_head and joined[name][0][1:] == joined[name][1][1:]]
     parts = {
         "missing": [name for name in wanted if name not in found],
         "unknown": [str(name) for name in found if name not in wanted],
@@ -109,9 +107,9 @@ def read_weights(path: PathLike, map_location: Device = None) -> Mapping[str, An
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged pickle makes of it
-        text = " ".join(str(error).split())
-        call = re.search(r"GLOBAL (\S+)", text) if isinstance(error, pickle.UnpicklingError) else None
-        got = f"a pickle that calls {call[1]}" if call else f"other objects, or a damaged file ({text[:120]})"
+        call = re.search(r"GLOBAL (\S+)", str(error))
+        text = "" if isinstance(error, pickle.UnpicklingError) else f" ({' '.join(str(error).split())[:120]})"
+        got = f"a pickle that calls {call[1]}" if call else f"other objects, or a damaged file{text}"
         raise ValueError(f"{path}: expected plain weights, got {got}; ask for a state dict of tensors.") from None
     if not isinstance(state, Mapping):
         hint = "save network.state_dict() instead"

@@ -23,17 +23,16 @@ class InputGridWriter(NibabelWriter):
 
     Args:
         output_dtype: of the file's values.
-        overwrite: whether to replace a file that is there already.
-        skip_existing: whether to leave a file that is there as it is, and write nothing. An empty file, which some
-            programs leave when they are stopped, is replaced.
+        overwrite: whether to replace a file that is there already; an empty one is in any case.
+        skip_existing: whether to leave a file that is there as it is, and write nothing.
         options: see ``NibabelWriter``.
 
     Raises:
-        FileExistsError: when the file is there already, ``overwrite`` and ``skip_existing`` are false; and when it is
-            the input, whatever they are. ``SaveImage`` keeps only the text of these errors (see ``root_cause``).
+        FileExistsError: when the file is there already, or is the input. ``SaveImage`` keeps only the text of these
+            errors (see ``root_cause``).
         OSError: when the file cannot be written.
-        ValueError: when the label map's shape is not the input's (the prediction was not inverted), the input is not
-            NIfTI, or a whole-number ``output_dtype`` does not hold the values as they are.
+        ValueError: when the shape is not the input's, the input is not NIfTI, or a whole-number ``output_dtype`` does
+            not hold the values as they are.
 
     Example::
 
@@ -97,7 +96,6 @@ class InputGridWriter(NibabelWriter):
             raise ValueError(f"{self.source}: expected {expected}, got {cast.shape}; invert the prediction first.")
         header = image.header.copy()
         header.set_data_dtype(cast.dtype)
-        header.set_slope_inter(1, 0)
         header["cal_min"], header["cal_max"] = 0, 0  # the display range of intensities
         kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
         return kind(cast.reshape(grid), image.affine, header)

@@ -56,32 +56,30 @@ def raise_first(name: str, *findings: Finding | None) -> None:
 def axes(shape: Sequence[int], spatial_dims: int) -> Finding | None:
     """Too few or too many spatial axes."""
     hint = "split the file into single volumes" if len(shape) > spatial_dims else "stack the slices into a volume"
-    wrong = Finding("axes", f"{spatial_dims} spatial axes", f"shape {tuple(shape)}", hint)
-    return None if len(shape) == spatial_dims else wrong
+    return _if(len(shape) != spatial_dims, "axes", f"{spatial_dims} spatial axes", f"shape {tuple(shape)}", hint)
 
 
 def channels(count: int, expected: int) -> Finding | None:
     """Another number of channels than expected."""
-    wrong = Finding("channels", f"{expected} channel(s)", str(count), "choose the channel to use")
-    return None if count == expected else wrong
+    return _if(count != expected, "channels", f"{expected} channel(s)", str(count), "choose the channel to use")
 
 
 def dtype(found: np.dtype) -> Finding | None:
     """Voxels that are no real numbers: complex ones lose their imaginary part on loading, colours do not load."""
     kind = {"V": "colours", "c": "complex numbers"}.get(found.kind, "others")
     hint = "convert them, for example to magnitude or grey values"
-    return None if found.kind in "iuf" else Finding("dtype", "real numbers", f"{kind} ({found})", hint)
+    return _if(found.kind not in "iuf", "dtype", "real numbers", f"{kind} ({found})", hint)
 
 
 def voxels(shape: Sequence[int], most: int) -> Finding | None:
     """A volume that would fill the memory as soon as it is loaded."""
-    wrong = Finding("voxels", f"at most {most:.3g} voxels", _size(shape), "split it, or raise max_voxels")
-    return None if math.prod(shape) <= most else wrong
+    hint = "split it, or raise max_voxels"
+    return _if(math.prod(shape) > most, "voxels", f"at most {most:.3g} voxels", _size(shape), hint)
 
 
 def finite(bad: int, hint: str = FINITE_HINT) -> Finding | None:
     """Voxels that are NaN or infinite."""
-    return Finding("finite", "finite values", f"{bad} NaN or infinite voxel(s)", hint) if bad else None
+    return _if(bad > 0, "finite", "finite values", f"{bad} NaN or infinite voxel(s)", hint)
 
 
 def affine(matrix: ArrayLike, max_shear: float = MAX_SHEAR) -> Finding | None:
@@ -94,7 +92,7 @@ def affine(matrix: ArrayLike, max_shear: float = MAX_SHEAR) -> Finding | None:
     directions = columns / np.linalg.norm(columns, axis=0)
     shear = abs(directions.T @ directions - np.eye(len(columns))).max()
     got, hint = f"a cosine of {shear:.3g} between two of them", "resample it to a grid without shear"
-    return Finding("shear", f"axes at right angles within {max_shear:g}", got, hint) if shear > max_shear else None
+    return _if(shear > max_shear, "shear", f"axes at right angles within {max_shear:g}", got, hint)
 
 
 def spacing_of(matrix: ArrayLike) -> list[float]:
@@ -105,9 +103,9 @@ def spacing_of(matrix: ArrayLike) -> list[float]:
 def spacing(sizes: Sequence[float], allowed: Sequence[float] = SPACING_RANGE) -> Finding | None:
     """A voxel size that no scanner has."""
     low, high = allowed
-    got = " x ".join(f"{size:.6g}" for size in sizes)
-    wrong = Finding("spacing", f"voxel sizes from {low:g} to {high:g} mm", got, "correct the voxel size in its header")
-    return None if all(low <= size <= high for size in sizes) else wrong
+    got, hint = " x ".join(f"{size:.6g}" for size in sizes), "correct the voxel size in its header"
+    fits = all(low <= size <= high for size in sizes)
+    return _if(not fits, "spacing", f"voxel sizes from {low:g} to {high:g} mm", got, hint)
 
 
 def growth(shape: Sequence[int], matrix: np.ndarray, pixdim: Sequence[float], most: int) -> Finding | None:
@@ -119,8 +117,7 @@ def growth(shape: Sequence[int], matrix: np.ndarray, pixdim: Sequence[float], mo
     resampled = [int(n) if n > 0 else 2**62 for n in sizes]  # negative: a size that no integer holds
     got = f"{_size(resampled)} from {' x '.join(map(str, shape))}"
     hint = "correct the voxel size in its header, or raise max_voxels"
-    wrong = Finding("growth", f"at most {most:.3g} voxels after resampling", got, hint)
-    return None if math.prod(resampled) <= most else wrong
+    return _if(math.prod(resampled) > most, "growth", f"at most {most:.3g} voxels after resampling", got, hint)
 
 
 def grid(
@@ -136,7 +133,7 @@ def grid(
     corners = np.stack(np.meshgrid(*((0, n - 1) for n in shape)), -1).reshape(-1, len(shape))
     apart = float(np.linalg.norm(difference[:, : len(shape)] @ corners.T + difference[:, -1:], axis=0).max())
     got, hint = f"one whose corners are up to {apart:.3g} mm away", "pair the right files or correct the header"
-    return None if apart <= tolerance else Finding("grid", f"the grid of {other}", got, hint)
+    return _if(apart > tolerance, "grid", f"the grid of {other}", got, hint)
 
 
 def labels(values: Iterable[float], classes: Iterable[int] | None) -> Finding | None:
@@ -148,7 +145,7 @@ def labels(values: Iterable[float], classes: Iterable[int] | None) -> Finding | 
     else:
         expected = f"whole numbers from 0 {'on' if known is None else f'to {len(known) - 1}'}"
     got = ", ".join(f"{v:.9g}" for v in bad[:5]) + f" and {len(bad) - 5} more" * (len(bad) > 5)
-    return Finding("labels", expected, got, "change the labels or the list of classes (num_classes)") if bad else None
+    return _if(bool(bad), "labels", expected, got, "change the labels or the list of classes (num_classes)")
 
 
 def is_whole(value: float) -> bool:
@@ -159,16 +156,19 @@ def is_whole(value: float) -> bool:
 def place(matrix: ArrayLike) -> Finding | None:
     """A volume that lies farther away than anything that is scanned."""
     far = float(np.abs(np.asarray(matrix, dtype=np.float64)[:-1, -1]).max())
-    return Finding("place", f"a place within {FARTHEST:g} mm", f"{far:.3g} mm", HEADER_HINT) if far > FARTHEST else None
+    return _if(far > FARTHEST, "place", f"a place within {FARTHEST:g} mm", f"{far:.3g} mm", HEADER_HINT)
 
 
 def header(found: nib.Nifti1Header) -> list[Finding]:
     """Fields of a NIfTI header that contradict each other, or that readers understand differently."""
     matrix, unit = found.get_best_affine(), found.get_xyzt_units()[0]
-    findings = [dtype(found.get_data_dtype()), affine(matrix, math.inf), _forms(found)]
-    if unit not in ("mm", "unknown"):  # readers pass over the unit; many headers name none, and mean mm
-        findings.append(Finding("unit", "mm as unit of length", unit, "convert its header to mm"))
-    if findings[1] is None:
+    singular = affine(matrix, math.inf)
+    findings = [dtype(found.get_data_dtype()), singular, _forms(found)]
+    # Readers pass over the unit; many headers name none, and mean mm.
+    findings.append(
+        _if(unit not in ("mm", "unknown"), "unit", "mm as unit of length", unit, "convert its header to mm")
+    )
+    if singular is None:
         findings += [_pixdim(found.get_zooms()[:3], spacing_of(matrix), int(found["qform_code"]) > 0), place(matrix)]
     return [finding for finding in findings if finding is not None]
 
@@ -177,7 +177,7 @@ def _pixdim(sizes: Sequence[float], expected: Sequence[float], has_qform: bool) 
     # Where they differ, MONAI's reader drops the affine for the qform; without one, directions and place are lost.
     same = np.allclose(sizes, expected[: len(sizes)], rtol=1e-3 if has_qform else 1e-5)
     expect, got = ([round(float(size), 6) for size in part] for part in (expected[: len(sizes)], sizes))
-    return None if same else Finding("pixdim", f"the affine's voxel size {expect} as pixdim", str(got), HEADER_HINT)
+    return _if(not same, "pixdim", f"the affine's voxel size {expect} as pixdim", str(got), HEADER_HINT)
 
 
 def _forms(found: nib.Nifti1Header) -> Finding | None:
@@ -192,6 +192,10 @@ def _forms(found: nib.Nifti1Header) -> Finding | None:
         apart, got = Finding("forms", "", "", ""), " ".join(str(error).split())
     hint = "set the code of the wrong one to 0"
     return None if apart is None else Finding("forms", "a qform on the sform's grid", got, hint, WARNING)
+
+
+def _if(wrong: bool, *parts: str) -> Finding | None:
+    return Finding(*parts) if wrong else None
 
 
 def _size(shape: Sequence[int]) -> str:

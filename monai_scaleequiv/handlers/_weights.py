@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.handlers import CheckpointLoader
 
 from monai_scaleequiv.data import compare_records, definition_of, load_weights, read_record
+from monai_scaleequiv.handlers._output import AtStart
 
 logger = logging.getLogger(__name__)
 
@@ -18,16 +19,15 @@ class WeightsCheckpointLoader(CheckpointLoader):
     """MONAI's ``CheckpointLoader`` for a network's weights, which compares what they were trained with.
 
     Args:
-        load_path: a state dict of tensors, also within a checkpoint; see :py:func:`load_weights`.
+        load_path: a file as for :py:func:`load_weights`.
         load_dict: the network under any key.
         map_location: as for ``torch.load``.
-        record: this run's values of what trainings record, such as spacing; the network's definition is added. None
-            compares nothing, nor does weights' lack of a record.
+        record: this run's spacing and other values that a training records; the network's definition is added. None,
+            or weights without a record, compare nothing.
         new_head: whether parameters that differ in the number of classes keep their new values, with a warning.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it holds anything but weights of this network, or the record disagrees.
+        ValueError: when the file holds anything but weights of this network, or the record disagrees.
 
     Example::
 
@@ -59,7 +59,7 @@ class WeightsCheckpointLoader(CheckpointLoader):
             logger.warning("%s: new values for %s, whose number of classes differs.", self.load_path, ", ".join(new))
 
 
-class RequireWeightsHandler:
+class RequireWeightsHandler(AtStart):
     """Stops a run whose network has the random weights of its construction.
 
     Stands behind the handler that loads weights; those that a program gives after the config is parsed count as well.
@@ -84,16 +84,10 @@ class RequireWeightsHandler:
         self.network = network
         self._before = [(p, p._version) for p in network.parameters()]
 
-    def attach(self, engine: Engine) -> None:
-        """Attaches to an evaluator."""
-        engine.add_event_handler(Events.STARTED, self)
-
     def __call__(self, engine: Engine) -> None:
         """Looks whether any parameter has been written to, or exchanged."""
         now = list(self.network.parameters())
         same = [p is old and p._version == version for p, (old, version) in zip(now, self._before, strict=False)]
         if now and all(same) and not isinstance(self.network, torch.jit.ScriptModule):
-            kind = type(self.network).__name__
-            raise ValueError(
-                f"network: expected weights, got the random ones of a new {kind}; load some, as by ckpt_path."
-            )
+            got = f"the random ones of a new {type(self.network).__name__}"
+            raise ValueError(f"network: expected weights, got {got}; load some, as by ckpt_path.")

@@ -33,7 +33,8 @@ class MillimetreSlidingWindowInferer(SlidingWindowInfererAdapt):
     def __init__(self, roi_size: Sequence[float], **options: Any) -> None:
         if not roi_size or min(roi_size) <= 0:
             raise ValueError(f"roi_size: expected edges above 0, in mm, got {list(roi_size)}; give one per axis.")
-        super().__init__(roi_size, **options)
+        super().__init__([1] * len(roi_size), **options)
+        self.edges = [float(edge) for edge in roi_size]
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable, *args: Any, spacing: Sequence[float] | None = None, **kwargs: Any
@@ -48,14 +49,14 @@ class MillimetreSlidingWindowInferer(SlidingWindowInfererAdapt):
             kwargs: see ``network``.
         """
         sizes = _spacing_of(inputs) if spacing is None else [float(size) for size in spacing]
-        if not len(sizes) == len(self.roi_size) == inputs.dim() - 2:
+        if not len(sizes) == len(self.edges) == inputs.dim() - 2:
             raise ValueError(
                 f"spacing: expected {inputs.dim() - 2} numbers, for spacing as for roi_size, "
-                f"got {sizes} and {list(self.roi_size)}; give one per axis."
+                f"got {sizes} and {self.edges}; give one per axis."
             )
         windows = copy.copy(self)
         windows.roi_weight_map = None  # of another size
-        edges = zip(self.roi_size, sizes, inputs.shape[2:], strict=True)
+        edges = zip(self.edges, sizes, inputs.shape[2:], strict=True)
         windows.roi_size = [min(max(round(edge / voxel), 1), n) for edge, voxel, n in edges]
         output = SlidingWindowInfererAdapt.__call__(windows, inputs, network, *args, spacing=sizes, **kwargs)
         self.cpu_thresh, self.buffer_steps = windows.cpu_thresh, windows.buffer_steps  # what it learned of the memory

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-from monai.metrics import compute_dice
 from monai.metrics.regression import RegressionMetric
 from monai.networks.utils import one_hot
 
 from monai_scaleequiv.maths import rescale
+from monai_scaleequiv.metrics._dice import AbsentClassDiceMetric
 from monai_scaleequiv.metrics._error import case_errors
 
 
@@ -73,9 +73,7 @@ def consistency_dice(y_pred: torch.Tensor, y: torch.Tensor, include_background: 
         rescaled = rescale(torch.softmax(y.float(), dim=1), size)
         # One-hot by MONAI, so that classes that are nowhere have their channel, too.
         found, expected = (one_hot(x.argmax(1, keepdim=True), channels) > 0 for x in (rescaled, y_pred))
-    dice = compute_dice(found, expected, include_background=include_background or channels == 1, ignore_empty=False)
-    absent = ~(found | expected).flatten(2).any(dim=2)
-    return dice.masked_fill(absent[:, -dice.shape[1] :], math.nan)
+    return AbsentClassDiceMetric(include_background or channels == 1)(found, expected)
 
 
 def check_ratios(ratios: Sequence[float], argument: str = "ratios") -> None:

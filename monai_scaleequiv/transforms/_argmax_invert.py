@@ -100,7 +100,7 @@ class ArgmaxInvertd(Invertd):
         rules.raise_first(name, rules.finite(bad, self.hint))
         return classes
 
-    def _labels(self, probabilities: torch.Tensor, image: MetaTensor, orig_key: Hashable) -> MetaTensor:
+    def _labels(self, probabilities: torch.Tensor, image: torch.Tensor, orig_key: Hashable) -> torch.Tensor:
         best = self._inverted(probabilities[0], image, orig_key)
         labels = torch.zeros_like(best, dtype=torch.uint8)
         for label in range(1, len(probabilities)):
@@ -109,7 +109,7 @@ class ArgmaxInvertd(Invertd):
             torch.maximum(best, found, out=best)
         return labels
 
-    def _inverted(self, volume: torch.Tensor, image: MetaTensor, orig_key: Hashable) -> MetaTensor:
+    def _inverted(self, volume: torch.Tensor, image: torch.Tensor, orig_key: Hashable) -> torch.Tensor:
         invert = Invertd("map", self.transform, orig_key, nearest_interp=False)
         return invert({"map": MetaTensor(volume[None]), orig_key: image})["map"]
 

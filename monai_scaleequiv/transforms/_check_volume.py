@@ -80,20 +80,15 @@ class CheckVolumed(MapTransform):
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         checked = dict(data)
         for key in self.key_iterator(checked):
-            volume = checked[key]
-            check_shape(volume, self.channels, self.spatial_dims, name_of(volume, key))
-            self._check_grid(volume, name_of(volume, key))
-            checked[key] = self._finite(volume, name_of(volume, key))
+            volume, name, dims = checked[key], name_of(checked[key], key), self.spatial_dims
+            check_shape(volume, self.channels, dims, name)
+            for matrix in affines_of(volume):
+                rules.raise_first(name, rules.affine(matrix, self.max_shear))
+                rules.raise_first(name, rules.spacing(rules.spacing_of(matrix)[:dims], self.spacing_range))
+                if self.pixdim:
+                    rules.raise_first(name, rules.growth(volume.shape[-dims:], matrix, self.pixdim, self.max_voxels))
+            checked[key] = self._finite(volume, name)
         return checked
-
-    def _check_grid(self, volume: torch.Tensor, name: str) -> None:
-        shape = tuple(volume.shape[-self.spatial_dims :])
-        for matrix in affines_of(volume):
-            rules.raise_first(name, rules.affine(matrix, self.max_shear))
-            sizes = rules.spacing_of(matrix)[: self.spatial_dims]
-            rules.raise_first(name, rules.spacing(sizes, self.spacing_range))
-            if self.pixdim:
-                rules.raise_first(name, rules.growth(shape, matrix, self.pixdim, self.max_voxels))
 
     def _finite(self, volume: torch.Tensor, name: str) -> torch.Tensor:
         finite = torch.isfinite(volume)
