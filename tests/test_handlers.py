@@ -486,5 +486,5 @@ def test_prediction_that_is_no_tensor():
         def forward(self, x):
             return x, x
 
-    with pytest.raises(ValueError, match="got tuple; use an inferer that picks one"):
+    with pytest.raises(ValueError, match="got tuple; use an inferer with one"):
         measured(Pair(), images(1), EquivarianceHandler(), decollate=False)

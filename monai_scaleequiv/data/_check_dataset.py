@@ -12,8 +12,9 @@ from typing import Any
 from monai.config import PathLike
 from tqdm import tqdm
 
+from monai_scaleequiv.data._facts import VolumeFacts
 from monai_scaleequiv.data._listing import list_dictionaries, list_folders, list_task
-from monai_scaleequiv.data._read import VolumeFacts, read_facts
+from monai_scaleequiv.data._read import read_facts
 from monai_scaleequiv.data._report import DatasetReport
 from monai_scaleequiv.data._set_rules import all_findings
 

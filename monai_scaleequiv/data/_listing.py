@@ -17,7 +17,7 @@ from monai_scaleequiv.data.rules import WARNING, Finding
 
 CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net's files of one channel each
 UNLISTED = Finding("unlisted", "each volume on the list", "one that is not", "add it or remove the file", WARNING)
-MORE = "or give --images and --labels"
+MORE = "or give --images"
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ import os
 import stat
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -22,10 +20,10 @@ from monai.utils import ensure_tuple
 from nibabel.spatialimages import HeaderDataError
 
 from monai_scaleequiv.data import rules
+from monai_scaleequiv.data._facts import VolumeFacts, add_voxels
 from monai_scaleequiv.data.rules import Finding
 
 MAX_VOXELS = 2**31  # 8 GiB as float32; a CT of 1200 x 1200 x 900 voxels has 60 % of it
-MOST_LABELS = 1000  # that are counted
 PIECE = 1 << 22  # bytes
 KINDS = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by the length of the header
 MAGIC = {348: (b"n+1\0",), 540: (b"n+2\0\r\n\x1a\n", b"n+2\0\0\0\0\0")}  # some leave the line ends out
@@ -33,26 +31,11 @@ COPY = "copy or download it again"
 
 
 class VolumeError(ValueError):
-    """A file that cannot be read, and why."""
+    """A file that cannot be read, and why; of workers of a data loader, the text alone."""
 
     def __init__(self, finding: Finding | str, path: PathLike = "") -> None:
         super().__init__(f"{os.fspath(path)}: {finding}" if path else str(finding))
         self.finding = finding
-
-
-@dataclass
-class VolumeFacts:
-    """What one reading of a file finds out: its header, its findings, and with its voxels their values and digest."""
-
-    shape: list[int] = field(default_factory=list)
-    dtype: str = ""
-    affine: list[list[float]] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    nonfinite: int = 0
-    minimum: float | None = None  # of the finite voxels
-    maximum: float | None = None
-    labels: list[list[float]] = field(default_factory=list)  # value and number of voxels
-    digest: str = ""  # the same for files with the same content
 
 
 class CheckedNibabelReader(NibabelReader):
@@ -143,9 +126,9 @@ def read_facts(path: PathLike, label: bool = False) -> VolumeFacts:
     try:
         image, facts = read_volume(path)
     except VolumeError as error:
-        return VolumeFacts(findings=[error.finding])  # type: ignore[list-item]  # a text comes from workers alone
+        return VolumeFacts(findings=[error.finding])  # type: ignore[list-item]  # no text, in this process
     if rules.dtype(image.get_data_dtype()) is None:
-        _add_voxels(facts, image, label)
+        add_voxels(facts, image, label)
     return facts
 
 
@@ -215,43 +198,8 @@ def _storage(header: nib.Nifti1Header, size: int) -> Finding | None:
     """Fields that contradict the data type and the header's own length, or have no meaning at all."""
     # nibabel's own check passes an offset of 0, and reports every offset that is no multiple of 16.
     bits, first = 8 * header.get_data_dtype().itemsize, size + 4  # bytes that announce extensions
-    wrong = {} if int(header["bitpix"]) == bits else {f"bitpix {bits}": int(header["bitpix"])}
-    if header.get_data_offset() < first:
-        wrong[f"voxels from byte {first} on"] = header.get_data_offset()
-    for name in ("sform_code", "qform_code"):
-        wrong |= {} if 0 <= int(header[name]) <= 5 else {f"{name} from 0 to 5": int(header[name])}
-    for expected, got in wrong.items():
-        return Finding("file", expected, str(got), "copy it again or correct its header")
-    return None
-
-
-def _add_voxels(facts: VolumeFacts, image: nib.Nifti1Image, label: bool) -> None:
-    stored: Any = image.dataobj  # an ArrayProxy
-    voxels, slope, inter = np.ravel(stored.get_unscaled(), order="F"), float(stored.slope), float(stored.inter)
-    digest = blake2b(f"{facts.shape}{facts.dtype}{slope}{inter}".encode(), digest_size=16)
-    digest.update(voxels.data)
-    facts.digest = digest.hexdigest()
-    finite = np.isfinite(voxels) if voxels.dtype.kind == "f" else np.ones(1, bool)
-    facts.nonfinite = int(np.count_nonzero(~finite))
-    voxels = voxels[finite] if facts.nonfinite else voxels
-    if not voxels.size:
-        return
-    low, high = sorted(float(value) * slope + inter for value in (voxels.min(), voxels.max()))
-    facts.minimum, facts.maximum = low, high
-    if max(abs(low), abs(high)) > float(np.finfo(np.float32).max):  # loading makes infinity of it
-        hint = "correct scl_slope and scl_inter in its header, or scale it"
-        facts.findings.append(Finding("range", "values within float32", f"{low:.4g} to {high:.4g}", hint))
-    if label:
-        facts.labels = _count(voxels, slope, inter)
-
-
-def _count(voxels: np.ndarray, slope: float, inter: float) -> list[list[float]]:
-    """Values, as loading has them, and counts: 10 times a slope of 0.1, itself rounded, is 1 as float32."""
-    # Label maps have long runs of one value: sorting the runs takes far less time than sorting the voxels.
-    starts = np.flatnonzero(np.concatenate([[True], voxels[1:] != voxels[:-1]]))
-    values, run = np.unique(voxels[starts], return_inverse=True)
-    numbers = np.bincount(run, weights=np.diff(starts, append=voxels.size))[:MOST_LABELS]
-    with np.errstate(over="ignore"):  # which is a finding of its own
-        loaded = (values[:MOST_LABELS].astype(np.float64) * slope + inter).astype(np.float32).astype(np.float64)
-    merged, where = np.unique(loaded, return_inverse=True)
-    return [list(pair) for pair in zip(merged.tolist(), np.bincount(where, weights=numbers).tolist(), strict=True)]
+    fields = [(f"bitpix {bits}", int(header["bitpix"]), range(bits, bits + 1))]
+    fields += [(f"voxels from byte {first} on", header.get_data_offset(), range(first, 2**62))]
+    fields += [(f"{name} from 0 to 5", int(header[name]), range(6)) for name in ("sform_code", "qform_code")]
+    hint = "copy it again or correct its header"
+    return next((Finding("file", expected, str(got), hint) for expected, got, good in fields if got not in good), None)

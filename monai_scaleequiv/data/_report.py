@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from monai_scaleequiv.data import rules
-from monai_scaleequiv.data._read import VolumeFacts
+from monai_scaleequiv.data._facts import VolumeFacts
 from monai_scaleequiv.data.rules import ERROR, WARNING, Finding
 
 

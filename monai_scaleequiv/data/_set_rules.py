@@ -8,8 +8,8 @@ from pathlib import Path
 
 from monai_scaleequiv.data import rules
 from monai_scaleequiv.data._datalist import stem_of
+from monai_scaleequiv.data._facts import MOST_LABELS, VolumeFacts
 from monai_scaleequiv.data._listing import Case, Listing
-from monai_scaleequiv.data._read import MOST_LABELS, VolumeFacts
 from monai_scaleequiv.data.rules import ERROR, WARNING, Finding
 
 MOST_GAPS = 5  # that are named

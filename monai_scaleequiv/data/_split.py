@@ -58,6 +58,15 @@ def split_datalist(source: PathLike, fold: int = 0, ratio: float = 0.8, seed: in
 
     Raises:
         ValueError: when either part would be empty.
+
+    Example::
+
+        >>> import tempfile
+        >>> from monai_scaleequiv.data import make_phantom_dataset
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = make_phantom_dataset(folder, cases=5, size=(16, 16, 16))
+        ...     [len(part) for part in split_datalist(file)]
+        [4, 1]
     """
     listing = list_task(source)
     training, validation = _dictionaries(listing, "training"), _dictionaries(listing, "validation")
@@ -87,6 +96,12 @@ def held_out(source: PathLike, ckpt_path: PathLike, fold: int = 0) -> Data:
 
     Raises:
         ValueError: when no case is left.
+
+    Example::
+
+        >>> held_out("no/such/folder", "model.pt")
+        Traceback (most recent call last):
+        FileNotFoundError: no/such/folder does not exist; give a folder with dataset.json, or give --images.
     """
     listing = list_task(source)
     cases = _dictionaries(listing, "training") + _dictionaries(listing, "validation")

@@ -48,7 +48,7 @@ def load_weights(network: nn.Module, path: PathLike, map_location: Device = None
     # Layers take older shapes, too, in which the axes behind the channels are joined.
     joined = {name: [(*shape[:2], math.prod(shape[2:])) for shape in pair] for name, pair in shapes.items()}
     other = [name for name, (old, new) in joined.items() if name in found and old != new]
-    kept = [name for name in other if new_head and shapes[name][0] and joined[name][0][1:] == joined[name][1][1:]]
+    kept = [name for name in other if new_head and joined[name][0][1:] == joined[name][1][1:]]
     parts = {
         "missing": [name for name in wanted if name not in found],
         "unknown": [str(name) for name in found if name not in wanted],

@@ -96,7 +96,6 @@ class InputGridWriter(NibabelWriter):
             raise ValueError(f"{self.source}: expected {expected}, got {cast.shape}; invert the prediction first.")
         header = image.header.copy()
         header.set_data_dtype(cast.dtype)
-        header.set_slope_inter(1, 0)
         header["cal_min"], header["cal_max"] = 0, 0  # the display range of intensities
         kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
         return kind(cast.reshape(grid), image.affine, header)

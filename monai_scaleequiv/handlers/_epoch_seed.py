@@ -21,8 +21,7 @@ class EpochSeedHandler:
         seed: any whole number from 0.
 
     Raises:
-        ValueError: when ``seed`` is none, when the checkpoint has another one, or when the data loader keeps its
-            workers, whose random states are out of reach.
+        ValueError: when the checkpoint has another seed, or the data loader keeps its workers.
 
     Example::
 
@@ -45,17 +44,13 @@ class EpochSeedHandler:
         """Seeds everything for the epoch that starts."""
         loader = engine.state.dataloader
         if getattr(loader, "persistent_workers", False):
-            raise ValueError(
-                "persistent_workers: expected False, got True; workers that live on cannot be seeded for each epoch."
-            )
-        mixed = np.random.SeedSequence([self.seed, engine.state.epoch, idist.get_rank()])
-        seed = int(mixed.generate_state(1)[0])
+            raise ValueError("persistent_workers: expected False, got True; workers that live on cannot be seeded.")
+        seed = int(np.random.SeedSequence([self.seed, engine.state.epoch, idist.get_rank()]).generate_state(1)[0])
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
         for owner in (loader, getattr(loader, "sampler", None)):
-            generator = getattr(owner, "generator", None)
-            if isinstance(generator, torch.Generator):
+            if generator := getattr(owner, "generator", None):
                 generator.manual_seed(seed)
         set_rnd(getattr(loader, "dataset", None), seed)
         if loader is not None:
@@ -68,6 +63,5 @@ class EpochSeedHandler:
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
         """Raises for another seed than the checkpoint's."""
         if state_dict["seed"] != self.seed:
-            raise ValueError(
-                f"seed: expected {state_dict['seed']} as in the checkpoint, got {self.seed}; go on with the former."
-            )
+            wanted = state_dict["seed"]
+            raise ValueError(f"seed: expected {wanted} as in the checkpoint, got {self.seed}; go on with the former.")

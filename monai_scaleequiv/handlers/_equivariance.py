@@ -20,10 +20,9 @@ from monai_scaleequiv.metrics import EquivarianceError, check_ratios, consistenc
 class EquivarianceHandler:
     """Measures at each validation how far the network is from scale-equivariant.
 
-    Rescaled images are predicted with the engine's own inferer and compared with the prediction of the image as it is,
-    before any postprocessing. ``engine.state.metrics`` gets ``equivariance_error_0.80`` and ``consistency_dice_0.80``
-    for a ratio of 0.8, NaN where nothing could be measured. Each ratio costs one more prediction. Where the loader has
-    no length, this handler stands before those that log.
+    Predictions of rescaled images, by the engine's own inferer, are compared with the prediction of the image as it is.
+    ``engine.state.metrics`` gets ``equivariance_error_0.80`` and ``consistency_dice_0.80`` for a ratio of 0.8, NaN if
+    nothing could be measured. Where the loader has no length, this handler stands before those that log.
 
     Args:
         ratios: magnifications; an axis of n voxels gets ``round(n * ratio)``.
@@ -65,8 +64,7 @@ class EquivarianceHandler:
             raise ValueError(f"expected a SupervisedEvaluator, got {type(engine).__name__}; attach to the validation.")
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._measure)
-        # Handlers that log do so when the epoch is completed, and some of them are attached before this one. The
-        # second event is for loaders whose length Ignite learns at their end.
+        # Before handlers that log at the end of the epoch; and then, for loaders whose length Ignite learns there.
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._write_after_the_last)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
@@ -74,7 +72,6 @@ class EquivarianceHandler:
         # Not before, because the evaluator attaches its handlers in the midst of its construction.
         if engine.mode is not eval_mode:
             raise ValueError("expected an evaluator in mode 'eval', got one in mode 'train', whose predictions vary.")
-        self._written = False
         for metric in self._metrics.values():
             metric.reset()
 
@@ -95,11 +92,9 @@ class EquivarianceHandler:
             self._write(engine)
 
     def _write(self, engine: SupervisedEvaluator) -> None:
-        if not self._written:
-            self._written = True
-            for name, metric in self._metrics.items():
-                value, count = metric.aggregate()
-                engine.state.metrics[name] = value.item() if count > 0 else math.nan
+        for name, metric in self._metrics.items():
+            value, count = metric.aggregate()
+            engine.state.metrics[name] = value.item() if count > 0 else math.nan
 
 
 def _predict(engine: SupervisedEvaluator, image: torch.Tensor) -> torch.Tensor:
@@ -110,7 +105,6 @@ def _predict(engine: SupervisedEvaluator, image: torch.Tensor) -> torch.Tensor:
 
 def _plain(x: Any) -> torch.Tensor:
     """In float32, and without the metadata that a rescaled image would not fit."""
-    if not isinstance(x, torch.Tensor):
-        got = type(x).__name__
-        raise ValueError(f"expected a tensor as image and as prediction, got {got}; use an inferer that picks one.")
-    return x.as_subclass(torch.Tensor).detach().float()
+    if isinstance(x, torch.Tensor):
+        return x.as_subclass(torch.Tensor).detach().float()
+    raise ValueError(f"expected image and prediction as tensors, got {type(x).__name__}; use an inferer with one.")

@@ -73,7 +73,7 @@ class TrainingRecordHandler:
         path: str | os.PathLike,
         network: torch.nn.Module,
         values: Mapping[str, Any],
-        cases: Sequence[Mapping[str, Any]],
+        cases: Sequence[Mapping],
         weights: str = "",
     ) -> None:
         self.path = Path(path)

@@ -29,8 +29,7 @@ def leave_process_group(network: DistributedDataParallel) -> None:
         )
     if not dist.is_initialized():
         return
-    # The last reference has to be one of Python's, which waits for the threads without holding the interpreter's lock:
-    # they may need it to end. So torch's own go last, after the C++ parts of the network.
+    # The last reference has to be Python's, which waits for the threads without holding the lock that they need to end.
     for name in ("reducer", "logger", "process_group"):
         vars(network).pop(name, None)
     dist.destroy_process_group()

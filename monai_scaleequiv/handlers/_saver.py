@@ -16,10 +16,7 @@ from monai_scaleequiv.handlers._checkpoint_files import UNFINISHED, epoch_files,
 
 
 class _WholeFileSaver(DiskSaver):
-    """Writes under another name first; what a new file replaces is removed after it is there.
-
-    Ignite's ``atomic=True`` does the former, but what a killed process leaves then has no name to know it by.
-    """
+    """Writes under another name first; what a new file replaces is removed after it is there."""
 
     def __init__(self, dirname: str, filename: str | None) -> None:
         super().__init__(dirname, require_empty=False)
@@ -47,11 +44,11 @@ class ResumableCheckpointSaver(CheckpointSaver):
 
     Older files, those of the training that was resumed included, are removed after the new one is in place. With
     ``save_key_metric=True`` the saver can stand in the ``save_dict`` of another one: then a resumed training replaces
-    the best network only by a better one. A score of NaN is worse than any other.
+    the best network only by a better one; NaN is the worst score.
 
     Args:
         save_dir: folder of the checkpoints, made with the first one.
-        save_dict: what to save, as for ``CheckpointSaver``.
+        save_dict: what to save.
         options: other arguments of ``CheckpointSaver``.
 
     Raises:
@@ -100,6 +97,7 @@ class ResumableCheckpointSaver(CheckpointSaver):
 
 
 def _write(checkpoint: Mapping, path: Path) -> None:
+    # Not by Ignite's atomic=True: what that leaves of a killed process has no name to know it by.
     unfinished = path.with_name(path.name + UNFINISHED)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

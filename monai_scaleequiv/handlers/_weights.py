@@ -18,16 +18,15 @@ class WeightsCheckpointLoader(CheckpointLoader):
     """MONAI's ``CheckpointLoader`` for a network's weights, which compares what they were trained with.
 
     Args:
-        load_path: a state dict of tensors, also within a checkpoint; see :py:func:`load_weights`.
+        load_path: a file as for :py:func:`load_weights`.
         load_dict: the network under any key.
         map_location: as for ``torch.load``.
-        record: this run's values of what trainings record, such as spacing; the network's definition is added. None
-            compares nothing, nor does weights' lack of a record.
+        record: this run's spacing and other values that a training records; the network's definition is added. None,
+            or weights without a record, compare nothing.
         new_head: whether parameters that differ in the number of classes keep their new values, with a warning.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it holds anything but weights of this network, or the record disagrees.
+        ValueError: when the file holds anything but weights of this network, or the record disagrees.
 
     Example::
 
@@ -93,7 +92,5 @@ class RequireWeightsHandler:
         now = list(self.network.parameters())
         same = [p is old and p._version == version for p, (old, version) in zip(now, self._before, strict=False)]
         if now and all(same) and not isinstance(self.network, torch.jit.ScriptModule):
-            kind = type(self.network).__name__
-            raise ValueError(
-                f"network: expected weights, got the random ones of a new {kind}; load some, as by ckpt_path."
-            )
+            got = f"the random ones of a new {type(self.network).__name__}"
+            raise ValueError(f"network: expected weights, got {got}; load some, as by ckpt_path.")
