@@ -305,6 +305,7 @@ def test_training_starts_with_a_check_of_the_data(capsys, handed_over, tmp_path)
     arguments = ["train", f"--input={task / 'dataset.json'}", "--output=out"]
     assert main(arguments) == 0
     assert handed_over.pop()["dataset_dir"] == str(task)
+    assert capsys.readouterr().err.startswith("warning: data: 1 warning; data: expected label 2 ")
     assert "expected 2 channel(s), got 1" in _error(capsys, *arguments, "--in_channels=2")
     assert "expected whole numbers from 0 to 0" in _error(capsys, *arguments, "--num_classes=1")
     cut(task / "imagesTr" / "case_1.nii.gz")

@@ -34,7 +34,8 @@ def run_bundle(command: str, folder: Path, overrides: Mapping[str, Any]) -> None
         checked = {"num_classes": "num_classes", "channels": "in_channels"}
         known = {name: parser.get_parsed_content(id) for name, id in checked.items() if id in parser}
         # Of the cases that are used: files of a test set may be missing or their own copies.
-        cases = sum(parser.get_parsed_content("split"), []) if "split" in parser else overrides["dataset_dir"]
+        parts = parser.get_parsed_content("split") if "split" in parser else []
+        cases = [case for part in parts for case in part] or overrides["dataset_dir"]
         check_dataset(cases, progress=True, **known).raise_errors()
     options = {"config_file": files, "meta_file": str(folder / "configs" / "metadata.json"), **overrides}
     with warnings.catch_warnings():
