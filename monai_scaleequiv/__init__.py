@@ -1,7 +1,7 @@
 """Scale-equivariant and large-kernel networks for MONAI.
 
-Importing this package registers its components with MONAI: short names such as ``SEUNet`` or ``CheckVolumed`` resolve in
-bundle configs, and the layers are entries of MONAI's layer factories. What is not here is reached from its room:
+Importing this package registers its components with MONAI: short names such as ``SEUNet`` or ``CheckVolumed`` resolve
+in bundle configs, and the layers are entries of MONAI's layer factories. What is not here is reached from its room:
 ``data``, ``transforms``, ``inferers``, ``handlers``, ``maths``, ``metrics``, ``published``.
 """
 
