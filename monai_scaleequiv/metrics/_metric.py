@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.metrics.regression import RegressionMetric
@@ -73,7 +74,8 @@ def consistency_dice(y_pred: torch.Tensor, y: torch.Tensor, include_background: 
         rescaled = rescale(torch.softmax(y.float(), dim=1), size)
         # One-hot by MONAI, so that classes that are nowhere have their channel, too.
         found, expected = (one_hot(x.argmax(1, keepdim=True), channels) > 0 for x in (rescaled, y_pred))
-    return AbsentClassDiceMetric(include_background or channels == 1)(found, expected)
+    metric: Any = AbsentClassDiceMetric(include_background or channels == 1)
+    return metric(found, expected)
 
 
 def check_ratios(ratios: Sequence[float], argument: str = "ratios") -> None:
