@@ -444,6 +444,8 @@ def test_ill_resampling_arguments():
         ScaleDownsample(3, SCALES, 0)
     with pytest.raises(ValueError, match="scales must hold"):
         ScaleDownsample(3, (), 2)
+    with pytest.raises(ValueError, match="sigma must be"):
+        ScaleDownsample(3, SCALES, 2, sigma=0.0)
     with pytest.raises(ValueError, match="size must have one number"):
         ScaleUpsample(2)(torch.rand(1, 1, 1, 4, 4), [8])
 

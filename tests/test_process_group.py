@@ -56,6 +56,7 @@ LISTS_THREADS = pytest.mark.skipif(
 
 
 @LISTS_THREADS
+@pytest.mark.slow  # test_bundles.py::test_training_in_two_processes looks for the threads as well
 def test_leaving_ends_all_threads(tmp_path):
     names, statuses = threads_after("leave", tmp_path)
     assert statuses == [0, 0]

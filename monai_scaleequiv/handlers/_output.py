@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,19 @@ from ignite.engine import Engine, Events
 from monai_scaleequiv import data
 
 
-class OutputDirHandler:
+class AtStart:
+    """A handler that does its work as a run starts."""
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to any engine."""
+        engine.add_event_handler(Events.STARTED, self.__call__)
+
+    def __call__(self, engine: Engine) -> None:
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class OutputDirHandler(AtStart):
     """Creates a folder for results as a run starts, and writes to it for a trial.
 
     Args:
@@ -30,14 +43,9 @@ class OutputDirHandler:
         >>> OutputDirHandler("output", files=["metrics.csv"]).attach(engine)
     """
 
-    def __init__(self, output_dir: str | os.PathLike, files: Sequence[str] = (), overwrite: bool = False) -> None:
-        self.output_dir = output_dir
-        self.files = files
-        self.overwrite = overwrite
-
-    def attach(self, engine: Engine) -> None:
-        """Attaches to any engine."""
-        engine.add_event_handler(Events.STARTED, self)
+    output_dir: str | os.PathLike
+    files: Sequence[str] = ()
+    overwrite: bool = False
 
     def __call__(self, engine: Engine) -> None:
         """Checks, in the first of several processes."""
@@ -46,7 +54,8 @@ class OutputDirHandler:
             self.overwrite = True
 
 
-class TrainingRecordHandler:
+@dataclass(eq=False)
+class TrainingRecordHandler(AtStart):
     """Writes beside the weights, as a training starts, what a later run with them has to agree with.
 
     Args:
@@ -68,37 +77,26 @@ class TrainingRecordHandler:
         3
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        network: torch.nn.Module,
-        values: Mapping[str, Any],
-        cases: Sequence[Mapping],
-        weights: str = "",
-    ) -> None:
-        self.path = Path(path)
-        self.network = network
-        self.values = values
-        self.cases = cases
-        self.weights = weights
-
-    def attach(self, engine: Engine) -> None:
-        """Attaches to a trainer, behind the handler that resumes."""
-        engine.add_event_handler(Events.STARTED, self)
+    path: str | os.PathLike
+    network: torch.nn.Module
+    values: Mapping[str, Any]
+    cases: Sequence[Mapping[str, Any]]
+    weights: str = ""
 
     def __call__(self, engine: Engine) -> None:
-        """Writes, in the first of several processes."""
+        """Writes, in the first of several processes; behind the handler that resumes."""
         if idist.get_rank() > 0:
             return
+        path = Path(self.path)
         record = {"network_def": data.definition_of(self.network), **self.values}
-        goes_on = engine.state.iteration > 0 or self.path.with_suffix(".pt").is_file()
-        earlier = data.read_record(self.path) if goes_on and self.path.is_file() else None
+        goes_on = engine.state.iteration > 0 or path.with_suffix(".pt").is_file()
+        earlier = data.read_record(path) if goes_on and path.is_file() else None
         if earlier is not None:
-            data.compare_records(earlier, record, os.fspath(self.path))
+            data.compare_records(earlier, record, str(path))
         seen: dict[str, int] = {}
         for source in (earlier, data.read_record(self.weights) if self.weights else None):
             seen |= (source or {}).get("training_cases", {})
-        data.write_record(self.path, {**record, "training_cases": seen | data.case_sizes(self.cases)})
+        data.write_record(path, {**record, "training_cases": seen | data.case_sizes(self.cases)})
 
 
 class LateSummaryWriter:

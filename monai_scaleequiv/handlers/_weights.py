@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.handlers import CheckpointLoader
 
 from monai_scaleequiv.data import compare_records, definition_of, load_weights, read_record
+from monai_scaleequiv.handlers._output import AtStart
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class WeightsCheckpointLoader(CheckpointLoader):
             logger.warning("%s: new values for %s, whose number of classes differs.", self.load_path, ", ".join(new))
 
 
-class RequireWeightsHandler:
+class RequireWeightsHandler(AtStart):
     """Stops a run whose network has the random weights of its construction.
 
     Stands behind the handler that loads weights; those that a program gives after the config is parsed count as well.
@@ -82,10 +83,6 @@ class RequireWeightsHandler:
     def __init__(self, network: torch.nn.Module) -> None:
         self.network = network
         self._before = [(p, p._version) for p in network.parameters()]
-
-    def attach(self, engine: Engine) -> None:
-        """Attaches to an evaluator."""
-        engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Looks whether any parameter has been written to, or exchanged."""

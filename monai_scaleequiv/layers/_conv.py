@@ -19,8 +19,7 @@ class ScaleLiftingConv(SteerableConv):
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
-        in_channels: number of input channels.
-        out_channels: number of output channels (per scale).
+        in_channels, out_channels: numbers of channels (per scale).
         filters: a :py:class:`ScaleFilters`, a mapping with its arguments, or None for the defaults.
         stride: stride of the convolution. A bare stride aliases; see :py:class:`ScaleDownsample`.
         padding: zero padding; None keeps the size at stride 1.
@@ -69,8 +68,7 @@ class ScaleGroupConv(SteerableConv):
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
-        in_channels: number of input channels (per scale).
-        out_channels: number of output channels (per scale).
+        in_channels, out_channels: numbers of channels (per scale).
         filters: a :py:class:`ScaleFilters`, a mapping with its arguments, or None for the defaults.
         scale_size: number of neighbouring scales that interact.
         stride: stride of the convolution.

@@ -11,9 +11,8 @@ from torch import nn
 class DerivedBuffers(nn.Module):
     """Base of modules with constants such as filters, which are buffers but neither saved nor loaded.
 
-    The exact values are kept beside the buffer. From them it is filled anew after everything that moves or converts
-    the module (``to``, ``to_empty``, ``half`` and back) and after weights were loaded into a module that was built on
-    the meta device, with ``assign=True`` or without.
+    The exact values are kept beside the buffer. From them it is filled anew after all that moves or converts the module
+    (``to``, ``to_empty``, ``half``), and after weights were loaded into a module that was built on the meta device.
 
     Example::
 

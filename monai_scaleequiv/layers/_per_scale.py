@@ -79,9 +79,6 @@ class ScalePool(PerScale):
         spatial_dims: number of spatial dimensions, 2 or 3.
         pool: as in MONAI, name and arguments, for example ``("max", {"kernel_size": 2})``.
 
-    Shape:
-        input (B, S, C, D, H, W), output (B, S, C, D', H', W').
-
     Example::
 
         >>> ScalePool(2, ("avg", {"kernel_size": 2}))(torch.rand(2, 4, 8, 6, 6)).shape
@@ -99,8 +96,7 @@ class ScalePointwiseConv(PerScale):
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
-        in_channels: number of input channels.
-        out_channels: number of output channels.
+        in_channels, out_channels: numbers of channels.
         bias: whether to add a bias.
 
     Raises:

@@ -1,5 +1,6 @@
 """Down- and up-sampling in space on features with a scale axis."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -74,9 +75,6 @@ class ScaleDownsample(SpacedResample):
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or scales.
 
-    Shape:
-        input (B, S or 1, C, D, H, W), output (B, S, C, ceil(D / factor), ...).
-
     Example::
 
         >>> ScaleDownsample(3, (1.0, 0.8), factor=2, spacing=(1, 1, 3))(torch.rand(1, 2, 4, 9, 8, 8)).shape
@@ -93,6 +91,8 @@ class ScaleDownsample(SpacedResample):
     ) -> None:
         super().__init__(spatial_dims, factor)
         check_scales(scales)
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"sigma must be above 0, got {sigma}.")
         self.scales = [float(s) for s in scales]
         self.sigma = sigma
         self.set_spacing(spacing)
@@ -115,10 +115,8 @@ class ScaleDownsample(SpacedResample):
 
 
 def _interpolation_variance(factor: int) -> float:
-    """Variance of what linear interpolation makes of an impulse, in voxels of the fine grid.
-
-    Mean of d (f - d) over the distances d of fine voxels from a coarse one: whole numbers for odd f, halves for even f.
-    """
+    # Of what becomes of an impulse, in fine voxels: the mean of d (f - d) over the distances d of fine voxels from a
+    # coarse one, which are whole numbers for odd f and halves for even f.
     return (factor**2 - 1) / 6 if factor % 2 else factor**2 / 6 + 1 / 12
 
 
@@ -133,9 +131,6 @@ class ScaleUpsample(SpacedResample):
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes.
-
-    Shape:
-        input (B, S, C, D, H, W), output (B, S, C, *size).
 
     Example::
 

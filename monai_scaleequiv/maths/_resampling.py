@@ -8,7 +8,7 @@ import torch
 
 
 def gaussian_downsampling_matrix(size: int, factor: int, sigma: list[float], like: torch.Tensor) -> torch.Tensor:
-    r"""Matrices that blur an axis with a Gaussian and keep every ``factor``-th sample.
+    r"""Matrices (S, ceil(size / factor), size) that blur an axis with S Gaussians and keep every ``factor``-th sample.
 
     Row ``i`` is centred on the middle of its ``factor`` input voxels, at :math:`f i + (f - 1)/2`, which is where
     ``torch.nn.functional.interpolate(..., align_corners=False)`` expects it on the way back. Rows sum to 1.
@@ -16,13 +16,8 @@ def gaussian_downsampling_matrix(size: int, factor: int, sigma: list[float], lik
     Args:
         size: length of the axis, in voxels.
         factor: distance of two output samples, in voxels.
-        sigma: standard deviations of the Gaussians in voxels, S of them.
-        like: tensor whose dtype and device the matrices of shape (S, ceil(size / factor), size) take.
-
-    Example::
-
-        >>> gaussian_downsampling_matrix(5, 2, [1.0], like=torch.zeros(1)).shape
-        torch.Size([1, 3, 5])
+        sigma: standard deviations of the Gaussians, in voxels.
+        like: tensor whose dtype and device the matrices take.
     """
     rows = (size + factor - 1) // factor
     centres = _positions(rows, like) * factor + (factor - 1) / 2.0
@@ -37,11 +32,8 @@ def gaussian_downsampling_matrix(size: int, factor: int, sigma: list[float], lik
 def sampled_gaussian_width(sigma: float, offset: float = 0.0) -> float:
     """Parameter of the Gaussian whose samples, divided by their sum, have the variance ``sigma ** 2``.
 
-    A Gaussian narrower than about 0.8 voxels loses part of its variance when it is sampled on voxel centres.
-
-    Args:
-        sigma: standard deviation to reach, in voxels.
-        offset: position of the samples: 0 on the centre, 0.5 to either side of it, where the variance is at least 1/4.
+    A Gaussian narrower than about 0.8 voxels loses part of its variance when it is sampled on voxel centres, of which
+    the nearest lies at ``offset``: 0, or 0.5, where the variance is at least 1/4.
 
     Example::
 
@@ -68,14 +60,7 @@ def linear_upsampling_matrix(size: int, factor: int, target_size: int, like: tor
         size: length of the coarse axis, in voxels.
         factor: distance of two coarse samples, in fine voxels.
         target_size: length of the fine axis, in voxels.
-        like: tensor whose dtype and device the matrix of shape (target_size, size) takes.
-
-    Example::
-
-        >>> linear_upsampling_matrix(2, 2, 3, like=torch.zeros(1))
-        tensor([[1.0000, 0.0000],
-                [0.7500, 0.2500],
-                [0.2500, 0.7500]])
+        like: tensor whose dtype and device the matrix takes.
     """
     positions = ((_positions(target_size, like) - (factor - 1) / 2.0) / factor).clamp(min=0).clamp(max=size - 1)
     return torch.relu(1 - (positions[:, None] - _positions(size, like)[None, :]).abs()).to(like.dtype)

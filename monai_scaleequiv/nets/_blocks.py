@@ -23,13 +23,11 @@ class ScaleConvUnit(nn.Sequential):
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
-        in_channels: number of input channels.
-        out_channels: number of output channels.
+        in_channels, out_channels: numbers of channels.
         lifting: whether the input is an image (B, C, ...) and not yet features (B, S, C, ...).
         filters: a :py:class:`ScaleFilters`, a mapping with its arguments, or None for the defaults.
         scale_size: number of neighbouring scales that interact (not in a lifting convolution).
-        act: activation type and arguments, None for none.
-        norm: normalisation type and arguments, None for none.
+        act, norm: type and arguments of activation and normalisation, None for none.
         dropout: probability of a channel to be dropped.
         bias: whether the convolution has a bias.
         adn_ordering: order of activation (A), dropout (D) and normalisation (N).
@@ -82,8 +80,7 @@ class ScaleResidualUnit(nn.Module):
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
-        in_channels: number of input channels.
-        out_channels: number of output channels.
+        in_channels, out_channels: numbers of channels.
         lifting: whether the input is an image (B, C, ...) and not yet features (B, S, C, ...).
         subunits: number of convolutions.
         bias: whether the convolutions have a bias.

@@ -1,6 +1,7 @@
 """The levels of a scale-equivariant U-Net, and the same levels for voxels of another size."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -25,19 +26,17 @@ class UpLevel(nn.Module):
         return self.upsample(self.unit(x), size)
 
 
+@dataclass(frozen=True)
 class LevelBuilder:
     """Builds the parts of a network whose levels differ in channels and factors only."""
 
-    def __init__(self, spatial_dims: int, num_res_units: int, unit_args: dict[str, Any]) -> None:
-        self.spatial_dims = spatial_dims
-        self.num_res_units = num_res_units
-        self.unit_args = unit_args
+    spatial_dims: int
+    num_res_units: int
+    unit_args: dict[str, Any]
 
     def unit(self, inc: int, outc: int, lifting: bool = False) -> nn.Module:
         if self.num_res_units > 0:
-            return ScaleResidualUnit(
-                self.spatial_dims, inc, outc, lifting, subunits=self.num_res_units, **self.unit_args
-            )
+            return ScaleResidualUnit(self.spatial_dims, inc, outc, lifting, self.num_res_units, **self.unit_args)
         return ScaleConvUnit(self.spatial_dims, inc, outc, lifting, **self.unit_args)
 
     def down(self, inc: int, outc: int, factor: Sequence[int], is_top: bool) -> nn.Module:
@@ -50,7 +49,7 @@ class LevelBuilder:
     def up(self, inc: int, outc: int, factor: Sequence[int], head_channels: int | None) -> nn.Module:
         layers: list[nn.Module] = [ScaleConvUnit(self.spatial_dims, inc, outc, **self.unit_args)]
         if self.num_res_units > 0:
-            layers.append(ScaleResidualUnit(self.spatial_dims, outc, outc, subunits=1, **self.unit_args))
+            layers.append(ScaleResidualUnit(self.spatial_dims, outc, outc, False, 1, **self.unit_args))
         if head_channels is not None:
             layers.append(ScalePointwiseConv(self.spatial_dims, outc, head_channels, self.unit_args["bias"]))
         return UpLevel(nn.Sequential(*layers), ScaleUpsample(self.spatial_dims, factor))

@@ -27,14 +27,12 @@ class SEUNet(nn.Module):
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
-        in_channels: number of input channels.
-        out_channels: number of output channels.
+        in_channels, out_channels: numbers of channels.
         channels: channels (per scale) of the levels, top first; at least two levels.
         strides: down-sampling of the levels but the last, one number or one per axis; ``len(channels) - 1`` of them.
         num_res_units: number of convolutions in each residual unit; 0 for plain convolutions.
-        act: activation type and arguments, None for none. A kink as in ReLU creates frequencies that the grid cannot
-            hold.
-        norm: normalisation type and arguments, None for none.
+        act, norm: type and arguments of activation and normalisation, None for none. A kink, as ReLU has, creates
+            frequencies that the grid cannot hold.
         dropout: probability of a channel to be dropped, at all scales at once.
         bias: whether the convolutions have a bias.
         adn_ordering: order of activation (A), normalisation (N) and dropout (D).
@@ -79,10 +77,10 @@ class SEUNet(nn.Module):
         projection: str | nn.Module = "mean",
     ) -> None:
         super().__init__()
-        _check_arguments(spatial_dims, in_channels, out_channels, channels, strides, num_res_units)
         self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
-        self.channels, self.strides = tuple(channels), tuple(strides[: len(channels) - 1])
+        self.channels, self.strides = tuple(channels), tuple(strides)
         self.num_res_units, self.scale_size = num_res_units, scale_size
+        self._check_arguments()
         self.act, self.norm, self.adn_ordering = act, norm, adn_ordering
         self.dropout, self.bias = dropout, bias
         self.filters = ScaleFilters.of(filters)
@@ -93,6 +91,26 @@ class SEUNet(nn.Module):
         self._factors = [list(ensure_tuple_rep(s, spatial_dims)) for s in self.strides]  # at spacing 1
         self._build_levels()
         self._set_spacing(self.filters.spacing)
+
+    def _check_arguments(self) -> None:
+        check_spatial_dims(self.spatial_dims)
+        levels = len(self.channels)
+        if levels < 2:
+            raise ValueError(f"the length of `channels` should be no less than 2, got {self.channels}.")
+        if not all(is_count(n) for n in (self.in_channels, self.out_channels, *self.channels)):
+            raise ValueError(
+                "in_channels, out_channels and channels must be whole numbers of at least 1, "
+                f"got in_channels={self.in_channels}, out_channels={self.out_channels}, channels={self.channels}."
+            )
+        if len(self.strides) < levels - 1:
+            raise ValueError(f"the length of `strides` should equal `len(channels) - 1`, got {self.strides}.")
+        if len(self.strides) > levels - 1:
+            warnings.warn(f"the last {len(self.strides) - levels + 1} values of `strides` are not used.", stacklevel=3)
+            self.strides = self.strides[: levels - 1]
+        if not all(is_count(factor) for stride in self.strides for factor in ensure_tuple(stride)):
+            raise ValueError(f"strides must be whole numbers of at least 1, got {self.strides}.")
+        if self.num_res_units != 0 and not is_count(self.num_res_units):
+            raise ValueError(f"num_res_units must be a whole number of at least 0, got {self.num_res_units}.")
 
     def _build_levels(self) -> None:
         unit_args = {name: getattr(self, name) for name in ("scale_size", "act", "norm", "dropout", "bias")}
@@ -172,32 +190,3 @@ class SEUNet(nn.Module):
 def _rounded(spacing: Sequence[float] | float, spatial_dims: int) -> list[float]:
     # What an affine matrix gives for 1 mm is 0.9999999 or 1.0000002.
     return [float(f"{r:.5g}") for r in voxel_sizes(spacing, spatial_dims)]
-
-
-def _check_arguments(
-    spatial_dims: int,
-    in_channels: int,
-    out_channels: int,
-    channels: Sequence[int],
-    strides: Sequence[Sequence[int] | int],
-    num_res_units: int,
-) -> None:
-    check_spatial_dims(spatial_dims)
-    if len(channels) < 2:
-        raise ValueError(f"the length of `channels` should be no less than 2, got {tuple(channels)}.")
-    if not all(is_count(n) for n in (in_channels, out_channels, *channels)):
-        raise ValueError(
-            "in_channels, out_channels and channels must be whole numbers of at least 1, "
-            f"got in_channels={in_channels}, out_channels={out_channels}, channels={tuple(channels)}."
-        )
-    surplus = len(strides) - (len(channels) - 1)
-    if surplus < 0:
-        raise ValueError(
-            f"the length of `strides` should equal `len(channels) - 1 = {len(channels) - 1}`, got {tuple(strides)}."
-        )
-    if surplus > 0:
-        warnings.warn(f"the last {surplus} values of `strides` are not used.", stacklevel=3)
-    if not all(is_count(factor) for stride in strides for factor in ensure_tuple(stride)):
-        raise ValueError(f"strides must be whole numbers of at least 1, got {tuple(strides)}.")
-    if num_res_units != 0 and not is_count(num_res_units):
-        raise ValueError(f"num_res_units must be a whole number of at least 0, got {num_res_units}.")
