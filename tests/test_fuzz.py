@@ -382,20 +382,27 @@ def test_a_case_that_hangs_is_noticed():
 
 SIZES = st.integers(0, 9)
 SCALES = st.lists(st.sampled_from([1.0, 0.9, 0.81, 0.5, 0.0, -1.0, 2.0, math.nan, math.inf, 1e-9, "1"]), max_size=3)
-LAYERS = {
-    "ScaleLiftingConv": {
+FILTERS = st.fixed_dictionaries(
+    {},
+    optional={
         "scales": SCALES,
         "kernel_size": st.sampled_from([3, 5, 4, 1, 0, -3, (3, 5), (3, 3, 3), None]),
         "sigma": st.sampled_from([0.95, 0.0, -1.0, math.nan]),
         "max_order": st.integers(-1, 3),
+        "spacing": st.sampled_from([1.0, 0.0, -1.0, (1.0, 2.0), (1.0, 1.0, 2.0)]),
+        "method": st.sampled_from(["least_squares", "sampled", "other"]),
+        "other": st.just(1),
+    },
+)
+LAYERS = {
+    "ScaleLiftingConv": {
+        "filters": FILTERS,
         "stride": st.sampled_from([1, 2, 0, -1, (1, 2), (1, 2, 1)]),
         "padding": st.sampled_from([None, 0, 1, -1, (1, 1)]),
         "is_transposed": st.booleans(),
-        "spacing": st.sampled_from([1.0, 0.0, -1.0, (1.0, 2.0), (1.0, 1.0, 2.0)]),
     },
     "ScaleGroupConv": {
-        "scales": SCALES,
-        "kernel_size": st.sampled_from([3, 5, 4, 1, 0, (3, 5), None]),
+        "filters": FILTERS,
         "scale_size": st.integers(-1, 4),
         "stride": st.sampled_from([1, 2, 0, (1, 2)]),
         "is_transposed": st.booleans(),
@@ -461,7 +468,9 @@ FAST = 40
 def right_shape(name, leading, options, size):
     """Batch, scales and channels that go with a layer's arguments, which may be out of range themselves."""
     dims = 2 + leading[0] % 2 if "dims" in FIRST[name] else 3
-    scales = dict(zip(FIRST[name], leading, strict=True)).get("scales", options.get("scales", range(4)))
+    scales = dict(zip(FIRST[name], leading, strict=True)).get(
+        "scales", options.get("filters", {}).get("scales", range(4))
+    )
     channels = leading[1] if FIRST[name][1:2] == ("channels",) else 4
     flat = name in ("ScaleLiftingConv", "LargeKernelConv")
     return [2, *([] if flat else [max(1, len(scales))]), max(1, channels), *size[:dims]]
@@ -511,20 +520,14 @@ def test_seunet(data):
     channels = data.draw(st.lists(st.integers(0, 4), max_size=4), label="channels")
     strides = data.draw(st.lists(st.sampled_from([1, 2, 3, 0, 1.5, (1, 2), (2, 1, 2)]), max_size=4), label="strides")
     more = {
-        "kernel_size": st.sampled_from([None, 3, 5, 4, 0, (3, 5)]),
-        "up_kernel_size": st.sampled_from([None, 3, 2, 0]),
+        "filters": FILTERS,
         "num_res_units": st.integers(-1, 2),
         "act": st.sampled_from([None, "PRELU", "nothing", ("LEAKYRELU", {"negative_slope": 0.2})]),
         "norm": st.sampled_from([None, "batch", "instance", "nothing"]),
         "dropout": st.sampled_from([0.0, 0.3, 2.0]),
         "adn_ordering": st.sampled_from(["NDA", "A", "", "NN", "X"]),
-        "grid": st.sampled_from(["own", "fixed", "other"]),
-        "scales": SCALES,
-        "projection": st.sampled_from([None, "mean", "max", "other"]),
-        "sigma": st.sampled_from([0.95, 0.0]),
-        "max_order": st.integers(-1, 3),
+        "projection": st.sampled_from(["mean", "max", "other"]),
         "scale_size": st.integers(0, 3),
-        "spacing": st.sampled_from([1.0, (1.0, 2.0), (1.0, 1.0, 2.0), 0.0]),
     }
     names = data.draw(st.sets(st.sampled_from(sorted(more)), max_size=2), label="arguments")
     options = {name: data.draw(more[name], label=name) for name in sorted(names)}
