@@ -23,11 +23,11 @@ from monai_scaleequiv import (
     ScaleProjection,
     ScaleUpsample,
     assert_scale_equivariant,
-    relative_error,
     rescale,
 )
 from monai_scaleequiv.layers import DerivedBuffers
 from monai_scaleequiv.maths import hermite_gaussian_basis
+from monai_scaleequiv.metrics import relative_error
 from monai_scaleequiv.published import published_basis
 
 SCALES = (1.0, 0.9, 0.8)

@@ -26,9 +26,10 @@ from monai.transforms import (
 )
 from torch.nn.utils import parametrize, prune
 
-from monai_scaleequiv import PerScale, ScaleFilters, ScaleProjection, SEUNet, relative_error, rescale
+from monai_scaleequiv import PerScale, ScaleFilters, ScaleProjection, SEUNet, rescale
 from monai_scaleequiv.data import make_phantom_dataset
 from monai_scaleequiv.layers import SteerableConv
+from monai_scaleequiv.metrics import relative_error
 from tests.network_tests import NetworkTests
 
 FILTERS = {"scales": (1.0, 0.8), "sigma": 1.0}
