@@ -300,16 +300,17 @@ def test_help(capsys, argv):
 
 
 def test_training_starts_with_a_check_of_the_data(capsys, handed_over, tmp_path):
-    task = write_task(tmp_path / "task", cases=4)
+    """Of the cases that it uses: a test set need not be there."""
+    task = write_task(tmp_path / "task", cases=4, test=["./imagesTs/gone.nii.gz"])
     arguments = ["train", f"--input={task / 'dataset.json'}", "--output=out"]
     assert main(arguments) == 0
     assert handed_over.pop()["dataset_dir"] == str(task)
-    assert "in_channels=2" not in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("warning: data: 1 warning; data: expected label 2 ")
     assert "expected 2 channel(s), got 1" in _error(capsys, *arguments, "--in_channels=2")
     assert "expected whole numbers from 0 to 0" in _error(capsys, *arguments, "--num_classes=1")
     cut(task / "imagesTr" / "case_1.nii.gz")
     error = _error(capsys, *arguments)
-    assert error.startswith(f"error: {task / 'dataset.json'}: 1 error; ")
+    assert error.startswith("error: data: 1 error; ")
     assert str(task / "imagesTr" / "case_1.nii.gz") in error
     assert not handed_over
 

@@ -33,7 +33,10 @@ def run_bundle(command: str, folder: Path, overrides: Mapping[str, Any]) -> None
     if command == "train":
         checked = {"num_classes": "num_classes", "channels": "in_channels"}
         known = {name: parser.get_parsed_content(id) for name, id in checked.items() if id in parser}
-        check_dataset(overrides["dataset_dir"], progress=True, **known).raise_errors()
+        # Of the cases that are used: files of a test set may be missing or their own copies.
+        parts = parser.get_parsed_content("split") if "split" in parser else []
+        cases = [case for part in parts for case in part] or overrides["dataset_dir"]
+        check_dataset(cases, progress=True, **known).raise_errors()
     options = {"config_file": files, "meta_file": str(folder / "configs" / "metadata.json"), **overrides}
     with warnings.catch_warnings():
         if folder.parent in _bundle_folders():

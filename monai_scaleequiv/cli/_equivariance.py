@@ -1,15 +1,14 @@
 """The equivariance report: a table, the numbers behind it, and a picture."""
 
 import json
-import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import monai
 import torch
+from monai.config import get_config_values
 from monai.transforms import CenterSpatialCrop
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
@@ -48,13 +47,12 @@ def make_report(
     ratios = ratios_to_measure(arguments["ratios"], network.scales)
     images = read_images(network, preprocessing, arguments["input"], arguments["cases"], arguments["seed"])
     rows = _rows(network, images, ratios)
-    versions = {module.__name__: str(module.__version__) for module in (monai_scaleequiv, monai, torch)}
     report = {
         "network": {**description, "scales": network.scales},
         "images": list(images),
         "arguments": {**arguments, "overrides": overrides, "ratios": ratios, "divisor": network.divisor},
         "device": str(network.device),
-        "versions": {**versions, "python": platform.python_version()},
+        "versions": {"monai_scaleequiv": monai_scaleequiv.__version__, **get_config_values()},
         "ratios": rows,
     }
     title = f"{description['class']}, images: {len(images)} {'given' if arguments['input'] else 'made up'}"
