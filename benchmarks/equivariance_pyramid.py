@@ -5,7 +5,7 @@ python benchmarks/equivariance_pyramid.py --output=benchmarks/results
 Cost: four scales 2^(i/3) over one pass of the network. ``inference`` and ``training`` (forward and backward) are ratios
 of median times, interleaved; ``kept`` is the ratio of the bytes that autograd keeps for the backward pass;
 ``ns_per_voxel`` is the network alone on images of the copies' sizes. All depend on how torch and the system's allocator
-treat sizes: ``cost_batch_2`` is the same with two images, and its command tells the allocator to keep freed memory.
+treat sizes: ``cost_batch_2`` is the same with two images, and its command makes the allocator keep freed memory.
 
 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 \\
     python benchmarks/equivariance_pyramid.py --output=benchmarks/results --parts=cost_batch_2

@@ -1,10 +1,11 @@
 """Scale-equivariant and large-kernel networks for MONAI.
 
-Importing this package registers its components with MONAI: short names such as ``SEUNet`` resolve in bundle configs,
-and the layers are entries of MONAI's layer factories.
+Importing this package registers its components with MONAI: short names such as ``SEUNet`` or ``CheckVolumed`` resolve
+in bundle configs, and the layers are entries of MONAI's layer factories. What is not here is reached from its room:
+``data``, ``transforms``, ``inferers``, ``handlers``, ``maths``, ``metrics``, ``published``.
 """
 
-from monai_scaleequiv import data, handlers, inferers, published, transforms
+from monai_scaleequiv import data, handlers, inferers, published, transforms  # noqa: F401 - MONAI looks them through
 from monai_scaleequiv.layers import (
     LargeKernelConv,
     PerScale,
@@ -25,8 +26,6 @@ from monai_scaleequiv.metrics import (
     assert_scale_equivariant,
     consistency_dice,
     equivariance_error,
-    relative_error,
-    scale_shift,
 )
 from monai_scaleequiv.nets import RepUXNet, ScaleConvUnit, ScalePyramid, ScaleResidualUnit, SEUNet
 
@@ -54,13 +53,7 @@ __all__ = [
     "ScaleUpsample",
     "assert_scale_equivariant",
     "consistency_dice",
-    "data",
     "equivariance_error",
-    "handlers",
-    "inferers",
     "published",
-    "relative_error",
     "rescale",
-    "scale_shift",
-    "transforms",
 ]

@@ -62,7 +62,7 @@ def flip_stored_byte(path):
 
 
 def with_affine(path, affine, pixdim=None):
-    """Writes an affine into the header as it is, which nibabel would refuse or mend; by default with its voxel size."""
+    """Writes an affine into the header as it is, which nibabel would reject or correct; with its voxel size."""
     content = bytearray(gzip.decompress(Path(path).read_bytes()))
     header = np.frombuffer(content, nib.Nifti1Header.template_dtype, count=1)[0].copy()
     for row, name in enumerate(("srow_x", "srow_y", "srow_z")):

@@ -28,7 +28,7 @@ class NetworkTests:
     compile_args: ClassVar[dict[str, Any]] = {}
     stored: ClassVar[str] = ""  # file of stored logits, where its name is not that of the network
     name_prefix: ClassVar[str] = ""  # of the parameters when these logits were stored
-    # What the network claims of a smooth image: arguments, sizes of the image and the rescaled one, tolerance.
+    # How equivariant the network is on a smooth image: arguments, sizes of the image and the rescaled one, tolerance.
     equivariance: ClassVar[tuple[dict[str, Any], tuple[int, ...], tuple[int, ...], float] | None] = None
 
     def pytest_generate_tests(self, metafunc):
@@ -200,7 +200,7 @@ class NetworkTests:
 
     def test_scale_equivariance(self):
         if self.equivariance is None:
-            pytest.skip(f"{self.network.__name__} does not claim to be scale-equivariant")
+            pytest.skip(f"{self.network.__name__} is not scale-equivariant")
         args, size, other, tolerance = self.equivariance
         net = self.network(**args)
         shape = (1, args["in_channels"])

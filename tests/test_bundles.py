@@ -190,12 +190,12 @@ def test_metadata_describe_the_network_in_the_config(bundle):
     assert image["spatial_shape"] == pred["spatial_shape"] == parser["roi_size"]
 
 
-def _expressions(part):
+def expressions(part):
     if isinstance(part, dict):
         part = list(part.values())
     if isinstance(part, list):
         for value in part:
-            yield from _expressions(value)
+            yield from expressions(value)
     elif isinstance(part, str) and part.startswith("$"):
         yield part[1:]
 
@@ -217,7 +217,7 @@ def unexpected(expression):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_expressions_are_few_and_plain(bundle, name):
-    found = set(_expressions(config(bundle, name)))
+    found = set(expressions(config(bundle, name)))
     assert found
     assert {expression: unexpected(expression) for expression in found if unexpected(expression)} == {}
 

@@ -145,24 +145,24 @@ def test_datalist_of_several_keeps_the_order_given_and_drops_repeats(tree):
     ],
 )
 @pytest.mark.parametrize("in_a_list", [False, True])
-def test_datalist_refuses(tree, source, error, found, in_a_list):
+def test_sources_that_are_no_inputs(tree, source, error, found, in_a_list):
     path = tree / source
-    with pytest.raises(error) as refused:
+    with pytest.raises(error) as raised:
         nifti_datalist([tree / "b.nii", path] if in_a_list else path)
-    assert found in str(refused.value)
-    assert str(tree) in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert found in str(raised.value)
+    assert str(tree) in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
-def test_datalist_refuses_two_files_whose_results_would_collide(tree, name):
+def test_two_files_whose_results_would_collide(tree, name):
     twin = tree / "twin" / name
     twin.parent.mkdir()
     twin.touch()
-    with pytest.raises(ValueError, match="have the same name") as refused:
+    with pytest.raises(ValueError, match="have the same name") as raised:
         nifti_datalist(tree)
-    assert str(twin) in str(refused.value)
-    assert str(tree / "a.nii.gz") in str(refused.value)
+    assert str(twin) in str(raised.value)
+    assert str(tree / "a.nii.gz") in str(raised.value)
 
 
 def test_datalist_of_a_link_to_a_listed_file_is_no_collision(tree):
@@ -171,7 +171,7 @@ def test_datalist_of_a_link_to_a_listed_file_is_no_collision(tree):
     assert len(nifti_datalist(tree)) == 4
 
 
-def test_datalist_refuses_to_replace_results(tree, tmp_path):
+def test_results_are_not_replaced(tree, tmp_path):
     results = tmp_path / "results"
     listed = nifti_datalist(tree, results=results)
     assert listed == nifti_datalist(tree)
@@ -396,30 +396,30 @@ def test_file_that_comes_while_the_label_map_is_made_is_kept(tmp_path, monkeypat
         save(image, target)
         (tmp_path / "out" / "scan_seg.nii.gz").write_bytes(b"mine")
 
-    def refuse(*_):
+    def fail(*_):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     path = make_volume(tmp_path / "scan.nii")
     monkeypatch.setattr(nib, "save", meanwhile)
     if not has_links:
-        monkeypatch.setattr("os.link", refuse)
+        monkeypatch.setattr("os.link", fail)
     with pytest.raises(RuntimeError, match=r"scan_seg.nii.gz exists already"):
         save(path, tmp_path / "out")
     assert [file.read_bytes() for file in (tmp_path / "out").iterdir()] == [b"mine"]
 
 
 def test_file_system_without_links(tmp_path, monkeypatch):
-    def refuse(*_):
+    def fail(*_):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr("os.link", refuse)
+    monkeypatch.setattr("os.link", fail)
     saved, labels = save(make_volume(tmp_path / "scan.nii"), tmp_path / "out")
     np.testing.assert_array_equal(nib.load(saved).get_fdata(), labels)
     assert list((tmp_path / "out").iterdir()) == [saved]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 300, -1, 1.7])
-def test_values_that_the_data_type_does_not_hold_are_refused(tmp_path, value):
+def test_values_that_the_data_type_does_not_hold_are_errors(tmp_path, value):
     labels = torch.ones(1, *SHAPE)
     labels[0, 2, 1, 3] = value
     path = make_volume(tmp_path / "scan.nii")
@@ -445,13 +445,13 @@ def test_what_a_killed_process_left_is_removed_after_an_hour(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 4), (6, 5, 3), (6, 5, 1), (3, 5, 8)])
-def test_label_map_of_another_shape_is_refused(tmp_path, shape):
+def test_label_map_of_another_shape_is_an_error(tmp_path, shape):
     path = make_volume(tmp_path / "scan.nii")
-    with pytest.raises(RuntimeError) as refused:
+    with pytest.raises(RuntimeError) as raised:
         save(path, tmp_path / "out", torch.zeros(1, *shape))
     grid = tuple(np.squeeze(np.zeros(shape)).shape)
     assert f"{path}: expected a label map of shape {SHAPE}, got {grid}; invert the prediction first." in str(
-        refused.value
+        raised.value
     )
     assert not list((tmp_path / "out").glob("*"))
 
@@ -496,7 +496,7 @@ def test_full_disk_is_found_before_the_work(tmp_path, monkeypatch):
         check_output_dir(tmp_path / "new")
 
 
-def test_claimed_folder_keeps_what_it_holds(tmp_path):
+def test_checked_folder_keeps_what_it_holds(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     check_output_dir(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

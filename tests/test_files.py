@@ -1,7 +1,5 @@
 """Files that are there whole or not at all."""
 
-from __future__ import annotations
-
 import errno
 import os
 
@@ -51,16 +49,24 @@ def test_file_that_came_in_the_meantime_stays(file):
     def write():
         with whole_file(file, replace=False) as unfinished:
             unfinished.write_text("ours")
-            file.write_text("another's")
+            file.write_text("of another")
 
     with pytest.raises(FileExistsError):
         write()
-    assert contents(file.parent) == {"a.txt": "another's"}
+    assert contents(file.parent) == {"a.txt": "of another"}
 
 
-def test_file_is_replaced_if_told_to(file):
+def test_file_is_replaced(file):
     file.write_text("earlier")
     with whole_file(file) as unfinished:
         unfinished.write_text("later")
         assert file.read_text() == "earlier"
     assert contents(file.parent) == {"a.txt": "later"}
+
+
+def test_two_writers_of_one_file_do_not_meet(file):
+    with whole_file(file) as first, whole_file(file) as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert contents(file.parent) == {"a.txt": "first"}  # the one that ended last, whole

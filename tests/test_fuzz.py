@@ -173,8 +173,8 @@ def bundle_preprocessing():
 def ours(error):
     """Whether an error is one of this package's, in one line: what was expected, what came, what to do."""
     text = str(root_cause(error))
-    told = all(word in text for word in ("expected ", ", got ", "; "))
-    return isinstance(root_cause(error), ValueError) and told and "\n" not in text
+    noted = all(word in text for word in ("expected ", ", got ", "; "))
+    return isinstance(root_cause(error), ValueError) and noted and "\n" not in text
 
 
 def checked(folder):
@@ -267,7 +267,7 @@ def fuzz(folder, cases, seed):
     """Counts of (mutation, truth, check, preprocessing, inference), and the cases that went wrong."""
     load, rest = bundle_preprocessing()
     sound = {name: sound_file(folder / "sound", name) for name in FORMATS}
-    told, truths, wrong = {}, {}, []
+    noted, truths, wrong = {}, {}, []
     (folder / "all").mkdir()
     for case in range(cases):
         rng = np.random.default_rng([seed, case])
@@ -288,9 +288,9 @@ def fuzz(folder, cases, seed):
                 f"case {case}, {name}, {kind}: a broken volume was taken: check {found[0]}, loading {found[1]}"
             )
         kept = file.rename(folder / "all" / f"{case:04d}-{name}")
-        truths[kept], told[kept] = truth, (kind, "valid" if truth is not None else "broken", *found)
+        truths[kept], noted[kept] = truth, (kind, "valid" if truth is not None else "broken", *found)
     segmented, wrong_there = segmentation_faults(folder / "all", folder / "results", truths)
-    return Counter((*told[kept], segmented[kept]) for kept in told), wrong + wrong_there
+    return Counter((*noted[kept], segmented[kept]) for kept in noted), wrong + wrong_there
 
 
 def summary(outcomes, wrong):
@@ -298,8 +298,8 @@ def summary(outcomes, wrong):
     rows = [{**dict(zip(places, key, strict=True)), "cases": count} for key, count in sorted(outcomes.items())]
     totals = Counter()
     for (_, truth, *found), count in outcomes.items():
-        told = ", ".join(f"{place} {what}" for place, what in zip(places[2:], found, strict=True))
-        totals[f"{truth}: {told}"] += count
+        noted = ", ".join(f"{place} {what}" for place, what in zip(places[2:], found, strict=True))
+        totals[f"{truth}: {noted}"] += count
     return {"cases": sum(outcomes.values()), "wrong": wrong, "totals": dict(sorted(totals.items())), "rows": rows}
 
 
@@ -307,15 +307,15 @@ def summary(outcomes, wrong):
 @pytest.mark.parametrize("cases", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_mutated_files(tmp_path, cases):
     outcomes, wrong = fuzz(tmp_path, cases, seed=0)
-    told = summary(outcomes, wrong)
-    sys.stdout.write(json.dumps(told, indent=2) + "\n")
-    assert told["wrong"] == []
-    assert told["cases"] == cases
+    noted = summary(outcomes, wrong)
+    sys.stdout.write(json.dumps(noted, indent=2) + "\n")
+    assert noted["wrong"] == []
+    assert noted["cases"] == cases
     assert {truth for _, truth, *_ in outcomes} == {"valid", "broken"}
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "value", "told"),
+    ("name", "place", "value", "noted"),
     [
         ("a.nii", 344, b"n+0\0", "expected a NIfTI header, got a file that begins with "),
         ("nifti2.nii.gz", 8, b"\n\x1a\n\0", "expected a NIfTI header, got a file that begins with "),
@@ -351,7 +351,7 @@ def test_mutated_files(tmp_path, cases):
         "meter",
     ],
 )
-def test_headers_that_readers_pass_over(tmp_path, name, place, value, told):
+def test_headers_that_readers_pass_over(tmp_path, name, place, value, noted):
     content = sound_file(tmp_path / "in", name)
     plain = bytearray(gzip.decompress(content) if name.endswith(".gz") else content)
     plain[place : place + len(value)] = value
@@ -359,7 +359,7 @@ def test_headers_that_readers_pass_over(tmp_path, name, place, value, told):
     file.write_bytes(gzip.compress(plain) if name.endswith(".gz") else plain)
     assert strictly_read(file.read_bytes(), name.endswith(".gz")) is None
     (error,) = check_dataset(images=tmp_path / "in").errors
-    assert error.startswith(f"{file}: {told}")
+    assert error.startswith(f"{file}: {noted}")
     assert prepared(file, *bundle_preprocessing(), None) == "error"
 
 
@@ -423,7 +423,7 @@ LEADING = {"dims": st.integers(1, 4), "channels": st.integers(-1, 4), "scales": 
 KNOWN_ERRORS = (ValueError, TypeError, NotImplementedError)
 
 
-def own_error(error):
+def raised_on_purpose(error):
     """Whether an error was raised on purpose: by MONAI, or by this package in a line that says what it got."""
     if not isinstance(error, KNOWN_ERRORS):
         return False
@@ -431,11 +431,11 @@ def own_error(error):
     while trace.tb_next is not None:
         trace = trace.tb_next
     module = trace.tb_frame.f_globals.get("__name__", "")
-    told = " got " in str(error) and "\n" not in str(error)
-    return module.startswith("monai.") or (module.startswith("monai_scaleequiv") and told)
+    noted = " got " in str(error) and "\n" not in str(error)
+    return module.startswith("monai.") or (module.startswith("monai_scaleequiv") and noted)
 
 
-def run_or_refuse(make, x, check):
+def run_or_raise(make, x, check):
     """Builds, runs, checks the result; an error has to be one of ours."""
     try:
         with in_time():
@@ -445,7 +445,7 @@ def run_or_refuse(make, x, check):
     except AssertionError:
         raise
     except Exception as error:
-        if not own_error(error):
+        if not raised_on_purpose(error):
             raise AssertionError(f"internal error: {type(error).__name__}: {error}") from error
 
 
@@ -484,7 +484,7 @@ def test_layers(name, data):
         layer = getattr(monai_scaleequiv, name)(*leading, **options).eval()
         return (lambda v: layer(v, [8] * leading[0])) if name == "ScaleUpsample" else layer
 
-    run_or_refuse(make, x, lambda layer, y: _sound(x, y))
+    run_or_raise(make, x, lambda layer, y: _sound(x, y))
 
 
 def _sound(x, y):
@@ -534,7 +534,7 @@ def test_seunet(data):
         channels = [max(1, n) for n in channels]
     x = torch.randn(shape)
     check = _network_output(channels_out)
-    run_or_refuse(
+    run_or_raise(
         lambda: monai_scaleequiv.SEUNet(dims, channels_in, channels_out, channels, strides, **options).eval(),
         x,
         lambda network, y: check(network, x, y),
@@ -568,7 +568,7 @@ def test_pyramid(data):
         pyramid = monai_scaleequiv.ScalePyramid(torch.nn.Identity(), spatial_dims=dims, **options)
         return lambda v: pyramid(v, spacing)
 
-    run_or_refuse(make, x, lambda net, y: _sound(x, y))
+    run_or_raise(make, x, lambda net, y: _sound(x, y))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8])
@@ -609,7 +609,7 @@ def test_repuxnet(data):
     size = data.draw(st.sampled_from([[8, 8, 8], [16, 8, 24], [9, 8, 8], [1, 1, 1], [0, 8, 8], [8, 8]]), label="size")
     x = torch.randn(data.draw(st.integers(0, 2), label="batch"), max(channels_in, 0), *size[:dims])
     check = _network_output(channels_out)
-    run_or_refuse(
+    run_or_raise(
         lambda: monai_scaleequiv.RepUXNet(
             dims, channels_in, channels_out, depths=depths, feature_size=feature_size, **options
         ).eval(),

@@ -280,7 +280,7 @@ def test_output_folder(tmp_path):
     started(handler)
     (folder / "metrics.csv").write_bytes(b"mine")
     started(handler)  # what a run has written it may replace
-    with pytest.raises(FileExistsError, match="output_dir: .*metrics.csv exists already"):
+    with pytest.raises(FileExistsError, match=r"output_dir: .*metrics.csv exists already"):
         started(OutputDirHandler(folder, ["*.csv"]))
     started(OutputDirHandler(folder, ["*.csv"], overwrite=True))
     assert (folder / "metrics.csv").read_bytes() == b"mine"

@@ -55,7 +55,10 @@ def test_every_folder_is_a_room():
 def test_upward_and_private_imports_are_found():
     assert wrong_imports("layers", ["monai_scaleequiv.nets.SEUNet"]) == ["monai_scaleequiv.nets.SEUNet"]
     assert wrong_imports("nets", ["monai_scaleequiv.layers._conv.ScaleGroupConv"]) != []
-    assert wrong_imports("nets", ["monai_scaleequiv.layers.ScaleGroupConv", "torch.nn._x", "monai_scaleequiv.nets._a.b"]) == []
+    assert (
+        wrong_imports("nets", ["monai_scaleequiv.layers.ScaleGroupConv", "torch.nn._x", "monai_scaleequiv.nets._a.b"])
+        == []
+    )
 
 
 def test_no_file_is_long():

@@ -375,7 +375,7 @@ def test_dropout_drops_channels_at_all_scales():
     assert (y == y[:, :1, :, :1, :1, :1]).all()
     assert 120 < (y[:, 0, :, 0, 0, 0] == 0).sum() < 280
     assert ScaleDropout(0.5).eval()(x) is x
-    with pytest.raises(ValueError, match="p must be"):
+    with pytest.raises(ValueError, match="between 0 and 1"):
         ScaleDropout(1.5)
 
 

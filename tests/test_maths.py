@@ -240,9 +240,9 @@ def test_resampling_is_spoilt_by_no_earlier_call_of_another_kind():
         assert leaf.grad.isfinite().all(), kind
     assert kept  # that is, kept between plain calls
     assert all(type(m) is torch.Tensor for m in kept.values())
-    for size in range(1, 600):
+    for size in range(1, 200):
         resample_axis(torch.ones(1, 1, size), 2, 3, size, 3)
-    assert len(kept) <= 512
+    assert len(kept) <= 128
 
 
 @pytest.mark.parametrize("axis", [1, 2, 3])

@@ -54,7 +54,7 @@ def test_every_name_is_free_in_monai_and_every_public_one_is_found_once():
     assert {"monai_scaleequiv.cli._main", "monai_scaleequiv.nets._seunet"} <= set(modules)
     for module in modules:
         importlib.import_module(module)
-        # Private names too: the locator does not tell them apart, and the order of imports would decide.
+        # Private names too: the locator takes them as well, and the order of imports would decide.
         assert set(ComponentLocator()._find_classes_or_functions([module])) & of_monai == set(), module
     locator = ComponentLocator()
     for room in rooms:

@@ -1,10 +1,11 @@
 """The check of a whole data set before anything is trained on it."""
 
+import functools
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -81,30 +82,23 @@ def check_dataset(
     if num_classes is not None:
         listing.classes = {value: (listing.classes or {}).get(value, "") for value in range(num_classes)}
     listing.channels, listing.spatial_dims = channels or listing.channels, spatial_dims or listing.spatial_dims
-    found = dict(_read_all(listing.files, workers, progress))
-    facts = {file: found[file] for file in listing.files}
+    facts = _read_all(listing.files, workers, progress)
     findings = tuple(all_findings(listing, facts))
     return DatasetReport(listing.source, len(listing.cases), listing.classes, facts, findings)
 
 
-def _read_all(files: Sequence[File], workers: int | None, progress: bool) -> Iterator[tuple[File, VolumeFacts]]:
+def _read_all(files: Sequence[File], workers: int | None, progress: bool) -> dict[File, VolumeFacts]:
     if workers is None:
         size = sum(Path(path).stat().st_size for path, _ in files if Path(path).is_file())
         workers = len(os.sched_getaffinity(0)) if size > LITTLE and sys.platform == "linux" else 1
-    read = _read_in_pool(files, workers) if min(workers, len(files)) > 1 else ((f, read_facts(*f)) for f in files)
-    disable = None if progress and files else True
-    yield from tqdm(read, total=len(files), desc="check", unit="file", disable=disable, leave=False)
-
-
-def _read_in_pool(files: Sequence[File], workers: int) -> Iterator[tuple[File, VolumeFacts]]:
+    hidden = None if progress and files else True
+    show = functools.partial(tqdm, total=len(files), desc="check", unit="file", disable=hidden, leave=False)
+    if min(workers, len(files)) < 2:
+        return dict(zip(files, show(read_facts(*file) for file in files), strict=True))
     # New interpreters would import PyTorch first, which takes longer than reading many a data set.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(min(workers, len(files)), mp_context=context)
     try:
-        waiting = {pool.submit(read_facts, *file): file for file in files}
-        for future in as_completed(waiting):
-            yield waiting[future], future.result()
+        with ProcessPoolExecutor(min(workers, len(files)), mp_context=context) as pool:
+            return dict(zip(files, show(pool.map(read_facts, *zip(*files, strict=True))), strict=True))
     except BrokenProcessPool:
         raise RuntimeError("a reading process was ended from outside, perhaps for memory; set workers to 1.") from None
-    finally:
-        pool.shutdown(cancel_futures=True)

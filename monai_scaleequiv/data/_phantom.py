@@ -110,7 +110,7 @@ def _anatomy(rng: np.random.Generator, size: Sequence[int], radius: float) -> tu
     for _ in range(rng.integers(3, 7)):
         blob = rng.uniform(0, size), 0.1 * min(size) * rng.uniform(0.5, 1.2, size=3), np.eye(3)
         blobs |= np.linalg.norm(_coordinates(size, *blob), axis=-1) < 1
-    apart = np.linalg.norm(organ, axis=-1) > 1.3  # a blob that touched the organ could not be told from it
+    apart = np.linalg.norm(organ, axis=-1) > 1.3  # a blob that touched the organ would look like a part of it
     return labels, np.where(blobs & apart, TISSUES[1], TISSUES[labels])
 
 

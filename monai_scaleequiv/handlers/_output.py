@@ -18,7 +18,7 @@ class AtStart:
 
     def attach(self, engine: Engine) -> None:
         """Attaches to any engine."""
-        engine.add_event_handler(Events.STARTED, self.__call__)
+        engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
         raise NotImplementedError

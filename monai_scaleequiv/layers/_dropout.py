@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class ScaleDropout(nn.Module):
+class ScaleDropout(nn.Dropout):
     """Drops whole channels, each at all scales at once, so that the scales stay shifted copies of one another.
 
     Args:
@@ -21,16 +21,10 @@ class ScaleDropout(nn.Module):
     """
 
     def __init__(self, p: float = 0.5) -> None:
-        super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"p must be in [0, 1], got {p}.")
-        self.p = p
+        super().__init__(p)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or self.p == 0:
             return x
         shape = [x.shape[0], 1, x.shape[2]] + [1] * (x.dim() - 3)  # (B, 1, C, 1, ...)
         return x * F.dropout(torch.ones(shape, dtype=x.dtype, device=x.device), self.p, True)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"

@@ -42,13 +42,9 @@ def crop_to_reach(weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 def fft_kernel_spectrum(weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Conjugate spectrum (C, *half) of kernels on the circle of :py:func:`fft_depthwise_conv` for images of this size.
 
-    Args:
-        weight: kernels of shape (C, 1, *kernel), edges odd, single or double precision.
-        size: spatial size of the image.
-
     Example::
 
-        >>> fft_kernel_spectrum(torch.rand(4, 1, 21, 21), (48, 48)).shape  # 48 + 10, rounded up to 60
+        >>> fft_kernel_spectrum(weight=torch.rand(4, 1, 21, 21), size=(48, 48)).shape  # 48 + 10, rounded up to 60
         torch.Size([4, 60, 31])
     """
     kernel = crop_to_reach(weight, size).flatten(0, 1)
@@ -88,17 +84,10 @@ def fft_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Te
 def fft_depthwise_gradients(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, of_input: bool = True, of_weight: bool = True
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    r"""Gradients of :py:func:`fft_depthwise_conv`, on the same circle; None for one that is not wanted.
+    r"""Gradients of :py:func:`fft_depthwise_conv` for the output's gradient ``grad``; None for one that is not wanted.
 
     :math:`\partial x_c(j) = \sum_t w_c(t)\, g_c(j - t + p)` and
-    :math:`\partial w_c(t) = \sum_i g_c(i)\, x_c(i + t - p)`.
-
-    Args:
-        grad: gradient with respect to the output, of shape (B, C, *size).
-        x: the image.
-        weight: the kernels.
-        of_input: whether the gradient with respect to the image is wanted.
-        of_weight: whether the gradient with respect to the kernels is wanted.
+    :math:`\partial w_c(t) = \sum_i g_c(i)\, x_c(i + t - p)`, on the same circle.
 
     Example::
 

@@ -86,12 +86,14 @@ def check_scales(scales: Sequence[float]) -> None:
         raise ValueError(f"scales must hold at least one number and all above 0, got {tuple(scales)}.")
 
 
-def voxel_sizes(spacing: Sequence[float] | torch.Tensor | float, spatial_dims: int) -> list[float]:
+def voxel_sizes(
+    spacing: Sequence[float] | torch.Tensor | float, spatial_dims: int, name: str = "spacing"
+) -> list[float]:
     """One positive number per axis, from one for all or a sequence."""
     try:
         spacings = [float(r) for r in ensure_tuple_rep(spacing, spatial_dims)]
     except (RuntimeError, TypeError, ValueError):
         spacings = []
     if len(spacings) != spatial_dims or not all(0 < r < math.inf for r in spacings):
-        raise ValueError(f"spacing must be one number above 0 or one per axis, {spatial_dims} of them, got {spacing}.")
+        raise ValueError(f"{name} must be one number above 0 or one per axis, {spatial_dims} of them, got {spacing}.")
     return spacings

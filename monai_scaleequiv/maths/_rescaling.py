@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-_MOST_KEPT = 512
+_MOST_KEPT = 128  # a volume needs up to six for each scale; a large one's have some hundred kilobytes
 _kept: dict[tuple[object, ...], torch.Tensor] = {}
 
 

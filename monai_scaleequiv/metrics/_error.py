@@ -62,7 +62,7 @@ class EquivarianceReading:
     Args:
         ratio: magnification of the image along each axis.
         floor: error of the rescaling alone, there and back.
-        projected: error of the output; for a layer with a scale axis None.
+        projected: error of the output; None for a layer with a scale axis.
         interior: error over the matched pairs of scales, before any projection; None without a scale axis, or where
             the ratio is no whole number of its steps or not the same for each axis.
         unshifted: control: the same over equal instead of matched scales, which a working layer must fail.

@@ -17,7 +17,7 @@ class EquivarianceError(RegressionMetric):
 
     Per case :math:`\|y - y_{pred}\|^2 / \|y_{pred}\|^2`, as in :py:func:`equivariance_error`, of shape (B, 1); both may
     be (B, C, ...) or lists of (C, ...). A case without energy is NaN, and MONAI's reduction leaves it out; where all
-    cases are left out that reduction gives 0, which ``get_not_nans`` tells from a measured 0.
+    cases are left out that reduction gives 0, which ``get_not_nans`` shows.
 
     Args:
         reduction: one of MONAI's ``MetricReduction``.

@@ -45,7 +45,7 @@ class ScalePyramid(nn.Module):
         ValueError: when an argument is out of range, or ``voxel_size`` is given and the spacing of an image is unknown.
 
     Shape:
-        input (B, C, D, H, W) of any size, output (B, C', D, H, W), or (B, C' + 1, D, H, W) with a scale map.
+        input (B, C, D, H, W) of any size, output (B, C', D, H, W), or C' + 1 channels with a scale map.
 
     Example::
 
@@ -78,7 +78,7 @@ class ScalePyramid(nn.Module):
         self.scales = [float(s) for s in scales]
         self.projection = ScaleProjection(projection) if isinstance(projection, str) else projection
         self.spatial_dims = spatial_dims
-        self.voxel_size = None if voxel_size is None else voxel_sizes(voxel_size, spatial_dims)
+        self.voxel_size = None if voxel_size is None else voxel_sizes(voxel_size, spatial_dims, "voxel_size")
         self._voxel = self.voxel_size or [1.0] * spatial_dims
         divisor = _strides_product(network, spatial_dims) if size_divisor is None else size_divisor
         self.size_divisor = list(ensure_tuple_rep(divisor, spatial_dims))
@@ -104,10 +104,7 @@ class ScalePyramid(nn.Module):
             if len(spacings) > 1:
                 return torch.cat([self.forward(x[i : i + 1], spacings[i]) for i in range(len(spacings))])
             spacing = spacings[0]
-        steps = self._steps(spacing)
-        answers: list[torch.Tensor] = []
-        for step in steps:
-            answers.append(self._answer(x, step))
+        answers = [self._answer(x, step) for step in self._steps(spacing)]
         features = torch.stack(answers, dim=1)  # (B, S, C', D, H, W)
         y = self.projection(features)
         if self.with_scale_map:
@@ -165,11 +162,9 @@ class ScalePyramid(nn.Module):
             raise ValueError(
                 f"expected a MetaTensor, for its voxel size, or the argument spacing, got {type(x).__name__}."
             )
-        pixdim = torch.stack(x.pixdim) if x.is_batch else x.pixdim[None]  # (B or 1, axes)
-        pixdim = pixdim[:, : self.spatial_dims]
-        if pixdim.shape[0] > 1 and not torch.allclose(pixdim, pixdim[:1], rtol=1e-4):
-            return pixdim.tolist()
-        return pixdim[:1].tolist()
+        pixdim = torch.stack(x.pixdim) if x.is_batch else x.pixdim[None]
+        pixdim = pixdim[:, : self.spatial_dims]  # (B or 1, axes)
+        return (pixdim[:1] if torch.allclose(pixdim, pixdim[:1], rtol=1e-4) else pixdim).tolist()
 
     def _scale_map(self, features: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         # features (B, S, C', ...): at each scale how probable the class is that was predicted in the end

@@ -20,8 +20,7 @@ def build_repuxnet(config: Mapping, state_dict: Mapping | None = None) -> RepUXN
     """Builds the published RepUX-Net from its own arguments and loads a published checkpoint.
 
     A checkpoint holds the kernels as its last forward used them, the prior multiplied in. With ``deploy=True`` they are
-    taken as they are. Without, the network computes the same, in the form that trains under the prior (here the
-    optimizer does move it; the published code multiplies the prior in at each forward, also in evaluation).
+    taken as they are. Without, the network computes the same, in the form that trains under the prior.
 
     Args:
         config: arguments of the published constructor by name; those left out have its defaults.
