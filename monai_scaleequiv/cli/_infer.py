@@ -36,9 +36,10 @@ def segment(workflow: ConfigWorkflow) -> None:
         tqdm.write("nothing to do: there is no volume without a result")
         return
     for handler in workflow.parser.get_parsed_content("handlers", default=[]):
-        if evaluator.has_event_handler(handler, Events.STARTED):  # such as reading the weights: once is enough
-            evaluator.remove_event_handler(handler, Events.STARTED)
-            handler(evaluator)
+        for step in (handler, handler.__call__) if callable(handler) else ():
+            if evaluator.has_event_handler(step, Events.STARTED):  # such as reading the weights: once is enough
+                evaluator.remove_event_handler(step, Events.STARTED)
+                handler(evaluator)
     listed = Path(workflow.parser.get_parsed_content("output_dir")) / "failures.json"
     try:
         for file, error in _results(evaluator, dataset):
