@@ -591,6 +591,6 @@ def test_report_that_came_in_the_meantime_stays(task, tmp_path, capsys, monkeypa
 
     monkeypatch.setattr("monai_scaleequiv.cli._commands.check_dataset", meanwhile)
     assert main(["check", str(task), f"--output={report}"]) == 1
-    assert capsys.readouterr().err == f"error: --output: {report} exists by now; choose another file.\n"
+    assert capsys.readouterr().err == f"error: {report} exists by now; choose another file.\n"
     assert report.read_text() == "of another"
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".json"] == ["report.json"]

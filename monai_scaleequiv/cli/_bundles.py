@@ -99,13 +99,12 @@ def _check_device(device: Any) -> None:
     if device is None or is_expression(device):
         return
     try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"--device: expected a device such as cpu or cuda:0, got {device!r}; choose one.") from None
-    count = torch.cuda.device_count()
-    if chosen.type == "cuda" and (chosen.index or 0) >= count:
-        there = f"{count} CUDA device(s)" if torch.version.cuda else f"a PyTorch without CUDA ({torch.__version__})"
-        raise ValueError(f"--device: expected a device of this machine, got {device} with {there}; choose another.")
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        got = f"{device!r} ({str(error).splitlines()[0]})"
+        raise ValueError(
+            f"--device: expected a device of this machine, got {got}; choose another."
+        ) from None
 
 
 def absolute(path: str) -> str:

@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 
 from monai_scaleequiv.cli._bundles import DEFAULT_BUNDLE, find_bundle, run_bundle, say
-from monai_scaleequiv.cli._overlay import save_overlay
+from monai_scaleequiv.cli._pictures import save_overlay
 from monai_scaleequiv.data import make_phantom_dataset
 
 # Enough for a mean Dice above 0.85, little enough for a few minutes on two CPU cores.

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -43,7 +43,8 @@ def check_overrides(parser: ConfigParser, overrides: Mapping[str, Any], source: 
             raise ValueError(f"--{key}: {parent!r} is {section!r} in {source}, which has no parts; override it whole.")
         siblings = _names(section, parser)
         if siblings is not None and name not in siblings:
-            known = [*(f"{parent}::{n}" if parent else n for n in siblings), *_ids(parser[""])]
+            parser.parse()  # all ids of the config are then known
+            known = [*(f"{parent}::{n}" if parent else n for n in siblings), *filter(None, parser.ref_resolver.items)]
             known = [k.replace("::", "::" if "::" in key else "#") for k in known]
             raise ValueError(f"--{key}: {source} has no such id; {suggestion(key, known, '--')}")
         _check_kind(key, name, section.get(name) if isinstance(section, dict) else None, value)
@@ -93,11 +94,3 @@ def _names(section: Any, parser: ConfigParser) -> set[str] | None:
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return None
     return {*section, *parameters, *ConfigComponent.non_arg_keys}
-
-
-def _ids(config: Any, id: str = "") -> Iterator[str]:
-    """Ids of all parts of the config, with ``::`` between the levels."""
-    if isinstance(config, (dict, list)):
-        for _, sub_id, part in ReferenceResolver.iter_subconfigs(id, config):
-            yield sub_id
-            yield from _ids(part, sub_id)
