@@ -559,10 +559,10 @@ def test_command_with_unwritable_output_says_so_first(capsys, task, monkeypatch)
 @pytest.mark.parametrize(
     ("argv", "found"),
     [
-        ((), "expected a data set, or --images=PATH"),
+        ((), "expected a data set or --images"),
         (("absent",), "absent does not exist; give a folder with dataset.json"),
-        (("--labels=absent",), "expected a data set, or --images=PATH"),
-        (("here", "--images=here"), "expected a data set, or --images=PATH"),
+        (("--labels=absent",), "expected a data set or --images"),
+        (("here", "--images=here"), "expected a data set or --images"),
         (("here", "--num_classes=two"), "num_classes: expected a whole number of at least 1, got 'two'"),
         (("here", "--outptu=report.json"), "--outptu"),
         (("here", "there"), "there"),

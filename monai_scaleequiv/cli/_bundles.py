@@ -102,9 +102,7 @@ def _check_device(device: Any) -> None:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError, TypeError) as error:
         got = f"{device!r} ({str(error).splitlines()[0]})"
-        raise ValueError(
-            f"--device: expected a device of this machine, got {got}; choose another."
-        ) from None
+        raise ValueError(f"--device: expected a device of this machine, got {got}; choose another.") from None
 
 
 def absolute(path: str) -> str:

@@ -38,15 +38,9 @@ def phantom(*, output: str, cases: int = 20, seed: int = 0) -> None:
 
 
 def check(
-    input: str = "",
-    *,
-    images: str = "",
-    labels: str = "",
-    output: str = "",
-    num_classes: int | None = None,
-    channels: int | None = None,
-    workers: int | None = None,
-) -> None:
+    input: str = "", *, images: str = "", labels: str = "", output: str = "",
+    num_classes: int | None = None, channels: int | None = None, workers: int | None = None,
+) -> None:  # fmt: skip
     """Checks a data set before a training: every file, read to its end, and how they fit together.
 
     The exit status is 1 if there are errors.
@@ -60,8 +54,6 @@ def check(
         channels: channels of each image; by default as in dataset.json, else what most images have.
         workers: number of processes; by default one per CPU core if there is much to read.
     """
-    if bool(input) == bool(images) or (labels and not images):
-        raise ValueError("check: expected a data set, or --images=PATH with --labels=PATH; see check --help.")
     target = Path(absolute(output))
     if output:
         if target.exists():
@@ -125,24 +117,15 @@ def infer(
 
 
 def equivariance(
-    *,
-    output: str = "",
-    bundle: str = "",
-    network: str | dict = "",
-    input: str = "",
-    ratios: Sequence[float] | float | None = None,
-    cases: int = 3,
-    divisor: int | None = None,
-    seed: int = 0,
-    **overrides: Any,
-) -> None:
+    *, output: str = "", bundle: str = "", network: str | dict = "", input: str = "", cases: int = 3, seed: int = 0,
+    ratios: Sequence[float] | float | None = None, divisor: int | None = None, **overrides: Any,
+) -> None:  # fmt: skip
     """Measures how far any network is from scale-equivariant. With a bundle, any --ID=VALUE overrides its config.
 
-    The network f is called on whole images. A rescaling T of an image x gives, as energies relative to f(T x) and
-    without the outer tenth of each axis, "projected": T f(x) against f(T x). With a scale axis, "interior" is the same
-    before the scales are joined, over matched scales, and "unshifted" over equal ones, a control that has to be larger.
-    "floor" is the loss of the rescaling itself, there and back. "Dice" compares the label maps of f(T x) and T f(x).
-    Images are cropped a little, so that their size times the ratio is whole, or else the ratio shown is the real one.
+    Energies, relative to f(T x) and without the outer tenth of each axis, of a network f and a rescaling T of
+    whole images x. "projected": T f(x) against f(T x). "interior": before the scales are joined, over matched scales,
+    and "unshifted" over equal ones, a control that has to be larger. "floor": the loss of the rescaling itself, there
+    and back. "Dice": of the label maps of f(T x) and T f(x). Images are cropped to sizes that the ratio keeps whole.
 
     Args:
         output: folder for equivariance.json and equivariance.png.

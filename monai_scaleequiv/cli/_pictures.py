@@ -1,6 +1,5 @@
 """Pictures: the curves of the equivariance report, and the demo's overlay of labels on a volume."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from monai.transforms import LoadImage
 
 # All colours differ for colour-blind readers, too.
 COLOURS = ("#ffb000", "#dc267f", "#648fff", "#fe6100", "#785ef0")
-CURVES: dict[str, tuple[str, dict[str, str]]] = {
-    "projected": ("output", {"color": "#dc267f", "marker": "o"}),
-    "interior": ("before the projection of scales", {"color": "#648fff", "linestyle": "none", "marker": "D"}),
-    "unshifted": ("the same, scales not matched (control)", {"color": "#785ef0", "linestyle": "none", "marker": "x"}),
-    "floor": ("rescaling there and back, where it loses anything", {"color": "#777777", "ls": "--", "marker": "."}),
+CURVES = {  # label, colour and marker of each reading
+    "projected": ("output", "#dc267f", "o"),
+    "interior": ("before the projection of scales", "#648fff", "D"),
+    "unshifted": ("the same, scales not matched (control)", "#785ef0", "x"),
+    "floor": ("rescaling there and back, where it loses anything", "#777777", "."),
 }
 ROUNDING = 1e-10  # magnifying is exact but for rounding, which would stretch the axis
 
@@ -27,35 +26,27 @@ def save_curves(rows: Sequence[Mapping[str, Any]], title: str, target: Path) -> 
     """Saves the errors on a logarithmic axis and the consistency Dice beside it."""
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     errors, dice = figure.subplots(1, 2, width_ratios=(1.5, 1))
-    for reading, (label, style) in CURVES.items():
+    for reading, (label, colour, marker) in CURVES.items():
         points = [(row["used"], row[reading]) for row in rows if row[reading] and row[reading] > ROUNDING]
         if points:
-            errors.plot(*_apart(points), label=label, markersize=6, **style)
+            errors.plot(*zip(*points, strict=True), marker, color=colour, label=label)
     errors.set(yscale="log", ylabel="relative error (energy)")
     errors.set_title("rescaled output against output of the rescaled image", fontsize=9)
-    key = "consistency_dice"
-    cases = [(row["used"], case[key]) for row in rows for case in row["cases"] if case[key] is not None]
-    means = [(row["used"], row[key]) for row in rows if row[key] is not None]
-    if cases:
-        dice.plot(*zip(*cases, strict=True), "o", color="#bbbbbb", markersize=4, label="Dice of each image")
-        dice.plot(*_apart(means), "o-", color="#fe6100", label="mean Dice")
+    cases = [(row["used"], case["consistency_dice"]) for row in rows for case in row["cases"]]
+    dice.plot(*zip(*cases, strict=True), "o", color="#bbbbbb", markersize=4, label="Dice of each image")
+    means = [(row["used"], row["consistency_dice"]) for row in rows]
+    dice.plot(*zip(*means, strict=True), "o", color="#fe6100", label="mean Dice")
     dice.set(ylabel="consistency Dice")
     dice.set_title("agreement of the label maps", fontsize=9)
     ratios = [row["used"] for row in rows]
     for axes in (errors, dice):
         axes.set(xscale="log", xlabel="size of the rescaled image / size of the image")
-        axes.set_xticks(ratios, [f"{ratio:.2f}" for ratio in ratios], rotation=45 if len(ratios) > 6 else 0)
+        axes.set_xticks(ratios, [f"{ratio:.2f}" for ratio in ratios], rotation=45)
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.axvline(1, color="#dddddd", linewidth=1, zorder=0)
         axes.grid(axis="y", color="#eeeeee")
     figure.suptitle(title, fontsize=11)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.savefig(target, dpi=150)
-
-
-def _apart(points: Sequence[tuple[float, float]]) -> list[tuple[float, ...]]:
-    """Points by axis, with a gap where nothing is rescaled: between shrinking and magnifying there is no reading."""
-    return list(zip(*sorted([*points, (1.0, math.nan)]), strict=True))
 
 
 def save_overlay(image: Path, truth: Path, prediction: Path, classes: Sequence[str], target: Path) -> None:
