@@ -1,13 +1,16 @@
 """``infer`` on a folder: going on after a bad volume and after an interruption, failures, what may be overwritten."""
 
+import functools
 import gc
 import json
 import os
+import resource
 import subprocess
 import sys
 import weakref
 from pathlib import Path
 
+import monai.bundle
 import nibabel as nib
 import numpy as np
 import pytest
@@ -20,13 +23,16 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from monai_scaleequiv.cli import main
 from monai_scaleequiv.cli._bundles import merged_record
 from monai_scaleequiv.cli._infer import segment
-from monai_scaleequiv.data import definition_of, nifti_datalist, write_record
+from monai_scaleequiv.cli._overrides import override_value
+from monai_scaleequiv.data import definition_of, nifti_datalist, one_line, write_record
+from monai_scaleequiv.handlers import WeightsCheckpointLoader
 
 from . import memory_run
 from .conftest import BUNDLES, ROOT
 from .fault_files import cut, write_volume
 
 BUNDLE = BUNDLES / "seunet_hippocampus_segmentation"
+CONFIGS = {"config_file": "inference", "meta_file": "metadata"}
 DEFINITION = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 3, "kernel_size": 1}
 
 
@@ -60,6 +66,20 @@ def infer(tmp_path, source, *more, output="out"):
     return main(["infer", f"--input={source}", *options(tmp_path, *more, output=output)])
 
 
+def in_a_fork(before, *arguments):
+    """Exit status of the command in a process that has all modules already; ``before`` is called there first."""
+    child = os.fork()
+    if not child:
+        status = 70
+        try:
+            torch.set_num_threads(1)  # GNU's OpenMP has no threads left after a fork
+            before()
+            status = main(arguments)
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def label_maps(tmp_path):
     found = (tmp_path / "out").glob("*_seg.nii.gz")
     return {path.name[0]: path.read_bytes() for path in sorted(found) if not path.name.startswith(".")}
@@ -84,16 +104,26 @@ def test_a_bad_volume_does_not_stop_the_others(capsys, folder, tmp_path):
     assert all(text in out for text in failures.values())  # at once, one line each
 
 
-def test_weights_are_read_once(whole, tmp_path, monkeypatch):
-    from monai_scaleequiv.handlers import WeightsCheckpointLoader
-
+def test_weights_are_read_once_and_finished_volumes_never(capsys, whole, tmp_path, monkeypatch):
     calls, load = [], WeightsCheckpointLoader.__call__
-    monkeypatch.setattr(
-        WeightsCheckpointLoader, "__call__", lambda self, engine: (calls.append(1), load(self, engine))[1]
-    )
+    monkeypatch.setattr(WeightsCheckpointLoader, "__call__", lambda *a: (calls.append(1), load(*a)))
     assert infer(tmp_path, whole) == 0
-    assert len(calls) == 1
-    assert len(label_maps(tmp_path)) == 4
+    before = label_maps(tmp_path)
+    assert (len(calls), list(before)) == (1, list("abcd"))
+    assert infer(tmp_path, whole, "--skip_existing=true") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert label_maps(tmp_path) == before
+
+
+def test_weights_as_lightning_saves_them(whole, tmp_path):
+    source, arguments = whole / "a.nii.gz", options(tmp_path)
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert main(["infer", f"--input={source}", *arguments]) == 0
+    plain = label_maps(tmp_path)
+    wrapped = {"epoch": 3, "state_dict": {f"net.{name}": value for name, value in weights.items()}}
+    torch.save(wrapped, tmp_path / "weights.pt")
+    assert main(["infer", f"--input={source}", *arguments, "--overwrite"]) == 0
+    assert label_maps(tmp_path) == plain
 
 
 def test_weights_that_do_not_fit_are_no_bad_volume(capsys, whole, tmp_path):
@@ -118,29 +148,17 @@ def test_restart_skips_what_is_finished(folder, tmp_path):
     assert listed(tmp_path) is None
 
 
-def test_restart_with_nothing_left_to_do(capsys, whole, tmp_path):
-    assert infer(tmp_path, whole) == 0
-    before = label_maps(tmp_path)
-    assert infer(tmp_path, whole, "--skip_existing=true") == 0
-    assert "nothing to do" in capsys.readouterr().out
-    assert label_maps(tmp_path) == before
-
-
 def test_killed_run_leaves_no_half_label_map_and_can_be_gone_on_with(whole, tmp_path):
-    code = (
-        "import os, sys, nibabel as nib\n"
-        "save, done = nib.save, []\n"
-        "def dying(image, path):\n"
-        "    save(image, path)\n"
-        "    done.append(path)\n"
-        "    if len(done) == 2: os.kill(os.getpid(), 9)\n"
-        "nib.save = dying\n"
-        "from monai_scaleequiv.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    arguments = ["infer", f"--input={whole}", *options(tmp_path)]
-    killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True)
-    assert killed.returncode == -9
+    save, done = nib.save, []
+
+    def dying(image, path):
+        save(image, path)
+        done.append(path)
+        if len(done) == 2:
+            os.kill(os.getpid(), 9)
+
+    arguments = ["infer", f"--input={whole}", *options(tmp_path, "--device=cpu")]  # CUDA survives no fork
+    assert in_a_fork(lambda: setattr(nib, "save", dying), *arguments) == -9
     assert list(label_maps(tmp_path)) == ["a"]
     (left,) = (tmp_path / "out").glob(".*b_seg.nii.gz")
     os.utime(left, (0, 0))  # a writer's file of long ago
@@ -155,17 +173,13 @@ def test_killed_run_leaves_no_half_label_map_and_can_be_gone_on_with(whole, tmp_
 
 
 def test_monai_bundle_run_stops_at_a_bad_volume(folder, tmp_path):
-    arguments = [a.replace("--output=", "--output_dir=") for a in options(tmp_path)]
-    command = [sys.executable, "-m", "monai.bundle", "run", f"--config_file={BUNDLE / 'configs' / 'inference.json'}"]
-    done = subprocess.run(
-        [*command, f"--bundle_root={BUNDLE}", f"--dataset_dir={folder}", *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode != 0
-    assert "expected a whole gzip stream" in done.stderr
+    texts = dict(option.removeprefix("--").split("=", 1) for option in options(tmp_path))
+    given = {id: override_value(text) for id, text in texts.items() if id != "output"}
+    given |= {"bundle_root": str(BUNDLE), "dataset_dir": str(folder), "output_dir": str(tmp_path / "out")}
+    files = {name: str(BUNDLE / "configs" / f"{file}.json") for name, file in CONFIGS.items()}
+    with pytest.raises(RuntimeError) as raised:
+        monai.bundle.run(**files, **given, device="cpu")
+    assert "expected a whole gzip stream" in one_line(raised.value)
     assert sorted(label_maps(tmp_path)) == ["a"]
 
 
@@ -244,8 +258,10 @@ def test_no_volume_stays_in_memory(whole, tmp_path):
             raise ValueError("bad volume")
         return x
 
+    gc.freeze()  # what there is already takes long to look through
     with pytest.raises(RuntimeError, match="1 of 8 volumes failed"):
         segment(workflow(tmp_path, nifti_datalist(whole) * 2, Network(noting)))
+    gc.unfreeze()
     assert len(alive) == 8
     assert most <= 2  # this one, and the one before as the engine's last output
 
@@ -273,6 +289,7 @@ def on_a_small_disk(tmp_path, place, size, *arguments):
     return done
 
 
+@pytest.mark.slow
 def test_full_disk_stops_at_once(tmp_path):
     """On a disk of 8 KiB, which has room for two label maps."""
     for name in "abcde":
@@ -289,6 +306,7 @@ def test_full_disk_stops_at_once(tmp_path):
     assert "e.nii.gz" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_little_shared_memory_is_named_in_one_line(whole, tmp_path):
     for name in "abcd":
         write_volume(whole / f"{name}.nii.gz", shape=(40, 40, 40))
@@ -321,15 +339,9 @@ def test_full_device_stops_at_once(capsys, whole, tmp_path, monkeypatch):
 def test_file_that_may_not_be_as_large_is_reported_in_its_own_line(whole, tmp_path):
     """With a limit to the size of a file, for real: others may be smaller, so the run goes on."""
     write_volume(whole / "b.nii.gz", shape=(90, 90, 90))
-    code = (
-        "import resource, sys\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-        "from monai_scaleequiv.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    arguments = ["infer", f"--input={whole}", *options(tmp_path)]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
+    arguments = ["infer", f"--input={whole}", *options(tmp_path, "--device=cpu")]  # CUDA survives no fork
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20000, 20000))
+    assert in_a_fork(limit, *arguments) == 1
     target = tmp_path / "out" / "b_seg.nii.gz"
     text = f"{whole / 'b.nii.gz'}: {target}: expected a file that can be written, got File too large; make room."
     assert listed(tmp_path) == {"b": text}
