@@ -3,7 +3,7 @@
 import csv
 import itertools
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from monai_scaleequiv.cli._overrides import check_overrides, override_value
 from monai_scaleequiv.data import make_phantom_dataset
 
 from . import memory_run
-from .conftest import ROOT
 from .fault_files import cut, write_task
 
 BUNDLE = "seunet_hippocampus_segmentation"
@@ -349,11 +348,13 @@ def test_overlay(phantoms, tmp_path):
     assert (tmp_path / "overlay.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_as_a_module(phantoms):
-    command = [sys.executable, "-m", "monai_scaleequiv", "phantom", f"--output={phantoms}", "--cases=1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert "exists already" in done.stderr
+def test_as_a_module(capsys, phantoms, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["monai_scaleequiv", "phantom", f"--output={phantoms}", "--cases=1"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("monai_scaleequiv", run_name="__main__")
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, out, err.count("\n")) == (1, "", 1)
+    assert "exists already" in err
 
 
 def test_phantom(capsys, tmp_path):
