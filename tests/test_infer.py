@@ -15,16 +15,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.data import DataLoader, Dataset
-from monai.engines import SupervisedEvaluator
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from monai.bundle import ConfigParser
 
 from monai_scaleequiv.cli import main
 from monai_scaleequiv.cli._bundles import merged_record
-from monai_scaleequiv.cli._infer import segment
 from monai_scaleequiv.cli._overrides import override_value
-from monai_scaleequiv.data import definition_of, nifti_datalist, one_line, write_record
+from monai_scaleequiv.data import definition_of, one_line, write_record
 from monai_scaleequiv.handlers import WeightsCheckpointLoader
 
 from . import memory_run
@@ -183,70 +179,52 @@ def test_monai_bundle_run_stops_at_a_bad_volume(folder, tmp_path):
     assert sorted(label_maps(tmp_path)) == ["a"]
 
 
-def workflow(tmp_path, data, net=None, post=None, workers=0):
-    """An inference config of ready-made parts."""
-    (tmp_path / "metadata.json").write_text("{}")
-    (tmp_path / "inference.json").write_text('{"output_dir": "", "handlers": [], "evaluator": ""}')
-    transform = Compose([LoadImaged("image"), EnsureChannelFirstd("image")])
-    made = ConfigWorkflow(str(tmp_path / "inference.json"), str(tmp_path / "metadata.json"), workflow_type="infer")
-    made.parser["output_dir"] = str(tmp_path / "out")
-    (tmp_path / "out").mkdir(exist_ok=True)
-    made.parser["evaluator"] = SupervisedEvaluator(
-        device=torch.device("cpu"),
-        val_data_loader=DataLoader(Dataset(data, transform), batch_size=1, num_workers=workers),
-        network=net or torch.nn.Identity(),
-        postprocessing=post,
-    )
-    return made
+@pytest.fixture
+def on_forward(monkeypatch):
+    """Takes a function that is called with whatever the network is."""
+    forward = torch.nn.Conv3d.forward
+    return lambda f: monkeypatch.setattr(torch.nn.Conv3d, "forward", lambda self, x: (f(x), forward(self, x))[1])
 
 
-class Network(torch.nn.Module):
-    """Does what a function does."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
-def test_failures_in_workers_in_the_network_and_in_writing(whole, tmp_path):
+def test_failures_in_workers_in_the_network_and_in_writing(capsys, whole, tmp_path, monkeypatch, on_forward):
     cut(whole / "a.nii.gz")
-    calls = []
+    calls, save = [], nib.save
 
-    def network(x):
-        calls.append(x)
+    def mismatch(x):
+        calls.append(1)
         if len(calls) == 1:
             raise RuntimeError("shape\nmismatch")
-        return x
 
-    def post(data):
-        if "c.nii" in data["image"].meta["filename_or_obj"]:
-            raise OSError("no such folder")
-        return data
+    def full(image, path):
+        if "c_seg" in str(path):
+            raise OSError(5, "Input/output error")
+        save(image, path)
 
-    expected = r"^3 of 4 volumes failed, listed in .*; correct them and run again"
-    with pytest.raises(RuntimeError, match=expected) as raised:
-        segment(workflow(tmp_path, nifti_datalist(whole), Network(network), post, workers=1))
-    assert "\n" not in str(raised.value)
+    on_forward(mismatch)
+    monkeypatch.setattr(nib, "save", full)
+    assert infer(tmp_path, whole, "--num_workers=1") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: 3 of 4 volumes failed, listed in ")
+    assert err.count("\n") == 1
     texts = listed(tmp_path)
     assert list(texts) == ["a", "b", "c"]
     assert texts["a"].startswith(f"{whole / 'a.nii.gz'}: ")
     assert texts["b"] == f"{whole / 'b.nii.gz'}: shape mismatch"
-    assert texts["c"] == f"{whole / 'c.nii.gz'}: no such folder"
+    assert texts["c"].startswith(f"{whole / 'c.nii.gz'}: {tmp_path / 'out' / 'c_seg.nii.gz'}: expected a file")
 
 
-def test_interrupt_is_not_taken_for_a_bad_volume(whole, tmp_path):
+def test_interrupt_is_not_taken_for_a_bad_volume(whole, tmp_path, on_forward):
     def interrupted(x):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        segment(workflow(tmp_path, nifti_datalist(whole), Network(interrupted)))
+    on_forward(interrupted)
+    assert infer(tmp_path, whole) == 130
     assert listed(tmp_path) is None
 
 
-def test_no_volume_stays_in_memory(whole, tmp_path):
+def test_no_volume_stays_in_memory(capsys, whole, tmp_path, on_forward):
+    for name in "efgh":
+        write_volume(whole / f"{name}.nii.gz", shape=(12, 12, 12))
     alive, most = [], 0
 
     def noting(x):
@@ -256,12 +234,12 @@ def test_no_volume_stays_in_memory(whole, tmp_path):
         most = max(most, sum(ref() is not None for ref in alive))
         if len(alive) == 2:
             raise ValueError("bad volume")
-        return x
 
+    on_forward(noting)
     gc.freeze()  # what there is already takes long to look through
-    with pytest.raises(RuntimeError, match="1 of 8 volumes failed"):
-        segment(workflow(tmp_path, nifti_datalist(whole) * 2, Network(noting)))
+    assert infer(tmp_path, whole, '--inferer={"_target_": "SimpleInferer"}') == 1  # the network sees the volume itself
     gc.unfreeze()
+    assert "1 of 8 volumes failed" in capsys.readouterr().err
     assert len(alive) == 8
     assert most <= 2  # this one, and the one before as the engine's last output
 
@@ -379,26 +357,24 @@ def test_single_volume_raises_its_own_error(capsys, folder, tmp_path):
 
 
 def test_file_of_another_kind_is_left_alone(capsys, folder, tmp_path):
-    def network(x):
-        return x
-
     mine = tmp_path / "out" / "failures.json"
+    mine.parent.mkdir()
+    two = ",".join(str(folder / name) for name in ("a.nii.gz", "b.nii.gz"))
     for content in ('{"name": "mine"}', "[1]", "mine", "{}", "", '{"a.nii": 3}', "[" * 10**5, "\xff"):
-        flow = workflow(tmp_path, nifti_datalist(folder / "a.nii.gz"))
         mine.write_text(content, encoding="latin1")
         before = mine.read_bytes()
-        segment(flow)
+        assert infer(tmp_path, two, "--overwrite") == 1
+        assert "error: 1 of 2 volumes failed; correct them" in capsys.readouterr().err  # not "listed in"
         assert mine.read_bytes() == before
-        data = nifti_datalist([folder / name for name in ("a.nii.gz", "b.nii.gz")])
-        with pytest.raises(RuntimeError, match=r"^1 of 2 volumes failed; correct them"):  # not "listed in"
-            segment(workflow(tmp_path, data))
-        assert mine.read_bytes() == before
+    assert infer(tmp_path, folder / "a.nii.gz", "--overwrite") == 0
+    assert mine.read_bytes() == before
     mine.unlink()
     mine.mkdir()
     capsys.readouterr()
-    with pytest.raises(RuntimeError, match=r"^1 of 2 volumes failed; correct them"):
-        segment(workflow(tmp_path, data))
-    assert "failures.json: expected a list of failed volumes that can be written to, got" in capsys.readouterr().out
+    assert infer(tmp_path, two, "--overwrite") == 1
+    out, err = capsys.readouterr()
+    assert "error: 1 of 2 volumes failed; correct them" in err
+    assert "failures.json: expected a list of failed volumes that can be written to, got" in out
 
 
 @pytest.mark.parametrize("more", [[], ["--native"]])
