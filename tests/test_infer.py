@@ -350,9 +350,14 @@ def test_failures_stay_listed_until_their_volumes_succeed(folder, tmp_path):
     assert listed(tmp_path) is None
 
 
-def test_single_volume_raises_its_own_error(capsys, folder, tmp_path):
-    assert infer(tmp_path, folder / "b.nii.gz") == 1
-    assert capsys.readouterr().err.startswith(f"error: {folder / 'b.nii.gz'}: expected a whole gzip stream")
+def test_single_volume_raises_its_own_error(capsys, folder, tmp_path, on_forward):
+    def mismatch(x):
+        raise ValueError("shape mismatch")
+
+    on_forward(mismatch)
+    for name, text in {"a": "shape mismatch\n", "b": f"{folder / 'b.nii.gz'}: expected a whole gzip stream"}.items():
+        assert infer(tmp_path, folder / f"{name}.nii.gz") == 1
+        assert capsys.readouterr().err.startswith(f"error: {text}")
     assert listed(tmp_path) is None
 
 

@@ -31,7 +31,6 @@ READINGS = (*ERRORS, "consistency_dice")
 FILES = ("equivariance.json", "equivariance.png")
 PLAIN = {  # for a network without a bundle
     "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
-    "imports": ["$import torch"],
     "load_pretrain": False,
     "load": {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
     "preprocessing": "$monai.transforms.Compose([@load, monai.transforms.NormalizeIntensityd('image')])",
