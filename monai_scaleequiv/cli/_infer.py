@@ -4,7 +4,7 @@ import errno
 import functools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +27,18 @@ def segment(workflow: ConfigWorkflow) -> None:
     """
     workflow.initialize()
     evaluator = workflow.parser.get_parsed_content("evaluator")
-    dataset, failures, done = evaluator.data_loader.dataset, {}, set()
+    dataset = evaluator.data_loader.dataset
+    failures: dict[str, str] = {}
+    done: set[str] = set()
     if not len(dataset):
         tqdm.write("nothing to do: there is no volume without a result")
         return
-    workers, step = evaluator.data_loader.num_workers, evaluator._process_function  # Ignite's one place to get at it
-
-    def attempt(engine: Any, batch: Mapping[str, Any]) -> Any:
-        file = str(ensure_tuple(dataset.data[engine.state.iteration - 1]["image"])[0])
-        error = batch["error"][0] if "error" in batch else ""
-        try:
-            output = {} if error else step(engine, batch)
-        except Exception as raised:
-            if len(dataset) == 1 or getattr(root_cause(raised), "errno", None) in HOPELESS:
-                raise
-            output, error = {}, one_line(raised)  # the exception itself would keep the volume in memory
-        if error:
-            failures[file] = error if file in error else f"{file}: {error}"
-            tqdm.write(failures[file])
-        else:
-            done.add(file)
-        return output
-
+    workers, data = evaluator.data_loader.num_workers, dataset.data
     if len(dataset) > 1:
-        dataset = Dataset(dataset.data, functools.partial(_loaded, dataset.transform))
+        dataset = Dataset(data, functools.partial(_loaded, dataset.transform))
     evaluator.data_loader = DataLoader(dataset, batch_size=1, num_workers=workers)
     evaluator.state.epoch_length = len(dataset)
-    evaluator._process_function = attempt
+    evaluator._process_function = _attempts(evaluator._process_function, data, failures, done)  # Ignite has no setter
     listed = Path(workflow.parser.get_parsed_content("output_dir")) / "failures.json"
     try:
         evaluator.run()
@@ -65,6 +50,28 @@ def segment(workflow: ConfigWorkflow) -> None:
         shown = " | ".join(texts[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
         counts = f"{len(texts)} of {len(dataset)} volumes failed{where}"
         raise RuntimeError(f"{counts}; correct them and run again with --skip_existing: {shown}")
+
+
+def _attempts(step: Callable, data: Sequence[Mapping[str, Any]], failures: dict[str, str], done: set[str]) -> Callable:
+    """An engine's step that notes an error, and the volumes that are done, instead of raising it."""
+
+    def attempt(engine: Any, batch: Mapping[str, Any]) -> Any:
+        file = str(ensure_tuple(data[engine.state.iteration - 1]["image"])[0])
+        error = batch["error"][0] if "error" in batch else ""
+        try:
+            output = {} if error else step(engine, batch)
+        except Exception as raised:
+            if len(data) == 1 or getattr(root_cause(raised), "errno", None) in HOPELESS:
+                raise
+            output, error = {}, one_line(raised)  # the exception itself would keep the volume in memory
+        if error:
+            failures[file] = error if file in error else f"{file}: {error}"
+            tqdm.write(failures[file])
+        else:
+            done.add(file)
+        return output
+
+    return attempt
 
 
 def _loaded(transform: Callable, case: Mapping[str, Any]) -> dict[str, Any]:
