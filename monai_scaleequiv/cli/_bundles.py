@@ -74,7 +74,7 @@ def merged_record(parser: ConfigParser, record: Mapping[str, Any]) -> dict[str, 
     configured, recorded = parser.get("network_def"), found.pop("network_def", None)
     if isinstance(configured, dict) and recorded:
         name = str(configured.get("_target_"))
-        same = name.rpartition(".")[2] == recorded["_target_"]
+        same = name.rpartition(".")[2] == recorded["_target_"].rpartition(".")[2]
         found["network_def"] = {**configured, **recorded, "_target_": name} if same else recorded
     return found
 
