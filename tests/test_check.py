@@ -115,7 +115,10 @@ IMAGE_FAULTS = {  # what is done to an image, and the beginning of the one error
     "nan in affine": (nan_in_the_affine, "expected an invertible affine, got [[1.0, 0.0, 0.0, nan]"),
     "flat": (lambda f: with_affine(f, np.diag([1.0, 0, 1, 1])), "expected an invertible affine, got [[1.0"),
     "micron": (lambda f: resaved(f, lambda v: v.header.set_xyzt_units("micron")), "expected mm as unit of length, got"),
-    "4D": (lambda f: write_volume(f, np.ones((*SHAPE, 3), "f4")), "expected 1 channel(s), got 3; choose the channel"),
+    "4D": (
+        lambda f: write_volume(f, np.ones((*SHAPE, 3), "f4")),
+        "expected 1 channel(s), got 3; choose the channel to use, or set in_channels",
+    ),
     "5D": (lambda f: write_volume(f, np.ones((*SHAPE, 2, 3), "f4")), "expected 3 spatial axes, got shape ("),
     "2D": (lambda f: write_volume(f, np.ones((6, 5), "f4")), "expected 3 spatial axes, got shape (6, 5); "),
     "complex": (lambda f: write_volume(f, np.ones(SHAPE, "c8")), "expected real numbers, got complex numbers"),
@@ -559,10 +562,10 @@ def test_command_with_unwritable_output_says_so_first(capsys, task, monkeypatch)
 @pytest.mark.parametrize(
     ("argv", "found"),
     [
-        ((), "expected a data set, or --images=PATH"),
+        ((), "expected a data set or --images"),
         (("absent",), "absent does not exist; give a folder with dataset.json"),
-        (("--labels=absent",), "expected a data set, or --images=PATH"),
-        (("here", "--images=here"), "expected a data set, or --images=PATH"),
+        (("--labels=absent",), "expected a data set or --images"),
+        (("here", "--images=here"), "expected a data set or --images"),
         (("here", "--num_classes=two"), "num_classes: expected a whole number of at least 1, got 'two'"),
         (("here", "--outptu=report.json"), "--outptu"),
         (("here", "there"), "there"),
@@ -591,6 +594,6 @@ def test_report_that_came_in_the_meantime_stays(task, tmp_path, capsys, monkeypa
 
     monkeypatch.setattr("monai_scaleequiv.cli._commands.check_dataset", meanwhile)
     assert main(["check", str(task), f"--output={report}"]) == 1
-    assert capsys.readouterr().err == f"error: --output: {report} exists by now; choose another file.\n"
+    assert capsys.readouterr().err == f"error: {report} exists by now; choose another file.\n"
     assert report.read_text() == "of another"
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".json"] == ["report.json"]

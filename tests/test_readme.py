@@ -1,10 +1,9 @@
 """What the README shows runs as shown."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
+from monai.bundle import ConfigParser
 
 from tests.conftest import BUNDLES, ROOT
 
@@ -15,8 +14,9 @@ TEXTS = [ROOT / "README.md", *BUNDLES.glob("*/docs/README.md")]
 def test_python_example_runs():
     (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     assert len(example.splitlines()) <= 12
-    scope = {}
-    exec(compile(example, "README.md", "exec"), scope)
+    small, scope = example.replace("channels=(16, 32, 64)", "channels=(2, 4, 8)"), {}  # a tenth of the time
+    assert small != example
+    exec(compile(small, "README.md", "exec"), scope)
     assert scope["logits"].shape == (1, 3, 50, 61, 37)
 
 
@@ -29,8 +29,6 @@ def test_links_to_files_lead_somewhere(text):
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.parts[-3])
 def test_commands_name_options_that_exist(text):
     """Options after ``monai.bundle run`` are ids of the configs that the command names."""
-    from monai.bundle import ConfigParser
-
     bundle = BUNDLES / "seunet_hippocampus_segmentation" if text.parent == ROOT else text.parents[1]
     folder = bundle / "configs"
     for command in re.findall(r"monai\.bundle run (.*)", text.read_text(encoding="utf-8")):

@@ -74,7 +74,7 @@ def merged_record(parser: ConfigParser, record: Mapping[str, Any]) -> dict[str, 
     configured, recorded = parser.get("network_def"), found.pop("network_def", None)
     if isinstance(configured, dict) and recorded:
         name = str(configured.get("_target_"))
-        same = name.rpartition(".")[2] == recorded["_target_"]
+        same = name.rpartition(".")[2] == recorded["_target_"].rpartition(".")[2]
         found["network_def"] = {**configured, **recorded, "_target_": name} if same else recorded
     return found
 
@@ -99,13 +99,10 @@ def _check_device(device: Any) -> None:
     if device is None or is_expression(device):
         return
     try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"--device: expected a device such as cpu or cuda:0, got {device!r}; choose one.") from None
-    count = torch.cuda.device_count()
-    if chosen.type == "cuda" and (chosen.index or 0) >= count:
-        there = f"{count} CUDA device(s)" if torch.version.cuda else f"a PyTorch without CUDA ({torch.__version__})"
-        raise ValueError(f"--device: expected a device of this machine, got {device} with {there}; choose another.")
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        got = f"{device!r} ({str(error).splitlines()[0]})"
+        raise ValueError(f"--device: expected a device of this machine, got {got}; choose another.") from None
 
 
 def absolute(path: str) -> str:

@@ -1,7 +1,7 @@
 """The commands: thin over ``monai.bundle`` and the functions of this package."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,9 @@ def phantom(*, output: str, cases: int = 20, seed: int = 0) -> None:
 
 
 def check(
-    input: str = "",
-    *,
-    images: str = "",
-    labels: str = "",
-    output: str = "",
-    num_classes: int | None = None,
-    channels: int | None = None,
-    workers: int | None = None,
-) -> None:
+    input: str = "", *, images: str = "", labels: str = "", output: str = "",
+    num_classes: int | None = None, channels: int | None = None, workers: int | None = None,
+) -> None:  # fmt: skip
     """Checks a data set before a training: every file, read to its end, and how they fit together.
 
     The exit status is 1 if there are errors.
@@ -60,8 +54,6 @@ def check(
         channels: channels of each image; by default as in dataset.json, else what most images have.
         workers: number of processes; by default one per CPU core if there is much to read.
     """
-    if bool(input) == bool(images) or (labels and not images):
-        raise ValueError("check: expected a data set, or --images=PATH with --labels=PATH; see check --help.")
     target = Path(absolute(output))
     if output:
         if target.exists():
@@ -72,11 +64,8 @@ def check(
     report = check_dataset(**options, num_classes=num_classes, channels=channels, workers=workers, progress=True)
     say(report.table() + "".join(f"{line}\n" for line in report.lines))
     if output:
-        try:
-            with whole_file(target, replace=False) as unfinished:
-                unfinished.write_text(json.dumps(report.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        except FileExistsError:
-            raise FileExistsError(f"--output: {target} exists by now; choose another file.") from None
+        with whole_file(target, replace=False) as unfinished:
+            unfinished.write_text(json.dumps(report.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         say(f"{target}\n")
     if report.errors:
         raise ValueError(f"{report.source}: expected no errors, got {len(report.errors)}; see the lines above.")
@@ -108,12 +97,7 @@ def evaluate(*, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE,
 
 
 def infer(
-    *,
-    input: str = "",
-    output: str = "",
-    bundle: str = DEFAULT_BUNDLE,
-    native: bool = False,
-    **overrides: Any,
+    *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, native: bool = False, **overrides: Any
 ) -> None:
     """Segments volumes. Any --ID=VALUE overrides the config, as in --ckpt_path=model.pt.
 
@@ -133,25 +117,15 @@ def infer(
 
 
 def equivariance(
-    *,
-    output: str = "",
-    bundle: str = "",
-    network: str | dict = "",
-    input: str = "",
-    ratios: Sequence[float] | float | None = None,
-    cases: int = 3,
-    divisor: int | None = None,
-    ckpt_path: str = "",
-    seed: int = 0,
-    **overrides: Any,
-) -> None:
+    *, output: str = "", bundle: str = "", network: str | dict = "", input: str = "", cases: int = 3, seed: int = 0,
+    ratios: Sequence[float] | float | None = None, divisor: int | None = None, **overrides: Any,
+) -> None:  # fmt: skip
     """Measures how far any network is from scale-equivariant. With a bundle, any --ID=VALUE overrides its config.
 
-    The network f is called on whole images. A rescaling T of an image x gives, as energies relative to f(T x) and
-    without the outer tenth of each axis, "projected": T f(x) against f(T x). With a scale axis, "interior" is the same
-    before the scales are joined, over matched scales, and "unshifted" over equal ones, a control that has to be larger.
-    "floor" is the loss of the rescaling itself, there and back. "Dice" compares the label maps of f(T x) and T f(x).
-    Images are cropped a little, so that their size times the ratio is whole, or else the ratio shown is the real one.
+    Energies, relative to f(T x) and without the outer tenth of each axis, of a network f and a rescaling T of
+    whole images x. "projected": T f(x) against f(T x). "interior": before the scales are joined, over matched scales,
+    and "unshifted" over equal ones, a control that has to be larger. "floor": the loss of the rescaling itself, there
+    and back. "Dice": of the label maps of f(T x) and T f(x). Images are cropped to sizes that the ratio keeps whole.
 
     Args:
         output: folder for equivariance.json and equivariance.png.
@@ -162,38 +136,44 @@ def equivariance(
         ratios: new size over old size, with commas between; by default 0.7 to 1.4 with a step of the network's scales.
         cases: number of images at most; the first ones count.
         divisor: pad images to multiples of this; by default 16, and 1 for a network with a scale axis.
-        ckpt_path: weights; without it the bundle's own, and random ones for network.
         seed: of random weights and of made-up volumes.
-        overrides: new values for ids of the bundle's inference.json.
+        overrides: ckpt_path for weights, else the bundle's own or random ones for network; ids of inference.json.
     """
-    if not output:
-        raise ValueError("equivariance: expected --output=PATH, got none; see equivariance --help.")
+    _check_given("equivariance", output=output)
     if network and bundle:
         raise ValueError("equivariance: expected --network or --bundle, got both; choose one.")
-    if network and overrides:
-        raise ValueError(f"--{next(iter(overrides))}: a bundle has overrides; change the definition of --network.")
+    for name in set(overrides) - {"ckpt_path"} if network else ():
+        raise ValueError(f"--{name}: a bundle has overrides; change the definition of --network.")
+    _check_files(overrides)
     from monai_scaleequiv.cli import _equivariance  # with plots, as above
 
     arguments = {"input": input, "ratios": ratios, "cases": cases, "divisor": divisor, "seed": seed}
-    folder = Path(absolute(output))
-    if ckpt_path:
-        _check_paths("ckpt_path", ckpt_path)
     source = network or find_bundle(bundle or DEFAULT_BUNDLE)
-    say(_equivariance.make_report(folder, source, ckpt_path, overrides, arguments))
+    say(_equivariance.make_report(Path(absolute(output)), source, overrides, arguments))
 
 
 COMMANDS = {f.__name__: f for f in (demo, phantom, check, train, evaluate, infer, equivariance)}
 
 
 def _run_command(command: str, input: str, output: str, bundle: str, overrides: dict[str, Any]) -> None:
-    for name, value in (("input", input), ("output", output)):
-        if not value:
-            raise ValueError(f"{command}: expected --{name}=PATH, got none; see {command} --help.")
+    _check_given(command, input=input, output=output)
     for id, name in ARGUMENTS.items():
         if id in overrides:
             raise ValueError(f"--{id}: this path has an argument of its own; give it as --{name}=PATH.")
     source = input_paths(input) if command in ("infer", NATIVE) else absolute(input).removesuffix("/dataset.json")
     _check_paths("input", *ensure_tuple(source))
+    _check_files(overrides)
+    run_bundle(command, find_bundle(bundle), {"dataset_dir": source, "output_dir": absolute(output), **overrides})
+
+
+def _check_given(command: str, **paths: str) -> None:
+    for name, path in paths.items():
+        if not path:
+            raise ValueError(f"{command}: expected --{name}=PATH, got none; see {command} --help.")
+
+
+def _check_files(overrides: Mapping[str, Any]) -> None:
+    """Of files that overrides name: each is a path that exists, but for ``--resume=auto`` and none to resume."""
     for id in {"ckpt_path", "resume", "weights"} & set(overrides):
         value = overrides[id]
         if id != "resume" and (not isinstance(value, str) or value in ("", NONE)):
@@ -201,7 +181,6 @@ def _run_command(command: str, input: str, output: str, bundle: str, overrides: 
             raise ValueError(f"--{id}: expected a path, got {got!r}; leave it out for what the config names.")
         if value and not is_expression(value) and (id, value) != ("resume", "auto"):
             _check_paths(id, value)
-    run_bundle(command, find_bundle(bundle), {"dataset_dir": source, "output_dir": absolute(output), **overrides})
 
 
 def _check_paths(argument: str, *paths: str) -> None:

@@ -4,11 +4,10 @@ import errno
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.data import DataLoader, Dataset
 from monai.utils import ensure_tuple
@@ -26,28 +25,23 @@ def segment(workflow: ConfigWorkflow) -> None:
     A single volume raises its own error; of several, RuntimeError names the first that failed after all have been run.
     A full or read-only disk stops the run, and so does an error before the first volume.
     """
-    for handler in workflow.parser.get("handlers", []):
-        if isinstance(handler, dict) and "ProgressBar" in str(handler.get("_target_")):
-            handler["_disabled_"] = True  # it would show a bar for each volume
     workflow.initialize()
     evaluator = workflow.parser.get_parsed_content("evaluator")
-    dataset, failures, done = evaluator.data_loader.dataset, {}, set()
+    dataset = evaluator.data_loader.dataset
+    failures: dict[str, str] = {}
+    done: set[str] = set()
     if not len(dataset):
         tqdm.write("nothing to do: there is no volume without a result")
         return
-    for handler in workflow.parser.get_parsed_content("handlers", default=[]):
-        for step in (handler, handler.__call__) if callable(handler) else ():
-            if evaluator.has_event_handler(step, Events.STARTED):  # such as reading the weights: once is enough
-                evaluator.remove_event_handler(step, Events.STARTED)
-                handler(evaluator)
+    workers, data = evaluator.data_loader.num_workers, dataset.data
+    if len(dataset) > 1:
+        dataset = Dataset(data, functools.partial(_loaded, dataset.transform))
+    evaluator.data_loader = DataLoader(dataset, batch_size=1, num_workers=workers)
+    evaluator.state.epoch_length = len(dataset)
+    evaluator._process_function = _attempts(evaluator._process_function, data, failures, done)  # Ignite has no setter
     listed = Path(workflow.parser.get_parsed_content("output_dir")) / "failures.json"
     try:
-        for file, error in _results(evaluator, dataset):
-            if error:
-                failures[file] = error if file in error else f"{file}: {error}"
-                tqdm.write(failures[file])
-                continue
-            done.add(file)
+        evaluator.run()
     finally:
         where = f", listed in {listed}" if _list_failures(listed, failures, done) else ""
     workflow.finalize()
@@ -58,38 +52,33 @@ def segment(workflow: ConfigWorkflow) -> None:
         raise RuntimeError(f"{counts}; correct them and run again with --skip_existing: {shown}")
 
 
-def _results(evaluator: Any, dataset: Dataset) -> Iterator[tuple[str, str]]:
-    """Each volume's file and, if it failed, its error."""
-    several = len(dataset) > 1
-    transform = functools.partial(_attempt, dataset.transform) if several else dataset.transform
-    loader = DataLoader(Dataset(dataset.data, transform), batch_size=1, num_workers=evaluator.data_loader.num_workers)
-    # After an error, an engine that can be resumed would end the next run before its first volume.
-    evaluator.interrupt_resume_enabled = False
-    evaluator.state.epoch_length = 1
-    for case, batch in zip(dataset.data, tqdm(loader, desc="segment", disable=None), strict=True):
-        file = str(ensure_tuple(case["image"])[0])
-        yield file, batch["error"][0] if "error" in batch else _run(evaluator, batch, several)
+def _attempts(step: Callable, data: Sequence[Mapping[str, Any]], failures: dict[str, str], done: set[str]) -> Callable:
+    """An engine's step that notes an error, and the volumes that are done, instead of raising it."""
+
+    def attempt(engine: Any, batch: Mapping[str, Any]) -> Any:
+        file = str(ensure_tuple(data[engine.state.iteration - 1]["image"])[0])
+        error = batch["error"][0] if "error" in batch else ""
+        try:
+            output = {} if error else step(engine, batch)
+        except Exception as raised:
+            if len(data) == 1 or getattr(root_cause(raised), "errno", None) in HOPELESS:
+                raise
+            output, error = {}, one_line(raised)  # the exception itself would keep the volume in memory
+        if error:
+            failures[file] = error if file in error else f"{file}: {error}"
+            tqdm.write(failures[file])
+        else:
+            done.add(file)
+        return output
+
+    return attempt
 
 
-def _attempt(transform: Callable, case: Mapping[str, Any]) -> dict[str, Any]:
+def _loaded(transform: Callable, case: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return transform(case)
     except Exception as error:
         return {"error": one_line(error)}
-
-
-def _run(evaluator: Any, batch: Mapping[str, Any], several: bool) -> str:
-    """The error of a volume in words, empty for none: as an exception it would keep the volume in memory."""
-    evaluator.data_loader = [batch]
-    try:
-        evaluator.run()
-    except Exception as error:
-        if not several or getattr(root_cause(error), "errno", None) in HOPELESS:
-            raise
-        return one_line(error)
-    finally:
-        evaluator.data_loader, evaluator.state.batch = [], None
-    return ""
 
 
 def _list_failures(path: Path, failures: dict[str, str], done: set[str]) -> bool:

@@ -105,22 +105,15 @@ def _quiet() -> Iterator[None]:
     # Engines and handlers log an error, with its traceback, before it arrives here.
     levels = dict.fromkeys(("ignite", "monai.bundle.scripts", "monai.bundle.workflows"), logging.CRITICAL)
     levels["dev_collate"] = logging.CRITICAL + 1  # whose steps MONAI calls critical
-    before = {name: logging.getLogger(name).level for name in levels}
-    stats = get_logger("monai.handlers.StatsHandler")
-    stats.addFilter(_without_traceback)
-    try:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+    stats, without_traceback = get_logger("monai.handlers.StatsHandler"), lambda record: not record.exc_info
+    with contextlib.ExitStack() as stack:
+        for logger, level in ((logging.getLogger(name), level) for name, level in levels.items()):
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(level)
+        stats.addFilter(without_traceback)
+        stack.callback(stats.removeFilter, without_traceback)
         yield
-    finally:
-        stats.removeFilter(_without_traceback)
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def _in_one_line(message: Warning | str, *_: Any, **__: Any) -> None:
     sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
-
-
-def _without_traceback(record: logging.LogRecord) -> bool:
-    return not record.exc_info

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -43,7 +43,8 @@ def check_overrides(parser: ConfigParser, overrides: Mapping[str, Any], source: 
             raise ValueError(f"--{key}: {parent!r} is {section!r} in {source}, which has no parts; override it whole.")
         siblings = _names(section, parser)
         if siblings is not None and name not in siblings:
-            known = [*(f"{parent}::{n}" if parent else n for n in siblings), *_ids(parser[""])]
+            parser.parse()  # all ids of the config are then known
+            known = [*(f"{parent}::{n}" if parent else n for n in siblings), *filter(None, parser.ref_resolver.items)]
             known = [k.replace("::", "::" if "::" in key else "#") for k in known]
             raise ValueError(f"--{key}: {source} has no such id; {suggestion(key, known, '--')}")
         _check_kind(key, name, section.get(name) if isinstance(section, dict) else None, value)
@@ -52,21 +53,24 @@ def check_overrides(parser: ConfigParser, overrides: Mapping[str, Any], source: 
 
 def _check_kind(key: str, name: str, present: Any, value: Any) -> None:
     """ValueError for a value of another kind than the one in the config: any text would count as true, for one."""
-    if name in COUNTS and (value == NONE or not is_expression(value)) and (type(value) is not int or value < 1):
-        got = None if value == NONE else value
-        raise ValueError(f"--{key}: expected a whole number of at least 1, got {got!r}; write --{key}=3, say.")
-    if is_expression(value):
+    if is_expression(value) and not (name in COUNTS and value == NONE):
         return
-    word = isinstance(value, str) and value.strip("'\"").lower() in WORDS and not name.endswith(("_dir", "_path"))
-    if isinstance(present, bool) or (word and isinstance(present, str) and present.startswith("$")):
-        if not isinstance(value, bool):
-            raise ValueError(f"--{key}: expected true or false, got {value!r}; write --{key}=true or --{key}=false.")
-    elif isinstance(present, (int, float)) and isinstance(value, (bool, str)):
-        got = "none" if isinstance(value, bool) else repr(value)
-        raise ValueError(f"--{key}: expected a number such as {present}, got {got}; write --{key}={present}.")
-    elif isinstance(present, list) and isinstance(value, str):
+    is_text = isinstance(value, str)
+    word = is_text and value.strip("'\"").lower() in WORDS and not name.endswith(("_dir", "_path"))
+    got, hint = None if value == NONE else value, f"write --{key}={present}"
+    if name in COUNTS:
+        fits, expected, hint = type(value) is int and value > 0, "a whole number of at least 1", f"write --{key}=3, say"
+    elif isinstance(present, bool) or (word and is_expression(present)):
+        fits, expected, hint = isinstance(value, bool), "true or false", f"write --{key}=true or --{key}=false"
+    elif isinstance(present, (int, float)):
+        fits, expected = not is_text and not isinstance(value, bool), f"a number such as {present}"
+    elif isinstance(present, list):
         shown = json.dumps(present) if all(isinstance(v, (int, float)) for v in present) else "[...]"
-        raise ValueError(f"--{key}: expected a list such as {shown}, got {value!r}; write it in brackets.")
+        fits, expected, hint = not is_text, f"a list such as {shown}", "write it in brackets"
+    else:
+        return
+    if not fits:
+        raise ValueError(f"--{key}: expected {expected}, got {got!r}; {hint}.")
 
 
 def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
@@ -93,11 +97,3 @@ def _names(section: Any, parser: ConfigParser) -> set[str] | None:
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return None
     return {*section, *parameters, *ConfigComponent.non_arg_keys}
-
-
-def _ids(config: Any, id: str = "") -> Iterator[str]:
-    """Ids of all parts of the config, with ``::`` between the levels."""
-    if isinstance(config, (dict, list)):
-        for _, sub_id, part in ReferenceResolver.iter_subconfigs(id, config):
-            yield sub_id
-            yield from _ids(part, sub_id)

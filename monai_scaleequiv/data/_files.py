@@ -65,7 +65,7 @@ def _move_to_a_free_name(temporary: Path, target: Path) -> None:
         os.link(temporary, target)  # unlike a move, never in the place of a file that has come in the meantime
     except OSError as error:
         if isinstance(error, FileExistsError) or os.path.lexists(target):
-            raise FileExistsError(f"{target} exists") from None
+            raise FileExistsError(f"{target} exists by now; choose another file.") from None
         temporary.replace(target)  # on a file system without such links
 
 

@@ -24,9 +24,11 @@ def definition_of(network: nn.Module) -> dict[str, Any]:
         [3, 3, 3]
     """
     network = unwrapped(network)
-    names = inspect.signature(type(network).__init__).parameters
+    kind, names = type(network), inspect.signature(type(network).__init__).parameters
+    # Configs find a class of MONAI and its plugins by its name, another one only by its path.
+    is_known = kind.__module__.startswith("monai")
     return {
-        "_target_": type(network).__name__,
+        "_target_": kind.__name__ if is_known else f"{kind.__module__}.{kind.__qualname__}",
         **_plain({n: getattr(network, n) for n in names if hasattr(network, n)}),
     }
 

@@ -46,7 +46,7 @@ def raise_first(name: str, *findings: Finding | None) -> None:
 
         >>> raise_first("scan.nii.gz", channels(3, 1))
         Traceback (most recent call last):
-        ValueError: scan.nii.gz: expected 1 channel(s), got 3; choose the channel to use.
+        ValueError: scan.nii.gz: expected 1 channel(s), got 3; choose the channel to use, or set in_channels (check: --channels).
     """
     for finding in findings:
         if finding is not None and finding.severity == ERROR:
@@ -61,7 +61,8 @@ def axes(shape: Sequence[int], spatial_dims: int) -> Finding | None:
 
 def channels(count: int, expected: int) -> Finding | None:
     """Another number of channels than expected."""
-    return _if(count != expected, "channels", f"{expected} channel(s)", str(count), "choose the channel to use")
+    hint = "choose the channel to use" + (count > expected) * ", or set in_channels (check: --channels)"
+    return _if(count != expected, "channels", f"{expected} channel(s)", str(count), hint)
 
 
 def dtype(found: np.dtype) -> Finding | None:

@@ -1,15 +1,52 @@
-"""A picture of a volume, its true labels and the predicted ones."""
+"""Pictures: the curves of the equivariance report, and the demo's overlay of labels on a volume."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import NullLocator
 from monai.transforms import LoadImage
 
-COLOURS = ("#ffb000", "#dc267f", "#648fff", "#fe6100", "#785ef0")  # that differ for colour-blind readers, too
+# All colours differ for colour-blind readers, too.
+COLOURS = ("#ffb000", "#dc267f", "#648fff", "#fe6100", "#785ef0")
+CURVES = {  # label, colour and marker of each reading
+    "projected": ("output", "#dc267f", "o"),
+    "interior": ("before the projection of scales", "#648fff", "D"),
+    "unshifted": ("the same, scales not matched (control)", "#785ef0", "x"),
+    "floor": ("rescaling there and back, where it loses anything", "#777777", "."),
+}
+ROUNDING = 1e-10  # magnifying is exact but for rounding, which would stretch the axis
+
+
+def save_curves(rows: Sequence[Mapping[str, Any]], title: str, target: Path) -> None:
+    """Saves the errors on a logarithmic axis and the consistency Dice beside it."""
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    errors, dice = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    for reading, (label, colour, marker) in CURVES.items():
+        points = [(row["used"], row[reading]) for row in rows if row[reading] and row[reading] > ROUNDING]
+        if points:
+            errors.plot(*zip(*points, strict=True), marker, color=colour, label=label)
+    errors.set(yscale="log", ylabel="relative error (energy)")
+    errors.set_title("rescaled output against output of the rescaled image", fontsize=9)
+    cases = [(row["used"], case["consistency_dice"]) for row in rows for case in row["cases"]]
+    dice.plot(*zip(*cases, strict=True), "o", color="#bbbbbb", markersize=4, label="Dice of each image")
+    means = [(row["used"], row["consistency_dice"]) for row in rows]
+    dice.plot(*zip(*means, strict=True), "o", color="#fe6100", label="mean Dice")
+    dice.set(ylabel="consistency Dice")
+    dice.set_title("agreement of the label maps", fontsize=9)
+    ratios = [row["used"] for row in rows]
+    for axes in (errors, dice):
+        axes.set(xscale="log", xlabel="size of the rescaled image / size of the image")
+        axes.set_xticks(ratios, [f"{ratio:.2f}" for ratio in ratios], rotation=45)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(axis="y", color="#eeeeee")
+    figure.suptitle(title, fontsize=11)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.savefig(target, dpi=150)
 
 
 def save_overlay(image: Path, truth: Path, prediction: Path, classes: Sequence[str], target: Path) -> None:
