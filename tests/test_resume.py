@@ -33,7 +33,7 @@ from tests.bundle_runs import CPU, FOLDERS, QUICK, SIZE, load, run, tiny
 from tests.conftest import ROOT
 
 TICKS_AN_EPOCH = 3 * 4 + 2 + 2  # iterations, validated cases, checkpoints
-SEUNET = next(folder for folder in FOLDERS if folder.name.startswith("seunet"))
+REPUXNET, SEUNET = FOLDERS
 
 
 @pytest.fixture(scope="module")
@@ -104,47 +104,39 @@ def assert_same_training(whole, broken):
     assert steps(whole) == steps(broken)
 
 
-def kill_and_compare(bundle, cases, folder, kills, epochs, **overrides):
-    """The outcome of the last of the killed children is that of an unbroken training."""
+def kill_and_compare(bundle, cases, folder, kills, epochs, *others, **overrides):
+    """The outcome of the last of the killed children is that of an unbroken training; how other jobs ended."""
     chance = random.Random(epochs)
     ticks = [chance.randint(1, TICKS_AN_EPOCH * 3 // 2) for _ in range(kills)]
-    ends, log = run_jobs(
+    (*ends, whole, broken), log = run_jobs(
+        *others,
         job(bundle, cases, folder / "whole", [0], epochs=epochs, **overrides),
         job(bundle, cases, folder / "broken", [*ticks, 0], epochs=epochs, **overrides),
     )
-    assert ends == [[0], [-signal.SIGKILL] * kills + [0]], log[-3000:]
+    assert (whole, broken) == ([0], [-signal.SIGKILL] * kills + [0]), log[-3000:]
     assert_same_training(folder / "whole", folder / "broken")
     last = load(folder / "broken" / "models" / f"checkpoint_epoch={epochs}.pt")
     assert set(last) == {"network", "optimizer", "lr_scheduler", "trainer", "epoch_seed", "best_network"}
     assert last["trainer"]["best"][1][1] > 0  # the epoch of the best validation
+    return ends
 
 
 def test_kill_9_and_resume(cases, tmp_path):
-    kill_and_compare(SEUNET, cases, tmp_path, kills=2, epochs=3)
-
-
-@pytest.mark.slow
-def test_kill_9_and_resume_with_workers(cases, tmp_path):
-    kill_and_compare(SEUNET, cases, tmp_path, kills=10, epochs=12, num_workers=2, seed=5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("bundle", FOLDERS, ids=lambda folder: folder.name)
-def test_kill_9_and_resume_twenty_times(bundle, cases, tmp_path):
-    kill_and_compare(bundle, cases, tmp_path, kills=20, epochs=24)
-
-
-def test_kill_during_save_leaves_the_previous_checkpoint(cases, tmp_path):
-    # Of the second epoch: iterations of both, the first one's checkpoint, validated cases, the best network.
+    # And during a save: iterations of both epochs, the first one's checkpoint, validated cases, the best network.
     out = tmp_path / "out"
-    ends, _ = run_jobs(job(SEUNET, cases, out, [2 * 12 + 1 + 2 + 2], epochs=2, val_interval=2))
-    assert ends == [[-signal.SIGKILL]]
+    during_save = job(SEUNET, cases, out, [2 * 12 + 1 + 2 + 2], epochs=2, val_interval=2)
+    assert kill_and_compare(SEUNET, cases, tmp_path, 2, 3, during_save) == [[-signal.SIGKILL]]
     names = {path.name for path in (out / "models").iterdir()}
     assert "checkpoint_epoch=2.pt.tmp" in names
     assert "checkpoint_epoch=2.pt" not in names
     assert load(out / "models" / "checkpoint_epoch=1.pt")["trainer"]["iteration"] == 3
     resumed(out / "models", "auto", load_dict={"other": nn.Linear(1, 1)}, fails="expected 'other' in it")
     assert not list((out / "models").glob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume_twenty_times(cases, tmp_path):
+    kill_and_compare(REPUXNET, cases, tmp_path, kills=20, epochs=24, num_workers=2, seed=5)
 
 
 def train(cases, output, **overrides):
@@ -178,16 +170,13 @@ def wait_for(path, process, seconds=180):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("command", [pytest.param("monai.bundle", marks=pytest.mark.slow), "monai_scaleequiv"])
-def test_sigterm_leaves_a_whole_epoch_and_one_line(cases, tmp_path, command):
+def test_sigterm_leaves_a_whole_epoch_and_one_line(cases, tmp_path):
     given = options(SEUNET, cases, tmp_path / "out", epochs=10_000)
-    argv = ["run", f"--config_file={SEUNET / 'configs' / 'train.json'}"]
-    if command == "monai_scaleequiv":
-        given = {key: value for key, value in given.items() if key not in ("bundle_root", "dataset_dir", "output_dir")}
-        argv = ["train", f"--input={cases}", f"--output={tmp_path / 'out'}"]
+    given = {key: value for key, value in given.items() if key not in ("bundle_root", "dataset_dir", "output_dir")}
+    argv = ["train", f"--input={cases}", f"--output={tmp_path / 'out'}"]
     argv += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-m", command, *argv], cwd=ROOT, env=environment(), **pipes)
+    process = subprocess.Popen([sys.executable, "-m", "monai_scaleequiv", *argv], cwd=ROOT, env=environment(), **pipes)
     folder = tmp_path / "out" / "models"
     wait_for(folder / "checkpoint_epoch=2.pt", process)
     process.send_signal(signal.SIGTERM)
