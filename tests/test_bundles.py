@@ -79,6 +79,9 @@ WEIGHTS = {
     "repuxnet": "4ad228dc11d70de13b0bcde34854eda6e5bf1429a93989beb8dc183bb5f1461c",
     "seunet": "4e9d01083d74b53c2de0681bf6e0bf192b9aa2203f88ffd237e06b4f95ba7f41",
 }
+WORKFLOWS = pytest.mark.parametrize(
+    "configs", [["train"], ["train", "evaluate"], ["inference"], ["inference", "inference_native"]]
+)
 EACH = pytest.mark.parametrize("bundle", [folder.name for folder in reversed(FOLDERS)], indirect=True)
 
 
@@ -208,9 +211,7 @@ def test_expressions_are_few_and_plain(bundle):
         assert {expression: unexpected(expression) for expression in found if unexpected(expression)} == {}
 
 
-@pytest.mark.parametrize(
-    "configs", [["train"], ["train", "evaluate"], ["inference"], ["inference", "inference_native"]]
-)
+@WORKFLOWS
 def test_what_initialize_touches(bundle, phantoms, tmp_path, monkeypatch, configs):
     """Neither data nor disk; and nothing is written before the run, whatever MONAI builds to find its properties."""
     monkeypatch.chdir(tmp_path)
@@ -776,9 +777,7 @@ def test_training_in_two_processes(bundle, phantoms, tmp_path):
     assert set(scalars(tmp_path / "out", "val_mean_dice")) == {1}
 
 
-@pytest.mark.parametrize(
-    "configs", [["train"], ["train", "evaluate"], ["inference"], ["inference", "inference_native"]]
-)
+@WORKFLOWS
 def test_unwritable_output_is_an_error_before_the_work(bundle, phantoms, tmp_path, configs):
     (tmp_path / "file").write_text("mine")
     output = tmp_path / "file" / "out"
