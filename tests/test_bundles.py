@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 from pathlib import Path
 
 import jsonschema
@@ -135,20 +134,6 @@ def test_metadata_follow_the_schema_and_the_network(bundle):
     assert len(image["channel_def"]) == image["num_channels"] == parser.get_parsed_content("network_def#in_channels")
     assert len(pred["channel_def"]) == pred["num_channels"] == parser.get_parsed_content("network_def#out_channels")
     assert image["spatial_shape"] == pred["spatial_shape"] == parser["roi_size"]
-
-
-def test_verify_metadata_needs_no_network(bundle, tmp_path, monkeypatch):
-    def refuse(*_):
-        raise AssertionError("the network was used")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    schema = shutil.copy(SCHEMA, tmp_path)
-    meta = str(bundle / "configs" / "metadata.json")
-    monai.bundle.verify_metadata(meta_file=meta, filepath=schema)
-    changed = {key: value for key, value in config(bundle, "metadata").items() if key != "task"}
-    (tmp_path / "changed.json").write_text(json.dumps(changed))
-    with pytest.raises(ValueError, match="'task' is a required property"):
-        monai.bundle.verify_metadata(meta_file=str(tmp_path / "changed.json"), filepath=schema)
 
 
 def test_bundles_for_the_same_task_share_all_but_the_network():

@@ -29,7 +29,8 @@ def check_checkpoint_dir(folder: Path, start: Path | None, resume: str) -> None:
 
 def resume_file(resume: str, folder: Path) -> tuple[Path | None, list[str]]:
     """The checkpoint to resume from, None for a new start, and what is wrong with newer ones."""
-    source, findings = folder if resume == AUTO else Path(resume), []
+    source = folder if resume == AUTO else Path(resume)
+    findings: list[str] = []
     for path in ([source] if source.is_file() else epoch_files(source)) if resume else ():
         if not (finding := file_finding(path)):
             return path, findings
