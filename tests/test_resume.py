@@ -141,7 +141,7 @@ def test_kill_9_and_resume(cases, tmp_path):
 
 @pytest.mark.slow
 def test_kill_9_and_resume_twenty_times(cases, tmp_path):
-    kill_and_compare(REPUXNET, cases, tmp_path, kills=20, epochs=24, num_workers=2, seed=5)
+    kill_and_compare(REPUXNET, cases, tmp_path, kills=20, epochs=12, num_workers=2, seed=5)
 
 
 def train(cases, output, **overrides):
