@@ -9,6 +9,7 @@ from pathlib import Path
 
 import monai.bundle
 import numpy as np
+import pytest
 import torch
 from monai.bundle import ConfigParser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -103,10 +104,15 @@ def files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def root_cause(error):
+def error_of(call, *arguments, kind=Exception, **options):
+    """What a run comes to: the text of the error under those of MONAI."""
+    with pytest.raises(RuntimeError) as raised:
+        call(*arguments, **options)
+    error = raised.value
     while error.__cause__ is not None:
         error = error.__cause__
-    return error
+    assert isinstance(error, kind)
+    return str(error)
 
 
 def torchrun(bundle, phantoms, output, *configs, restarts=0, environment=None, **overrides):

@@ -15,6 +15,7 @@ import random
 import signal
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,72 +27,57 @@ from monai.engines.utils import IterationEvents
 import monai_scaleequiv  # noqa: F401
 
 
-class Clock:
-    """Counts ticks and kills the process at one of them."""
+def train(job: dict, last: int) -> None:
+    left = [last]
 
-    def __init__(self, last: int) -> None:
-        self.left = last
-
-    def tick(self, *_) -> None:
-        self.left -= 1
-        if self.left == 0:
+    def tick(*_) -> None:
+        left[0] -= 1
+        if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def note(engine) -> None:
+        names = [Path(case["image"].meta["filename_or_obj"]).name for case in engine.state.batch]
+        loss = float(engine.state.output[0]["loss"]).hex()
+        print("step", engine.state.iteration, names, loss, file=log, flush=True)
 
-def train(job: dict, clock: Clock) -> None:
+    def note_epoch(engine) -> None:
+        print("epoch", engine.state.epoch, random_states(transforms), file=log, flush=True)
+
     configs = [str(Path(job["bundle"]) / "configs" / f"{name}.json") for name in job["configs"]]
     workflow = ConfigWorkflow(configs, workflow_type="train", logging_file=False, **job["overrides"])
     workflow.initialize()
     trainer, evaluator, transforms = (
         workflow.parser.get_parsed_content(id) for id in ("train#trainer", "validate#evaluator", "train#preprocessing")
     )
+    steps = (IterationEvents.FORWARD_COMPLETED, IterationEvents.BACKWARD_COMPLETED, Events.ITERATION_COMPLETED)
+    for event in (Events.ITERATION_STARTED, *steps):
+        trainer.add_event_handler(event, tick)
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, tick)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, note)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, note_epoch)
     output = Path(job["overrides"]["output_dir"])
-    for event in (Events.ITERATION_STARTED, Events.ITERATION_COMPLETED):
-        trainer.add_event_handler(event, clock.tick)
-    for event in (IterationEvents.FORWARD_COMPLETED, IterationEvents.BACKWARD_COMPLETED):
-        trainer.add_event_handler(event, clock.tick)
-    evaluator.add_event_handler(Events.ITERATION_COMPLETED, clock.tick)
     output.mkdir(parents=True, exist_ok=True)
-    log = (output / "steps.txt").open("a")
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: note(engine, log))
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: note_epoch(engine, transforms, log))
-    slow_save(clock)
-    workflow.run()
-    log.close()
-
-
-def note(engine, log) -> None:
-    names = [Path(case["image"].meta["filename_or_obj"]).name for case in engine.state.batch]
-    log.write(f"step {engine.state.iteration} {names} {float(engine.state.output[0]['loss']).hex()}\n")
-    log.flush()
-
-
-def note_epoch(engine, transforms, log) -> None:
-    """Generators and the transforms' random states as the epoch leaves them."""
-    log.write(f"epoch {engine.state.epoch} {random_states(transforms)}\n")
-    log.flush()
+    torch.save = partial(slow_save, torch.save, tick)
+    with (output / "steps.txt").open("a") as log:
+        workflow.run()
 
 
 def random_states(transforms) -> str:
+    """Generators and the transforms' random states as the epoch leaves them."""
     own = [t.R.get_state() for t in transforms.flatten().transforms if hasattr(t, "R")]
     inner = [t.rand_affine.R.get_state() for t in transforms.transforms if hasattr(t, "rand_affine")]
     states = [random.getstate(), np.random.get_state(), torch.get_rng_state().numpy().tobytes(), own, inner]
     return hashlib.sha256(pickle.dumps(states)).hexdigest()
 
 
-def slow_save(clock: Clock) -> None:
-    whole = torch.save
-
-    def save(content, file) -> None:
-        buffer = io.BytesIO()
-        whole(content, buffer)
-        data = buffer.getvalue()
-        file.write(data[: len(data) // 2])
-        file.flush()
-        clock.tick()
-        file.write(data[len(data) // 2 :])
-
-    torch.save = save
+def slow_save(save, tick, content, file) -> None:
+    buffer = io.BytesIO()
+    save(content, buffer)
+    data = buffer.getvalue()
+    file.write(data[: len(data) // 2])
+    file.flush()
+    tick()
+    file.write(data[len(data) // 2 :])
 
 
 def in_a_child(job: dict, last: int) -> int:
@@ -100,7 +86,7 @@ def in_a_child(job: dict, last: int) -> int:
     if child == 0:
         status = 1
         try:
-            train(job, Clock(last))
+            train(job, last)
             status = 0
         except BaseException:
             traceback.print_exc()

@@ -33,7 +33,7 @@ from tests.bundle_runs import CPU, FOLDERS, QUICK, SIZE, load, run, tiny
 from tests.conftest import ROOT
 
 TICKS_AN_EPOCH = 3 * 4 + 2 + 2  # iterations, validated cases, checkpoints
-SEUNET = next(folder for folder in FOLDERS if folder.name.startswith("seunet"))
+REPUXNET, SEUNET = FOLDERS
 
 
 @pytest.fixture(scope="module")
@@ -104,47 +104,44 @@ def assert_same_training(whole, broken):
     assert steps(whole) == steps(broken)
 
 
-def kill_and_compare(bundle, cases, folder, kills, epochs, **overrides):
-    """The outcome of the last of the killed children is that of an unbroken training."""
+def kill_and_compare(bundle, cases, folder, kills, epochs, *others, **overrides):
+    """The outcome of the last of the killed children is that of an unbroken training; how other jobs ended."""
     chance = random.Random(epochs)
     ticks = [chance.randint(1, TICKS_AN_EPOCH * 3 // 2) for _ in range(kills)]
-    ends, log = run_jobs(
+    (*ends, whole, broken), log = run_jobs(
+        *others,
         job(bundle, cases, folder / "whole", [0], epochs=epochs, **overrides),
         job(bundle, cases, folder / "broken", [*ticks, 0], epochs=epochs, **overrides),
     )
-    assert ends == [[0], [-signal.SIGKILL] * kills + [0]], log[-3000:]
+    assert (whole, broken) == ([0], [-signal.SIGKILL] * kills + [0]), log[-3000:]
     assert_same_training(folder / "whole", folder / "broken")
     last = load(folder / "broken" / "models" / f"checkpoint_epoch={epochs}.pt")
     assert set(last) == {"network", "optimizer", "lr_scheduler", "trainer", "epoch_seed", "best_network"}
     assert last["trainer"]["best"][1][1] > 0  # the epoch of the best validation
+    return ends
 
 
 def test_kill_9_and_resume(cases, tmp_path):
-    kill_and_compare(SEUNET, cases, tmp_path, kills=2, epochs=3)
-
-
-@pytest.mark.slow
-def test_kill_9_and_resume_with_workers(cases, tmp_path):
-    kill_and_compare(SEUNET, cases, tmp_path, kills=10, epochs=12, num_workers=2, seed=5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("bundle", FOLDERS, ids=lambda folder: folder.name)
-def test_kill_9_and_resume_twenty_times(bundle, cases, tmp_path):
-    kill_and_compare(bundle, cases, tmp_path, kills=20, epochs=24)
-
-
-def test_kill_during_save_leaves_the_previous_checkpoint(cases, tmp_path):
-    # Of the second epoch: iterations of both, the first one's checkpoint, validated cases, the best network.
+    # And during a save: iterations of both epochs, the first one's checkpoint, validated cases, the best network.
     out = tmp_path / "out"
-    ends, _ = run_jobs(job(SEUNET, cases, out, [2 * 12 + 1 + 2 + 2], epochs=2, val_interval=2))
-    assert ends == [[-signal.SIGKILL]]
+    during_save = job(SEUNET, cases, out, [2 * 12 + 1 + 2 + 2], epochs=2, val_interval=2)
+    assert kill_and_compare(SEUNET, cases, tmp_path, 2, 3, during_save) == [[-signal.SIGKILL]]
     names = {path.name for path in (out / "models").iterdir()}
     assert "checkpoint_epoch=2.pt.tmp" in names
     assert "checkpoint_epoch=2.pt" not in names
     assert load(out / "models" / "checkpoint_epoch=1.pt")["trainer"]["iteration"] == 3
-    resumed(out / "models", "auto", load_dict={"other": nn.Linear(1, 1)}, fails="expected 'other' in it")
+    resumed(
+        out / "models",
+        "auto",
+        load_dict={"other": nn.Linear(1, 1)},
+        fails="expected the states of this training's trainer, other",
+    )
     assert not list((out / "models").glob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume_twenty_times(cases, tmp_path):
+    kill_and_compare(REPUXNET, cases, tmp_path, kills=20, epochs=12, num_workers=2, seed=5)
 
 
 def train(cases, output, **overrides):
@@ -178,16 +175,13 @@ def wait_for(path, process, seconds=180):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("command", [pytest.param("monai.bundle", marks=pytest.mark.slow), "monai_scaleequiv"])
-def test_sigterm_leaves_a_whole_epoch_and_one_line(cases, tmp_path, command):
+def test_sigterm_leaves_a_whole_epoch_and_one_line(cases, tmp_path):
     given = options(SEUNET, cases, tmp_path / "out", epochs=10_000)
-    argv = ["run", f"--config_file={SEUNET / 'configs' / 'train.json'}"]
-    if command == "monai_scaleequiv":
-        given = {key: value for key, value in given.items() if key not in ("bundle_root", "dataset_dir", "output_dir")}
-        argv = ["train", f"--input={cases}", f"--output={tmp_path / 'out'}"]
+    given = {key: value for key, value in given.items() if key not in ("bundle_root", "dataset_dir", "output_dir")}
+    argv = ["train", f"--input={cases}", f"--output={tmp_path / 'out'}"]
     argv += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-m", command, *argv], cwd=ROOT, env=environment(), **pipes)
+    process = subprocess.Popen([sys.executable, "-m", "monai_scaleequiv", *argv], cwd=ROOT, env=environment(), **pipes)
     folder = tmp_path / "out" / "models"
     wait_for(folder / "checkpoint_epoch=2.pt", process)
     process.send_signal(signal.SIGTERM)
@@ -373,19 +367,15 @@ def test_where_a_training_goes_on(tmp_path):
 
 @pytest.mark.parametrize("name", ["model.pt", "checkpoint_epoch=5.pt"])
 def test_folder_of_an_earlier_training_is_left_alone(tmp_path, name):
-    (tmp_path / name).write_bytes(b"weights")
-    message = rf"{name} is left from an earlier training and would be overwritten; choose another output_dir"
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / name).write_bytes(b"weights")
+    message = r" is left from an earlier training and would be overwritten; choose another output_dir"
     other = checkpoint(tmp_path / "other", 3)
     for resume in ("", other, other.parent):
-        resumed(tmp_path, resume, fails=message, kind=FileExistsError)
-    assert (tmp_path / name).read_bytes() == b"weights"
-
-
-def test_folder_of_a_training_that_went_on_further(tmp_path):
-    first, _, third = (checkpoint(tmp_path, epoch) for epoch in (1, 2, 3))
-    message = r"that went on beyond resume=.*epoch=1.pt; choose another output_dir"
-    resumed(tmp_path, first, fails=message, kind=FileExistsError)
-    assert resumed(tmp_path, third)[0] == resumed(tmp_path, "auto")[0] == 4
+        resumed(tmp_path / "models", resume, fails=name + message, kind=FileExistsError)
+    assert (tmp_path / "models" / name).read_bytes() == b"weights"
+    checkpoint(tmp_path / "other", 5)  # a training that went on further
+    resumed(tmp_path / "other", other, fails=r"epoch=5.pt" + message, kind=FileExistsError)
 
 
 def test_an_engine_that_goes_on_by_itself_is_left_alone(tmp_path):
@@ -399,7 +389,7 @@ def test_an_engine_that_goes_on_by_itself_is_left_alone(tmp_path):
 def test_checkpoints_that_do_not_fit(tmp_path, monkeypatch):
     path = checkpoint(tmp_path, 3, {"x": {}})
     for arguments, message in [
-        ({"load_dict": {"network": nn.Linear(1, 1)}}, r"expected 'network' in it, got \['trainer', 'x'\]"),
+        ({"load_dict": {"network": nn.Linear(1, 1)}}, "expected the states of this training's trainer, network, got"),
         ({"load_dict": {"x": nn.Linear(1, 1)}}, "expected the states of this training's trainer, x, got others"),
         ({"epochs": 2}, "expected at most 2 epochs, got 3"),
         ({"length": 2}, "expected 2 iterations per epoch, got 1; go on with the data, the batch size"),
@@ -407,8 +397,9 @@ def test_checkpoints_that_do_not_fit(tmp_path, monkeypatch):
         assert resumed(tmp_path, "auto", fails=message, **arguments).startswith(str(path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    for resume, message in (("absent.pt", " does not exist"), ("empty", ": expected checkpoint_epoch")):
-        resumed("models", resume, fails=f"resume={resume}{message}", kind=FileNotFoundError)
+    for resume in ("absent.pt", "empty"):
+        message = f"resume={resume}: expected a checkpoint_epoch=.* or a folder with one, got none"
+        resumed("models", resume, fails=message, kind=FileNotFoundError)
     assert not (tmp_path / "models").exists()
 
 
@@ -485,7 +476,8 @@ def test_best_network_is_there_at_any_time(tmp_path, monkeypatch):
     whole = torch.save
 
     def save(*arguments):
-        there.append((folder / "model.pt").is_file())
+        best = folder / "model.pt"
+        there.append(best.is_file() and best.stat().st_size > 0)  # whole, not about to be written over
         whole(*arguments)
 
     monkeypatch.setattr(torch, "save", save)

@@ -10,20 +10,18 @@ from monai_scaleequiv.data import check_output_dir, file_finding
 AUTO = "auto"
 PATTERN = "checkpoint_epoch=*.pt"
 UNFINISHED = ".tmp"  # at the end of the name of a file that is being written
-ADVICE = "choose another output_dir, or go on with resume=auto"
 
 
 def check_checkpoint_dir(folder: Path, start: Path | None, resume: str) -> None:
     """Creates the folder; raises where its checkpoints would be overwritten; removes what a killed process left."""
-    earlier = sorted(folder.glob("*.pt"))
-    if earlier and resume != AUTO and (start is None or start.resolve().parent != folder.resolve()):
-        raise FileExistsError(f"{earlier[0]} is left from an earlier training and would be overwritten; {ADVICE}.")
-    later = [] if start is None else [path for path in epoch_files(folder) if epoch_of(path) > epoch_of(start)]
-    for path in later:
-        if not file_finding(path):
-            raise FileExistsError(
-                f"{path} is left from an earlier training that went on beyond resume={resume}; {ADVICE}."
-            )
+    lost: list[Path] = []
+    if start is not None and start.resolve().parent == folder.resolve():
+        lost = [path for path in epoch_files(folder) if epoch_of(path) > epoch_of(start) and not file_finding(path)]
+    elif resume != AUTO:
+        lost = sorted(folder.glob("*.pt"))
+    if lost:
+        advice = "choose another output_dir, or go on with resume=auto"
+        raise FileExistsError(f"{lost[0]} is left from an earlier training and would be overwritten; {advice}.")
     check_output_dir(folder, "ckpt_dir")
     for path in folder.glob(f"*.pt{UNFINISHED}"):
         path.unlink(missing_ok=True)
@@ -31,21 +29,17 @@ def check_checkpoint_dir(folder: Path, start: Path | None, resume: str) -> None:
 
 def resume_file(resume: str, folder: Path) -> tuple[Path | None, list[str]]:
     """The checkpoint to resume from, None for a new start, and what is wrong with newer ones."""
-    if resume and resume != AUTO and not Path(resume).is_dir():
-        if not Path(resume).is_file():
-            raise FileNotFoundError(f"resume={resume} does not exist; give a {PATTERN} of an earlier training.")
-        if finding := file_finding(resume):
-            raise ValueError(f"{resume}: {finding}; go on with resume=auto, which takes the newest whole checkpoint.")
-        return Path(resume), []
+    source = folder if resume == AUTO else Path(resume)
     findings: list[str] = []
-    for path in epoch_files(folder if resume == AUTO else Path(resume)) if resume else ():
+    for path in ([source] if source.is_file() else epoch_files(source)) if resume else ():
         if not (finding := file_finding(path)):
             return path, findings
         findings.append(f"{path}: {finding}")
     if findings:
-        raise ValueError(f"{findings[0]}, and no earlier one is whole; start anew in another output_dir.")
+        advice = "no earlier one is whole; start anew in another output_dir"
+        raise ValueError(f"{findings[0]}; {'go on with resume=auto' if source.is_file() else advice}.")
     if resume not in ("", AUTO):
-        raise FileNotFoundError(f"resume={resume}: expected {PATTERN} in this folder, got none; give another one.")
+        raise FileNotFoundError(f"resume={resume}: expected a {PATTERN} or a folder with one, got none; give another.")
     return None, []
 
 

@@ -1,12 +1,11 @@
 """Randomness that can be repeated from any epoch on."""
 
-import random
 from collections.abc import Mapping
 
 import ignite.distributed as idist
 import numpy as np
-import torch
 from ignite.engine import Engine, Events
+from ignite.utils import manual_seed
 from monai.data.utils import set_rnd
 
 
@@ -46,9 +45,7 @@ class EpochSeedHandler:
         if getattr(loader, "persistent_workers", False):
             raise ValueError("persistent_workers: expected False, got True; workers that live on cannot be seeded.")
         seed = int(np.random.SeedSequence([self.seed, engine.state.epoch, idist.get_rank()]).generate_state(1)[0])
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        manual_seed(seed)
         for owner in (loader, getattr(loader, "sampler", None)):
             if generator := getattr(owner, "generator", None):
                 generator.manual_seed(seed)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +113,12 @@ class LateSummaryWriter:
 
     def __init__(self, log_dir: str) -> None:
         self.log_dir = log_dir
-        self._writer: Any = None
+
+    @cached_property
+    def _writer(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        return SummaryWriter(self.log_dir)
 
     def __getattr__(self, name: str) -> Any:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self._writer = SummaryWriter(self.log_dir)
         return getattr(self._writer, name)

@@ -1,7 +1,6 @@
 """Resuming a training where an earlier process ended."""
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import ignite.distributed as idist
 from ignite.engine import Engine
 from ignite.handlers import Checkpoint
+from monai.config import PathLike
 from monai.handlers import CheckpointLoader
 
 from monai_scaleequiv.data import one_line, read_weights
@@ -40,9 +40,7 @@ class ResumeCheckpointLoader(CheckpointLoader):
         1
     """
 
-    def __init__(
-        self, resume: str, save_dir: str | os.PathLike, load_dict: dict[str, Any], map_location: Any = None
-    ) -> None:
+    def __init__(self, resume: str, save_dir: PathLike, load_dict: dict[str, Any], map_location: Any = None) -> None:
         super().__init__(resume, load_dict, map_location=map_location)
         self.map_location: Any
         self.save_dir = Path(save_dir)
@@ -59,7 +57,14 @@ class ResumeCheckpointLoader(CheckpointLoader):
         if path is None:
             return
         state, epochs, length = engine.state, engine.state.max_epochs, engine.state.epoch_length
-        self._load(read_weights(path, self.map_location), path)
+        checkpoint = read_weights(path, self.map_location)
+        try:
+            Checkpoint.load_objects(self.load_dict, checkpoint)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: expected the states of this training's {', '.join(self.load_dict)}, got others "
+                f"({one_line(error)[:200]}); go on with the config of the earlier training."
+            ) from None
         if epochs is not None and state.epoch > epochs:
             raise ValueError(f"{path}: expected at most {epochs} epochs, got {state.epoch}; ask for more epochs.")
         if length is not None and state.epoch_length != length:
@@ -68,18 +73,6 @@ class ResumeCheckpointLoader(CheckpointLoader):
                 "go on with the data, the batch size and the number of processes of the earlier training."
             )
         state.max_epochs = epochs
-
-    def _load(self, checkpoint: Mapping[str, Any], path: Path) -> None:
-        missing = [key for key in self.load_dict if key not in checkpoint]
-        if missing:
-            raise ValueError(f"{path}: expected {missing[0]!r} in it, got {list(checkpoint)}; give another checkpoint.")
-        try:
-            Checkpoint.load_objects(self.load_dict, checkpoint)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: expected the states of this training's {', '.join(self.load_dict)}, got others "
-                f"({one_line(error)[:200]}); go on with the config of the earlier training."
-            ) from None
 
 
 class WorkflowState:

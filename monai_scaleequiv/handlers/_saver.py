@@ -9,26 +9,23 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint, DiskSaver
+from ignite.handlers import Checkpoint
+from ignite.handlers.checkpoint import BaseSaveHandler
 from monai.handlers import CheckpointSaver
 
 from monai_scaleequiv.handlers._checkpoint_files import UNFINISHED, epoch_files, epoch_of
 
 
-class _WholeFileSaver(DiskSaver):
+class _WholeFileSaver(BaseSaveHandler):
     """Writes under another name first; what a new file replaces is removed after it is there."""
 
     def __init__(self, dirname: str, filename: str | None) -> None:
-        super().__init__(dirname, require_empty=False)
+        self.dirname = Path(dirname)
         self.filename = filename
         self._outdated: set[str] = set()
 
-    @staticmethod
-    def _check_and_setup(dirname: Path, create_dir: bool, require_empty: bool) -> None:
-        """Nothing is created before there is something to save."""
-
     def __call__(self, checkpoint: Mapping, filename: str, metadata: Mapping | None = None) -> None:
-        if idist.get_rank() == self.save_on_rank:
+        if idist.get_rank() == 0:
             path = self.dirname / (self.filename or filename)
             _write(checkpoint, path)
             for name in self._outdated - {path.name}:
