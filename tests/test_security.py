@@ -20,7 +20,7 @@ from monai.data import load_decathlon_datalist
 
 import monai_scaleequiv
 from monai_scaleequiv.cli import main
-from monai_scaleequiv.data import check_dataset, load_datalist, make_phantom_dataset, read_weights
+from monai_scaleequiv.data import check_dataset, load_datalist, make_phantom_dataset, read_record, read_weights
 from monai_scaleequiv.handlers import WeightsCheckpointLoader
 
 from .conftest import BUNDLES, ROOT
@@ -194,6 +194,36 @@ def test_nothing_in_the_package_loads_more_than_weights():
     assert [
         word for word in ("pickle.load", "joblib", "shelve", "allow_pickle", "urlopen", "os.system(") if word in text
     ] == []
+
+
+# The record beside weights, whose values come into configs.
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"network_def": {"_target_": "os.system", "command": "true"}},
+        {"network_def": {"_target_": "Conv3d", "bias": {"_target_": "open", "file": "a", "mode": "w"}}},
+        {"network_def": {"_target_": ["Conv3d"]}},
+        *({"network_def": {"_target_": name}} for name in ("Compose", "antigravity", "ckpt_export", "Net()", "")),
+        {"spacing": ["$__import__('os').system('true')", 1, 1]},
+        {"normalization": {"nonzero": "@device"}},
+        {"num_classes": "%train.json::epochs"},
+        *({"network_def": {"_target_": "Conv3d", key: "x"}} for key in ("_requires_", "_mode_", "_disabled_", "a#b")),
+    ],
+)  # fmt: skip
+def test_a_record_runs_nothing(tmp_path, value):
+    (tmp_path / "model.json").write_text(json.dumps({"in_channels": 1, **value}))
+    with pytest.raises(ValueError, match=r"model.json: expected plain values and names of networks, got ") as raised:
+        read_record(tmp_path / "model.pt")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_record_of_any_network_is_read(tmp_path):
+    for name in ("Conv3d", "UNet", "SEUNet", "ANetworkOfAUser"):
+        record = {"network_def": {"_target_": name}, "training_cases": {"_a#1.nii": 3}}
+        (tmp_path / "model.json").write_text(json.dumps(record))
+        assert read_record(tmp_path / "model.pt") == record
 
 
 # Configs.

@@ -1,12 +1,16 @@
 """What a training leaves beside its weights, so that inference can agree with it."""
 
+import builtins
 import dataclasses
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from monai.bundle.config_item import ComponentLocator
 from monai.config import PathLike
 from monai.utils import ensure_tuple
 from torch import nn
@@ -75,10 +79,12 @@ def write_record(path: PathLike, record: Mapping[str, Any]) -> None:
 def read_record(ckpt_path: PathLike) -> dict[str, Any] | None:
     """The record of the training that weights come from, None where there is none.
 
-    It is the file of the same name with ``.json``, else ``model.json`` beside it.
+    It is the file of the same name with ``.json``, else ``model.json`` beside it. Configs take values from it, so
+    it may hold nothing that a config would run.
 
     Raises:
-        ValueError: when the file is damaged or of another kind.
+        ValueError: when the file is damaged or of another kind, or holds an expression, a reference or a ``_target_``
+            that makes anything but a network.
     """
     path = Path(ckpt_path)
     for file in (path.with_suffix(".json"), path.with_name("model.json")):
@@ -89,8 +95,36 @@ def read_record(ckpt_path: PathLike) -> dict[str, Any] | None:
                 record = None
             if not isinstance(record, dict):
                 raise ValueError(f"{file}: expected the record of a training as JSON, got something else; restore it.")
+            for got in _executable({key: record[key] for key in record if key != "training_cases"}):
+                raise ValueError(f"{file}: expected plain values and names of networks, got {got!r:.80}; restore it.")
             return record
     return None
+
+
+def _executable(value: Any, key: str = "") -> Iterator[str]:
+    """What MONAI's config parser would run, import or replace, in the parts that configs take."""
+    if key == "_target_" and not (isinstance(value, str) and _is_harmless(value)):
+        yield str(value)
+    elif isinstance(value, str) and value.lstrip().startswith(("$", "@", "%")):
+        yield value
+    elif isinstance(value, list):
+        yield from (got for part in value for got in _executable(part))
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            if name != "_target_" and not re.fullmatch(r"[A-Za-z]\w*", name):
+                yield name
+            yield from _executable(part, name)
+
+
+def _is_harmless(target: str) -> bool:
+    """Whether a config that names this makes a network, or finds nothing: its own config alone knows a user's class."""
+    loaded: list[type] = [nn.Module]
+    for kind in loaded:
+        loaded += kind.__subclasses__()
+    if target in {kind.__name__ for kind in loaded}:
+        return True
+    found = re.fullmatch(r"[A-Za-z]\w*", target) is None or hasattr(builtins, target) or find_spec(target)
+    return not found and ComponentLocator().get_component_module_name(target) is None
 
 
 def compare_records(recorded: Mapping[str, Any], current: Mapping[str, Any], name: str) -> None:
