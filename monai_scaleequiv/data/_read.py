@@ -8,6 +8,8 @@ import os
 import stat
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -20,14 +22,29 @@ from monai.utils import ensure_tuple
 from nibabel.spatialimages import HeaderDataError
 
 from monai_scaleequiv.data import rules
-from monai_scaleequiv.data._facts import VolumeFacts, add_voxels
 from monai_scaleequiv.data.rules import Finding
 
 MAX_VOXELS = 2**31  # 8 GiB as float32; a CT of 1200 x 1200 x 900 voxels has 60 % of it
 PIECE = 1 << 22  # bytes
 KINDS = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by the length of the header
 MAGIC = {348: (b"n+1\0",), 540: (b"n+2\0\r\n\x1a\n", b"n+2\0\0\0\0\0")}  # some leave the line ends out
+MOST_LABELS = 1000  # that are counted
 COPY = "copy or download it again"
+
+
+@dataclass
+class VolumeFacts:
+    """What one reading of a file finds out: of the header, and for the data check of the voxels, too."""
+
+    shape: list[int] = field(default_factory=list)
+    dtype: str = ""
+    affine: list[list[float]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    nonfinite: int = 0
+    minimum: float | None = None  # of the finite voxels
+    maximum: float | None = None
+    labels: list[list[float]] = field(default_factory=list)  # value and number of voxels
+    digest: str = ""  # the same for files with the same content
 
 
 class VolumeError(ValueError):
@@ -128,7 +145,7 @@ def read_facts(path: PathLike, label: bool = False) -> VolumeFacts:
     except VolumeError as error:
         return VolumeFacts(findings=[error.finding])  # type: ignore[list-item]  # no text, in this process
     if rules.dtype(image.get_data_dtype()) is None:
-        add_voxels(facts, image, label)
+        _add_voxels(facts, image, label)
     return facts
 
 
@@ -203,3 +220,36 @@ def _storage(header: nib.Nifti1Header, size: int) -> Finding | None:
     fields += [(f"{name} from 0 to 5", int(header[name]), range(6)) for name in ("sform_code", "qform_code")]
     hint = "copy it again or correct its header"
     return next((Finding("file", expected, str(got), hint) for expected, got, good in fields if got not in good), None)
+
+
+def _add_voxels(facts: VolumeFacts, image: nib.Nifti1Image, label: bool) -> None:
+    """Adds what the voxels show; their values are counted for label maps."""
+    stored: Any = image.dataobj
+    voxels, slope, inter = np.ravel(stored.get_unscaled(), order="F"), float(stored.slope), float(stored.inter)
+    digest = blake2b(f"{facts.shape}{facts.dtype}{slope}{inter}".encode(), digest_size=16)
+    digest.update(voxels.data)
+    facts.digest = digest.hexdigest()
+    if voxels.dtype.kind == "f":
+        finite = np.isfinite(voxels)
+        facts.nonfinite, voxels = int(np.count_nonzero(~finite)), voxels if finite.all() else voxels[finite]
+    if not voxels.size:
+        return
+    low, high = sorted(float(value) * slope + inter for value in (voxels.min(), voxels.max()))
+    facts.minimum, facts.maximum = low, high
+    if max(abs(low), abs(high)) > float(np.finfo(np.float32).max):  # loading makes infinity of it
+        hint = "correct scl_slope and scl_inter in its header, or scale it"
+        facts.findings.append(Finding("range", "values within float32", f"{low:.4g} to {high:.4g}", hint))
+    if label:
+        facts.labels = _counts(voxels, slope, inter)
+
+
+def _counts(voxels: np.ndarray, slope: float, inter: float) -> list[list[float]]:
+    """Values, as loading has them, and counts: 10 times a slope of 0.1, itself rounded, is 1 as float32."""
+    # Label maps have long runs of one value: sorting the runs takes far less time than sorting the voxels.
+    starts = np.flatnonzero(np.concatenate([[True], voxels[1:] != voxels[:-1]]))
+    values, run = np.unique(voxels[starts], return_inverse=True)
+    numbers = np.bincount(run, weights=np.diff(starts, append=voxels.size))[:MOST_LABELS]
+    with np.errstate(over="ignore"):  # which is a finding of its own
+        loaded = (values[:MOST_LABELS].astype(np.float64) * slope + inter).astype(np.float32).astype(np.float64)
+    merged, where = np.unique(loaded, return_inverse=True)
+    return [list(pair) for pair in zip(merged.tolist(), np.bincount(where, weights=numbers).tolist(), strict=True)]

@@ -4,6 +4,7 @@ import builtins
 import dataclasses
 import inspect
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
@@ -29,24 +30,22 @@ def definition_of(network: nn.Module) -> dict[str, Any]:
     """
     network = unwrapped(network)
     names = inspect.signature(type(network).__init__).parameters
-    return {
-        "_target_": type(network).__name__,
-        **_plain({n: getattr(network, n) for n in names if hasattr(network, n)}),
-    }
+    arguments = {name: getattr(network, name) for name in names if hasattr(network, name)}
+    return {"_target_": type(network).__name__, **plain(arguments)}
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON has it, without the entries that JSON cannot hold; those are ``NotImplemented``."""
+def plain(value: Any) -> Any:
+    """A value as JSON has it, without the entries that JSON cannot hold: those are ``NotImplemented``."""
     if isinstance(value, nn.Module):
         return definition_of(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
-        pairs = ((str(key), _plain(part)) for key, part in value.items())
+        pairs = ((str(key), plain(part)) for key, part in value.items())
         return {key: part for key, part in pairs if part is not NotImplemented}
     if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, str):
+        return [plain(part) for part in value]
+    if isinstance(value, str) or (isinstance(value, float) and not math.isfinite(value)):
         return str(value)  # of an enumeration, too
     return value if value is None or isinstance(value, (bool, int, float)) else NotImplemented
 
@@ -73,7 +72,7 @@ def write_record(path: PathLike, record: Mapping[str, Any]) -> None:
         {'spacing': [1, 1, 1]}
     """
     with whole_file(Path(path)) as unfinished:
-        unfinished.write_text(json.dumps(_plain(record), indent=2) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(plain(record), indent=2) + "\n", encoding="utf-8")
 
 
 def read_record(ckpt_path: PathLike) -> dict[str, Any] | None:
@@ -139,7 +138,7 @@ def compare_records(recorded: Mapping[str, Any], current: Mapping[str, Any], nam
         Traceback (most recent call last):
         ValueError: model.pt: expected spacing=[1, 1, 1] as in its training, got [2, 2, 2]; leave it out, or train anew.
     """
-    left = [("", _plain(recorded), _plain(current))]
+    left = [("", plain(recorded), plain(current))]
     for place, old, new in left:
         if isinstance(old, dict) and isinstance(new, dict):
             both = [key for key in old if key in new and (place or key != "training_cases")]
