@@ -14,7 +14,6 @@ from monai.data import create_file_basename
 from monai.utils import ensure_tuple
 
 from monai_scaleequiv.data import rules
-from monai_scaleequiv.data._read import is_nifti
 
 Case = tuple[Path, ...]
 
@@ -80,13 +79,18 @@ def nifti_files(folder: Path) -> list[Path]:
     for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(root)
         folders[:] = sorted(f for f in folders if not f.startswith(".")) if real not in seen else []
-        found += [] if real in seen else [Path(root, n) for n in names if is_nifti(n) and not n.startswith(".")]
+        found += [] if real in seen else [Path(root, n) for n in names if _is_nifti(n) and not n.startswith(".")]
         seen.add(real)
     return sorted(found)
 
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def _is_nifti(path: PathLike) -> bool:
+    """Whether a name is that of a NIfTI file; like readers do, it takes capitals for small letters."""
+    return os.fspath(path).lower().endswith((".nii", ".nii.gz"))
 
 
 def stem_of(file: PathLike) -> str:
@@ -163,6 +167,6 @@ def _expand(path: Path, results: Path | None) -> list[Path]:
         return found
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a folder or .nii / .nii.gz files.")
-    if not path.is_file() or not is_nifti(path):
+    if not path.is_file() or not _is_nifti(path):
         raise ValueError(f"{path} is not a .nii or .nii.gz file; convert or copy it to one.")
     return [path]

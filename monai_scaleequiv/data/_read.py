@@ -48,9 +48,9 @@ class VolumeFacts:
 
 
 class VolumeError(ValueError):
-    """A file that cannot be read, and why; of workers of a data loader, the text alone."""
+    """A file that cannot be read, and why; a data loader makes it anew in its own process, from the text alone."""
 
-    def __init__(self, finding: Finding | str, path: PathLike = "") -> None:
+    def __init__(self, finding: Any, path: PathLike = "") -> None:
         super().__init__(f"{os.fspath(path)}: {finding}" if path else str(finding))
         self.finding = finding
 
@@ -78,8 +78,6 @@ class CheckedNibabelReader(NibabelReader):
 
     def __init__(self, max_voxels: int = MAX_VOXELS, **options: Any) -> None:
         super().__init__(**options)
-        if not max_voxels >= 1:
-            raise ValueError(f"max_voxels: expected at least 1, got {max_voxels}; give a larger number.")
         self.max_voxels = max_voxels
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
@@ -139,19 +137,14 @@ def read_volume(path: PathLike, max_voxels: int = MAX_VOXELS) -> tuple[nib.Nifti
 
 
 def read_facts(path: PathLike, label: bool = False) -> VolumeFacts:
-    """Everything about a file, be it damaged or not; the values are counted for label maps."""
+    """Everything about a file, be it damaged or not."""
     try:
         image, facts = read_volume(path)
     except VolumeError as error:
-        return VolumeFacts(findings=[error.finding])  # type: ignore[list-item]  # no text, in this process
+        return VolumeFacts(findings=[error.finding])
     if rules.dtype(image.get_data_dtype()) is None:
         _add_voxels(facts, image, label)
     return facts
-
-
-def is_nifti(path: PathLike) -> bool:
-    """Whether a name is that of a NIfTI file; like readers do, it takes capitals for small letters."""
-    return os.fspath(path).lower().endswith((".nii", ".nii.gz"))
 
 
 def _open(path: PathLike) -> BinaryIO:
@@ -181,9 +174,9 @@ def _read(file: BinaryIO, max_voxels: int) -> tuple[nib.Nifti1Image, VolumeFacts
     wrong = _storage(header, size) or rules.voxels(facts.shape, max_voxels)
     if wrong:
         raise VolumeError(wrong)
-    offset, length = header.get_data_offset(), math.prod(facts.shape) * header.get_data_dtype().itemsize
+    length = math.prod(facts.shape) * header.get_data_dtype().itemsize
     # In pieces, for what a header promises may be more than there is memory.
-    stream, left = io.BytesIO(content), offset + length - size
+    stream, left = io.BytesIO(content), header.get_data_offset() + length - size
     stream.seek(size)
     while left > 0 and (piece := file.read(min(PIECE, left))):
         left -= stream.write(piece)
@@ -234,11 +227,10 @@ def _add_voxels(facts: VolumeFacts, image: nib.Nifti1Image, label: bool) -> None
         facts.nonfinite, voxels = int(np.count_nonzero(~finite)), voxels if finite.all() else voxels[finite]
     if not voxels.size:
         return
-    low, high = sorted(float(value) * slope + inter for value in (voxels.min(), voxels.max()))
-    facts.minimum, facts.maximum = low, high
-    if max(abs(low), abs(high)) > float(np.finfo(np.float32).max):  # loading makes infinity of it
-        hint = "correct scl_slope and scl_inter in its header, or scale it"
-        facts.findings.append(Finding("range", "values within float32", f"{low:.4g} to {high:.4g}", hint))
+    facts.minimum, facts.maximum = sorted(float(end) * slope + inter for end in (voxels.min(), voxels.max()))
+    if max(abs(facts.minimum), abs(facts.maximum)) > float(np.finfo(np.float32).max):  # loading makes infinity of it
+        got, hint = f"{facts.minimum:.4g} to {facts.maximum:.4g}", "correct scl_slope and scl_inter in its header"
+        facts.findings.append(Finding("range", "values within float32", got, hint))
     if label:
         facts.labels = _counts(voxels, slope, inter)
 

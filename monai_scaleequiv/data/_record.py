@@ -51,13 +51,7 @@ def plain(value: Any) -> Any:
 
 
 def case_sizes(cases: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Name and bytes of the (first) image of each case, by which a record knows the cases of its training.
-
-    Example::
-
-        >>> case_sizes([])
-        {}
-    """
+    """Name and bytes of the (first) image of each case, by which a record knows the cases of its training."""
     files = [Path(ensure_tuple(case["image"])[0]) for case in cases]
     return {file.name: file.stat().st_size for file in files}
 

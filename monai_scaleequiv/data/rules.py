@@ -122,7 +122,7 @@ def growth(shape: Sequence[int], matrix: np.ndarray, pixdim: Sequence[float], mo
 
 def grid(
     shape: Sequence[int], matrix: ArrayLike | None, other_shape: Sequence[int], other_matrix: ArrayLike | None,
-    other: str, tolerance: float = GRID_TOLERANCE,
+    other: str
 ) -> Finding | None:  # fmt: skip
     """A grid that is not the other's: another shape, or corners that lie apart. Without affines the shape counts."""
     if tuple(shape) != tuple(other_shape):
@@ -133,7 +133,7 @@ def grid(
     corners = np.stack(np.meshgrid(*((0, n - 1) for n in shape)), -1).reshape(-1, len(shape))
     apart = float(np.linalg.norm(difference[:, : len(shape)] @ corners.T + difference[:, -1:], axis=0).max())
     got, hint = f"one whose corners are up to {apart:.3g} mm away", "pair the right files or correct the header"
-    return _if(apart > tolerance, "grid", f"the grid of {other}", got, hint)
+    return _if(apart > GRID_TOLERANCE, "grid", f"the grid of {other}", got, hint)
 
 
 def labels(values: Iterable[float], classes: Iterable[int] | None) -> Finding | None:
