@@ -437,7 +437,7 @@ def test_folder_for_results(tmp_path, monkeypatch):
     (tmp_path / "mine.txt").write_text("mine")
     check_output_dir(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-    with pytest.raises(FileExistsError, match="mine.txt exists already"):
+    with pytest.raises(FileExistsError, match=r"mine.txt exists already"):
         check_output_dir(tmp_path, files=["*.txt"])
     check_output_dir(tmp_path, files=["*.txt"], overwrite=True)
 

@@ -64,9 +64,8 @@ class DatasetReport:
         """Raises a ValueError of one line, with the first error, if there is any; else warns of the first warning."""
         if self.errors:
             raise ValueError(f"{self.source}: {_count(len(self.errors), 'error')}; {self.errors[0]}")
-        if self.warnings:
-            text = f"{self.source}: {_count(len(self.warnings), 'warning')}; {self.warnings[0]}"
-            warnings.warn(text, stacklevel=2)
+        if found := self.warnings:
+            warnings.warn(f"{self.source}: {_count(len(found), 'warning')}; {found[0]}", stacklevel=2)
 
     def table(self) -> str:
         """What the data set is like, in a few lines."""
