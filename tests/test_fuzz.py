@@ -16,7 +16,6 @@ import gzip
 import math
 import signal
 import sys
-import time
 import zlib
 from collections import Counter
 from contextlib import contextmanager
@@ -344,11 +343,6 @@ def test_the_judge_knows_a_sound_file(tmp_path, name):
     load, rest = bundle_preprocessing()
     truth = strictly_read(content, name.endswith(".gz"))
     assert (checked(tmp_path), prepared(tmp_path / name, load, rest, truth)) == ("taken", "taken")
-
-
-def test_a_case_that_hangs_is_noticed():
-    with pytest.raises(TimeoutError, match="took more than"), in_time(0.05):
-        time.sleep(5)
 
 
 # Arguments and shapes.

@@ -108,9 +108,8 @@ def spacing(sizes: Sequence[float], allowed: Sequence[float] = SPACING_RANGE) ->
     """A voxel size that no scanner has."""
     low, high = allowed
     wrong, got = not all(low <= size <= high for size in sizes), " x ".join(f"{size:.6g}" for size in sizes)
-    return _if(
-        wrong, "spacing", f"voxel sizes from {low:g} to {high:g} mm", got, "correct the voxel size in its header"
-    )
+    hint = "correct the voxel size in its header"
+    return _if(wrong, "spacing", f"voxel sizes from {low:g} to {high:g} mm", got, hint)
 
 
 def growth(shape: Sequence[int], matrix: np.ndarray, pixdim: Sequence[float], most: int) -> Finding | None:
@@ -164,9 +163,10 @@ def place(matrix: ArrayLike) -> Finding | None:
 def header(found: nib.Nifti1Header) -> list[Finding]:
     """Fields of a NIfTI header that contradict each other, or that readers understand differently."""
     matrix, unit = found.get_best_affine(), found.get_xyzt_units()[0]
-    singular, other = affine(matrix, math.inf), unit not in ("mm", "unknown")  # which many headers have, and mean mm
+    singular = affine(matrix, math.inf)
     findings = [dtype(found.get_data_dtype()), singular, _forms(found)]
-    findings.append(_if(other, "unit", "mm as unit of length", unit, "convert its header to mm"))
+    strange = unit not in ("mm", "unknown")  # readers pass over it; many headers name none, and mean mm
+    findings.append(_if(strange, "unit", "mm as unit of length", unit, "convert its header to mm"))
     if singular is None:
         findings += [_pixdim(found.get_zooms()[:3], spacing_of(matrix), int(found["qform_code"]) > 0), place(matrix)]
     return [finding for finding in findings if finding is not None]
