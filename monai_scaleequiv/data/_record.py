@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -111,13 +112,12 @@ def _executable(value: Any, key: str = "") -> Iterator[str]:
 
 def _is_harmless(target: str) -> bool:
     """Whether a config that names this makes a network, or finds nothing: its own config alone knows a user's class."""
-    loaded: list[type] = [nn.Module]
-    for kind in loaded:
-        loaded += kind.__subclasses__()
-    if target in {kind.__name__ for kind in loaded}:
-        return True
-    found = re.fullmatch(r"[A-Za-z]\w*", target) is None or hasattr(builtins, target) or find_spec(target)
-    return not found and ComponentLocator().get_component_module_name(target) is None
+    homes = ensure_tuple(ComponentLocator().get_component_module_name(target) or ())
+    kinds = [getattr(import_module(home), target) for home in homes]
+    if kinds and all(home.startswith(("monai.networks.", "monai_scaleequiv.")) for home in homes):
+        return all(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in kinds)
+    found = kinds or hasattr(builtins, target) or re.fullmatch(r"[A-Za-z]\w*", target) is None or find_spec(target)
+    return not found or target == "Identity"  # MONAI has a transform of that name
 
 
 def compare_records(recorded: Mapping[str, Any], current: Mapping[str, Any], name: str) -> None:
