@@ -1,7 +1,5 @@
 """Data sets and files with real faults."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import zlib
@@ -45,6 +43,29 @@ def write_task(folder, cases=3, classes=2, **changes):
     task = {"modality": {"0": "MRI"}, "labels": {str(c): f"class {c}" for c in range(classes)}, "training": training}
     (folder / "dataset.json").write_text(json.dumps({**task, **changes}))
     return folder
+
+
+def change_list(task, change):
+    """Changes the ``dataset.json`` of a task."""
+    content = json.loads((task / "dataset.json").read_text())
+    change(content)
+    (task / "dataset.json").write_text(json.dumps(content))
+    return task
+
+
+def shifted(millimetres):
+    """An affine."""
+    affine = np.eye(4)
+    affine[0, 3] = millimetres
+    return affine
+
+
+def with_header(path, change):
+    """Writes a volume again after a change of its image."""
+    volume = nib.load(path)
+    volume = nib.Nifti1Image(np.asarray(volume.dataobj), volume.affine, volume.header)
+    change(volume)
+    nib.save(volume, path)
 
 
 def cut(path, share=0.6):

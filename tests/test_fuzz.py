@@ -11,12 +11,11 @@ seconds hangs. In the end, the bundle's inference runs over the folder of all of
 or has a label map on its grid, with the labels that its voxels call for.
 """
 
+import functools
 import gzip
-import json
 import math
 import signal
 import sys
-import time
 import zlib
 from collections import Counter
 from contextlib import contextmanager
@@ -264,7 +263,7 @@ def segmentation_faults(folder, output, truths):
 
 
 def fuzz(folder, cases, seed):
-    """Counts of (mutation, truth, check, preprocessing, inference), and the cases that went wrong."""
+    """Counts of mutation, truth, and outcome of check, preprocessing and inference; the cases that went wrong."""
     load, rest = bundle_preprocessing()
     sound = {name: sound_file(folder / "sound", name) for name in FORMATS}
     noted, truths, wrong = {}, {}, []
@@ -293,24 +292,14 @@ def fuzz(folder, cases, seed):
     return Counter((*noted[kept], segmented[kept]) for kept in noted), wrong + wrong_there
 
 
-def summary(outcomes, wrong):
-    places = ("mutation", "file", "check", "preprocessing", "inference")
-    rows = [{**dict(zip(places, key, strict=True)), "cases": count} for key, count in sorted(outcomes.items())]
-    totals = Counter()
-    for (_, truth, *found), count in outcomes.items():
-        noted = ", ".join(f"{place} {what}" for place, what in zip(places[2:], found, strict=True))
-        totals[f"{truth}: {noted}"] += count
-    return {"cases": sum(outcomes.values()), "wrong": wrong, "totals": dict(sorted(totals.items())), "rows": rows}
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("cases", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_mutated_files(tmp_path, cases):
     outcomes, wrong = fuzz(tmp_path, cases, seed=0)
-    noted = summary(outcomes, wrong)
-    sys.stdout.write(json.dumps(noted, indent=2) + "\n")
-    assert noted["wrong"] == []
-    assert noted["cases"] == cases
+    for outcome, count in sorted(outcomes.items()):
+        sys.stdout.write(f"{count} {', '.join(outcome)}\n")
+    assert wrong == []
+    assert sum(outcomes.values()) == cases
     assert {truth for _, truth, *_ in outcomes} == {"valid", "broken"}
 
 
@@ -332,23 +321,6 @@ def test_mutated_files(tmp_path, cases):
         ("a.nii", 292, np.float32(1e30).tobytes(), "expected a place within 1e+06 mm, got 1e+30 mm; correct"),
         ("a.nii", 123, b"\3", "expected mm as unit of length, got micron; convert its header to mm"),
         ("a.nii", 123, b"\1", "expected mm as unit of length, got meter; convert its header to mm"),
-    ],
-    ids=[
-        "mark",
-        "line ends",
-        "offset",
-        "slope",
-        "datatype",
-        "fewer slices",
-        "fewer rows",
-        "fewer in NIfTI-2",
-        "offset 350",
-        "offset in NIfTI-2",
-        "sform_code",
-        "qform_code",
-        "origin",
-        "micron",
-        "meter",
     ],
 )
 def test_headers_that_readers_pass_over(tmp_path, name, place, value, noted):
@@ -373,14 +345,8 @@ def test_the_judge_knows_a_sound_file(tmp_path, name):
     assert (checked(tmp_path), prepared(tmp_path / name, load, rest, truth)) == ("taken", "taken")
 
 
-def test_a_case_that_hangs_is_noticed():
-    with pytest.raises(TimeoutError, match="took more than"), in_time(0.05):
-        time.sleep(5)
-
-
 # Arguments and shapes.
 
-SIZES = st.integers(0, 9)
 SCALES = st.lists(st.sampled_from([1.0, 0.9, 0.81, 0.5, 0.0, -1.0, 2.0, math.nan, math.inf, 1e-9, "1"]), max_size=3)
 FILTERS = st.fixed_dictionaries(
     {},
@@ -427,19 +393,18 @@ FIRST = {  # channels and the like, in the order of the arguments
     "ScaleProjection": (),
 }
 LEADING = {"dims": st.integers(1, 4), "channels": st.integers(-1, 4), "scales": SCALES}
-KNOWN_ERRORS = (ValueError, TypeError, NotImplementedError)
 
 
 def raised_on_purpose(error):
-    """Whether an error was raised on purpose: by MONAI, or by this package in a line that says what it got."""
-    if not isinstance(error, KNOWN_ERRORS):
+    """Whether an error was raised on purpose: by MONAI, or by this package or PyTorch, in a line with what it got."""
+    if not isinstance(error, (ValueError, TypeError, NotImplementedError)):
         return False
     trace = error.__traceback__
     while trace.tb_next is not None:
         trace = trace.tb_next
     module = trace.tb_frame.f_globals.get("__name__", "")
     noted = " got " in str(error) and "\n" not in str(error)
-    return module.startswith("monai.") or (module.startswith("monai_scaleequiv") and noted)
+    return module.startswith("monai.") or (module.startswith(("monai_scaleequiv", "torch.nn.")) and noted)
 
 
 def run_or_raise(make, x, check):
@@ -456,13 +421,14 @@ def run_or_raise(make, x, check):
             raise AssertionError(f"internal error: {type(error).__name__}: {error}") from error
 
 
-def quiet(examples):
-    return settings(
-        max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-    )
+HEALTH = list(HealthCheck)
+QUIET = settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=HEALTH)
 
 
-FAST = 40
+def some_of(data, arguments):
+    """Values for at most two arguments."""
+    names = data.draw(st.sets(st.sampled_from(sorted(arguments)), max_size=2), label="arguments")
+    return {name: data.draw(arguments[name], label=name) for name in sorted(names)}
 
 
 def right_shape(name, leading, options, size):
@@ -478,12 +444,11 @@ def right_shape(name, leading, options, size):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", LAYERS)
-@quiet(FAST)
+@QUIET
 @given(data=st.data())
 def test_layers(name, data):
     leading = [data.draw(LEADING[kind], label=kind) for kind in FIRST[name]]
-    chosen = data.draw(st.sets(st.sampled_from(sorted(LAYERS[name])), max_size=2), label="arguments")
-    options = {key: data.draw(LAYERS[name][key], label=key) for key in sorted(chosen)}
+    options = some_of(data, LAYERS[name])
     shape = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=7), label="shape")
     if data.draw(st.booleans(), label="right channels"):
         shape = right_shape(name, leading, options, data.draw(st.lists(st.integers(0, 9), min_size=3, max_size=3)))
@@ -513,7 +478,7 @@ def _network_output(out_channels):
 
 
 @pytest.mark.filterwarnings("ignore")
-@quiet(FAST)
+@QUIET
 @given(data=st.data())
 def test_seunet(data):
     dims, channels_in, channels_out = (data.draw(st.integers(low, 4)) for low in (1, -1, -1))
@@ -529,23 +494,19 @@ def test_seunet(data):
         "projection": st.sampled_from(["mean", "max", "other"]),
         "scale_size": st.integers(0, 3),
     }
-    names = data.draw(st.sets(st.sampled_from(sorted(more)), max_size=2), label="arguments")
-    options = {name: data.draw(more[name], label=name) for name in sorted(names)}
+    options = some_of(data, more)
     shape = data.draw(st.lists(st.integers(0, 14), min_size=2, max_size=5), label="shape")
     if data.draw(st.booleans(), label="right channels"):
         dims, shape = 2 + dims % 2, [max(1, min(shape[0], 2)), max(1, channels_in), *([9, 14, 6][: 2 + dims % 2])]
         channels = [max(1, n) for n in channels]
     x = torch.randn(shape)
     check = _network_output(channels_out)
-    run_or_raise(
-        lambda: monai_scaleequiv.SEUNet(dims, channels_in, channels_out, channels, strides, **options).eval(),
-        x,
-        lambda network, y: check(network, x, y),
-    )
+    make = functools.partial(monai_scaleequiv.SEUNet, dims, channels_in, channels_out, channels, strides, **options)
+    run_or_raise(lambda: make().eval(), x, lambda network, y: check(network, x, y))
 
 
 @pytest.mark.filterwarnings("ignore")
-@quiet(FAST)
+@QUIET
 @given(data=st.data())
 def test_pyramid(data):
     dims, in_millimetres = data.draw(st.integers(1, 4), label="dims"), data.draw(st.booleans(), label="mm")
@@ -556,8 +517,7 @@ def test_pyramid(data):
         "with_scale_map": st.booleans(),
         "smoothing": st.sampled_from([0.0, 0.5, -1.0, math.nan]),
     }
-    names = data.draw(st.sets(st.sampled_from(sorted(more)), max_size=2), label="arguments")
-    options = {"size_divisor": 1, **{name: data.draw(more[name], label=name) for name in sorted(names)}}
+    options = {"size_divisor": 1, **some_of(data, more)}
     sizes = st.sampled_from([1.0, 0.5, (1.0, 2.0, 0.7), 0.0, math.nan])
     options["voxel_size"] = data.draw(sizes, label="voxel size") if in_millimetres else None
     spacing = data.draw(
@@ -587,7 +547,7 @@ def test_whole_numbers_are_no_images(dtype):
 
 
 @pytest.mark.filterwarnings("ignore")
-@quiet(FAST)
+@QUIET
 @given(data=st.data())
 def test_repuxnet(data):
     dims, channels_in, channels_out = (data.draw(st.integers(low, 4)) for low in (1, -1, -1))
@@ -607,15 +567,11 @@ def test_repuxnet(data):
         "full_size_channels": st.sampled_from([None, 0, 1, 3]),
         "deploy": st.booleans(),
     }
-    names = data.draw(st.sets(st.sampled_from(sorted(more)), max_size=2), label="arguments")
-    options = {"kernel_size": 3, "hidden_size": 4, **{n: data.draw(more[n], label=n) for n in sorted(names)}}
+    options = {"kernel_size": 3, "hidden_size": 4, **some_of(data, more)}
     size = data.draw(st.sampled_from([[8, 8, 8], [16, 8, 24], [9, 8, 8], [1, 1, 1], [0, 8, 8], [8, 8]]), label="size")
     x = torch.randn(data.draw(st.integers(0, 2), label="batch"), max(channels_in, 0), *size[:dims])
     check = _network_output(channels_out)
-    run_or_raise(
-        lambda: monai_scaleequiv.RepUXNet(
-            dims, channels_in, channels_out, depths=depths, feature_size=feature_size, **options
-        ).eval(),
-        x,
-        lambda network, y: check(network, x, y),
+    make = functools.partial(
+        monai_scaleequiv.RepUXNet, dims, channels_in, channels_out, depths, feature_size, **options
     )
+    run_or_raise(lambda: make().eval(), x, lambda network, y: check(network, x, y))

@@ -132,7 +132,7 @@ def test_weights_that_do_not_fit_are_no_bad_volume(capsys, whole, tmp_path):
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_restart_skips_what_is_finished(folder, tmp_path):
+def test_restart_skips_what_is_finished(capsys, folder, tmp_path):
     assert infer(tmp_path, folder) == 1
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*_seg.nii.gz")}
     for name in "bd":
@@ -140,8 +140,10 @@ def test_restart_skips_what_is_finished(folder, tmp_path):
     assert infer(tmp_path, folder) == 1  # nothing is replaced unasked
     assert infer(tmp_path, folder, "--skip_existing") == 0
     assert sorted(label_maps(tmp_path)) == ["a", "b", "c", "d"]
-    assert {p: p.stat().st_mtime_ns for p in before} == before
     assert listed(tmp_path) is None
+    assert infer(tmp_path, folder, "--skip_existing=true") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
 def test_killed_run_leaves_no_half_label_map_and_can_be_gone_on_with(whole, tmp_path):

@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import pydoc
-import sys
 import zipfile
 from pathlib import Path
 
@@ -13,15 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
 from monai.bundle import ConfigParser
 from monai.bundle.config_item import ComponentLocator
 from monai.data import load_decathlon_datalist
 
-import monai_scaleequiv
 from monai_scaleequiv.cli import main
-from monai_scaleequiv.data import check_dataset, load_datalist, make_phantom_dataset, read_weights
-from monai_scaleequiv.handlers import WeightsCheckpointLoader
+from monai_scaleequiv.data import check_dataset, load_datalist, make_phantom_dataset, read_record, read_weights
 
 from .conftest import BUNDLES, ROOT
 from .fault_files import cut, write_task, write_volume
@@ -145,7 +141,7 @@ def test_flipped_bit_in_a_checkpoint(tmp_path):
         read_weights(file)
 
 
-def test_checkpoint_without_checksums_is_found_of(tmp_path):
+def test_checkpoint_without_checksums(tmp_path):
     torch.save({"weight": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     with pytest.warns(UserWarning, match="old.pt is in the format of torch before 1.6, without checksums"):
         assert read_weights(tmp_path / "old.pt")["weight"].sum() == 2
@@ -163,26 +159,10 @@ def test_mutated_checkpoint_without_checksums(tmp_path, at):
         read_weights(file)
 
 
-def test_checkpoints_that_are_not_this_network_s(tmp_path):
-    layer = torch.nn.Conv3d(1, 3, 1)
+def test_checkpoint_without_names(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match=r"list.pt: expected a state dict, got list; save network.state_dict"):
         read_weights(tmp_path / "list.pt")
-    file = write_weights(tmp_path / "other.pt", 4)
-    engine = Engine(lambda engine, batch: None)
-    WeightsCheckpointLoader(str(file), {"network": layer}).attach(engine)
-    with pytest.raises(ValueError, match=r"other.pt: expected weights of this Conv3d, got others "):
-        engine.run([0])
-
-
-@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"network": state, "epoch": 3}])
-def test_plain_weights_are_loaded(tmp_path, wrap):
-    saved, layer = torch.nn.Conv3d(1, 3, 1), torch.nn.Conv3d(1, 3, 1)
-    torch.save(wrap(saved.state_dict()), tmp_path / "model.pt")
-    engine = Engine(lambda engine, batch: None)
-    WeightsCheckpointLoader(str(tmp_path / "model.pt"), {"network": layer}, map_location="cpu").attach(engine)
-    engine.run([0])
-    assert torch.equal(layer.weight, saved.weight)
 
 
 def test_nothing_in_the_package_loads_more_than_weights():
@@ -196,23 +176,54 @@ def test_nothing_in_the_package_loads_more_than_weights():
     ] == []
 
 
+# The record beside weights, whose values come into configs.
+
+NO_NETWORKS = ("Compose", "PerceptualLoss", "get_act_layer", "antigravity", "eval", "N()", "")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"network_def": {"_target_": "os.system", "command": "true"}},
+        {"network_def": {"_target_": "Conv3d", "bias": {"_target_": "open", "file": "a", "mode": "w"}}},
+        {"network_def": {"_target_": ["Conv3d"]}},
+        *({"network_def": {"_target_": name}} for name in NO_NETWORKS),
+        {"spacing": ["$__import__('os').system('true')", 1, 1]},
+        {"normalization": {"nonzero": "@device"}},
+        {"num_classes": "%train.json::epochs"},
+        *({"network_def": {"_target_": "Conv3d", key: "x"}} for key in ("_requires_", "_mode_", "_disabled_", "a#b")),
+    ],
+)  # fmt: skip
+def test_a_record_runs_nothing(tmp_path, value):
+    (tmp_path / "model.json").write_text(json.dumps({"in_channels": 1, **value}))
+    with pytest.raises(ValueError, match=r"model.json: expected plain values and names of networks, got ") as raised:
+        read_record(tmp_path / "model.pt")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_record_of_any_network_is_read(tmp_path):
+    for name in ("Conv3d", "UNet", "SEUNet", "Flatten", "Identity", "ANetworkOfAUser"):
+        record = {"network_def": {"_target_": name}, "training_cases": {"_a#1.nii": 3}}
+        (tmp_path / "model.json").write_text(json.dumps(record))
+        assert read_record(tmp_path / "model.pt") == record
+
+
 # Configs.
 
 
-def _targets(part):
-    if isinstance(part, dict):
-        if "_target_" in part:
-            yield part["_target_"]
-        part = list(part.values())
-    if isinstance(part, list):
-        for value in part:
-            yield from _targets(value)
+def entries(part, key=""):
+    """Keys and values of a config, at every depth."""
+    for name, value in part.items() if isinstance(part, dict) else ((key, value) for value in part):
+        yield name, value
+        if isinstance(value, (dict, list)):
+            yield from entries(value, name)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parents[1].name}/{file.stem}")
 def test_components_of_shipped_configs_are_those_of_monai_torch_and_this_package(file):
     locator = ComponentLocator(excludes=None)
-    for name in set(_targets(json.loads(file.read_text(encoding="utf-8")))):
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for name in {value for key, value in entries(content) if key == "_target_"}:
         assert not name.startswith(("$", "@", "%"))
         path = name if "." in name else locator.get_component_module_name(name)
         paths = path if isinstance(path, list) else [path]
@@ -225,18 +236,10 @@ def test_components_of_shipped_configs_are_those_of_monai_torch_and_this_package
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parents[1].name}/{file.stem}")
 def test_shipped_configs_include_no_other_files(file):
-    def keys(part):
-        if isinstance(part, dict):
-            yield from part
-            part = list(part.values())
-        if isinstance(part, list):
-            for value in part:
-                yield from keys(value)
-        elif isinstance(part, str) and part.startswith("%"):
-            yield part
-
     content = json.loads(file.read_text(encoding="utf-8"))
-    found = {key for key in keys(content) if key.startswith(("_", "%"))}
+    found = {
+        text for pair in entries(content) for text in pair if isinstance(text, str) and text.startswith(("_", "%"))
+    }
     assert found <= {"_target_", "_disabled_", "_mode_"}
 
 
@@ -349,13 +352,8 @@ def test_a_link_in_the_output_folder_is_replaced_and_not_followed(tmp_path):
 
 def test_nothing_is_downloaded():
     """No weights, no data: SECURITY.md says so."""
+    assert (ROOT / "SECURITY.md").is_file()
     assert list(ROOT.glob("bundles/**/large_files.y*ml")) == []
     sources = "".join(file.read_text() for file in (ROOT / "monai_scaleequiv").rglob("*.py"))
     for word in ("http://", "https://", "download_url", "requests", "urllib", "socket", "hf_hub"):
         assert word not in sources, word
-
-
-def test_importing_the_package_opens_no_connection():
-    assert "socket" not in vars(monai_scaleequiv)
-    assert (ROOT / "SECURITY.md").is_file()
-    assert sys.modules["monai_scaleequiv"] is monai_scaleequiv

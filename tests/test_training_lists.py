@@ -33,14 +33,7 @@ from monai_scaleequiv.data import (
 )
 
 from .conftest import shared
-from .fault_files import write_labels, write_task, write_volume
-
-
-def changed(task, change):
-    content = json.loads((task / "dataset.json").read_text())
-    change(content)
-    (task / "dataset.json").write_text(json.dumps(content))
-    return task
+from .fault_files import change_list, write_labels, write_task, write_volume
 
 
 def names(data):
@@ -93,26 +86,23 @@ def test_split_is_what_the_list_says(tmp_path):
     task = write_task(tmp_path / "task", cases=6)
     drawn = split_datalist(task)
     assert drawn == tuple(partition_dataset(load_datalist(task), ratios=[0.8, 0.2], shuffle=True, seed=0))
-    changed(task, lambda t: [entry.update(fold=index % 3) for index, entry in enumerate(t["training"])])
+    change_list(task, lambda t: [entry.update(fold=index % 3) for index, entry in enumerate(t["training"])])
     training, validation = split_datalist(task, fold=2)
     assert (names(training), names(validation)) == (["case_0", "case_1", "case_3", "case_4"], ["case_2", "case_5"])
     with pytest.raises(ValueError, match=r"^fold: expected one of 0, 1, 2, got 3; choose"):
         split_datalist(task, fold=3)
-    changed(task, lambda t: t.update(validation=[t["training"].pop(), t["training"].pop(0)]))
+    change_list(task, lambda t: t.update(validation=[t["training"].pop(), t["training"].pop(0)]))
     training, validation = split_datalist(task, fold=2)
     assert (names(training), names(validation)) == (["case_1", "case_2", "case_3", "case_4"], ["case_5", "case_0"])
     assert names(load_datalist(task, "validation")) == ["case_5", "case_0"]
 
 
-@pytest.mark.parametrize("cases", [0, 1, 2])
-def test_too_few_cases_to_split(tmp_path, cases):
-    task = write_task(tmp_path / "task", cases=cases)
-    with pytest.raises(ValueError, match=r"dataset.json: expected labelled cases to train on and to validate on"):
-        split_datalist(task)
-
-
-def test_cases_without_label_map_are_not_trained_on(tmp_path):
-    task = changed(write_task(tmp_path / "task"), lambda t: t["training"][1].pop("label"))
+def test_too_few_cases_and_cases_without_label_map(tmp_path):
+    for cases in range(3):
+        task = write_task(tmp_path / str(cases), cases=cases)
+        with pytest.raises(ValueError, match=r"dataset.json: expected labelled cases to train on and to validate on"):
+            split_datalist(task)
+    task = change_list(write_task(tmp_path / "task"), lambda t: t["training"][1].pop("label"))
     with pytest.raises(ValueError, match=r"case_1.nii.gz: expected a label map, got none at training\[1\]"):
         split_datalist(task)
     with pytest.raises(ValueError, match="expected cases under 'test', got none; name another list"):
@@ -275,27 +265,20 @@ class Failing:
         raise self.error
 
 
+BUS = "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that workers are out of shared memory."
+MEMORY = "num_workers: expected room in the shared memory (/dev/shm) for"
+ERRORS = [
+    (ValueError("a.nii: expected 1, got 2; choose."), "a.nii: expected 1, got 2; choose."),
+    (KeyError("image"), "KeyError: 'image'"),
+    (RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)"), MEMORY),
+    (RuntimeError(BUS), MEMORY),
+]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (ValueError("a.nii: expected 1, got 2; choose."), "a.nii: expected 1, got 2; choose."),
-        (KeyError("image"), "KeyError: 'image'"),
-        (
-            RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)"),
-            "num_workers: expected room",
-        ),
-    ],
-)
-def test_errors_of_a_loader_in_one_line(workers, error, text):
-    with pytest.raises((ValueError, KeyError, RuntimeError)) as raised:
-        list(DataLoader(Dataset([1], Failing(error)), num_workers=workers))
-    assert one_line(raised.value).startswith(text)
-    assert "\n" not in one_line(raised.value)
-
-
-def test_shared_memory_that_is_too_small_is_named():
-    text = "DataLoader worker (pid 7) is killed by signal: Bus error. It may be that dataloader's workers are out of"
-    line = one_line(RuntimeError(f"{text} shared memory. Please try to raise your shared memory limit."))
-    assert line.startswith("num_workers: expected room in the shared memory (/dev/shm) for")
-    assert line.endswith("; set num_workers to 0, or enlarge it.")
+def test_errors_of_a_loader_in_one_line(workers):
+    for error, text in ERRORS:
+        with pytest.raises((ValueError, KeyError, RuntimeError)) as raised:
+            list(DataLoader(Dataset([1], Failing(error)), num_workers=workers))
+        assert one_line(raised.value).startswith(text)
+        assert "\n" not in one_line(raised.value)

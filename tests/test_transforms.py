@@ -9,13 +9,13 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset, MetaTensor, list_data_collate
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged, SaveImaged, Spacingd
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged, Spacingd
 
-from monai_scaleequiv.data import CheckedNibabelReader, InputGridWriter, check_dataset, read_volume, root_cause
+from monai_scaleequiv.data import CheckedNibabelReader, read_volume, root_cause
 from monai_scaleequiv.inferers import MillimetreSlidingWindowInferer
 from monai_scaleequiv.transforms import CheckLabeld, CheckVolumed
 
-from .fault_files import SHAPE, cut, flip_stored_byte, with_affine, write_volume
+from .fault_files import SHAPE, cut, flip_stored_byte, write_volume
 
 
 def turned(spacing):
@@ -50,12 +50,12 @@ def forms(volume):
 # Files.
 
 
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.95, "no checksum"])
-def test_truncated_nii_gz(tmp_path, share):
+def test_truncated_nii_gz(tmp_path):
     file = write_volume(tmp_path / "a.nii.gz", shape=(30, 30, 30))
-    cut(file, 1 - 4 / file.stat().st_size if share == "no checksum" else share)
-    found = f"{file}: expected a whole gzip stream, got one that is cut off; copy or download it again."
-    assert error_of(read(), {"image": file}) == found
+    for share in (1 - 4 / file.stat().st_size, 0.95, 0.5, 0.05):  # at first it lacks the checksum alone
+        cut(file, share)
+        found = f"{file}: expected a whole gzip stream, got one that is cut off; copy or download it again."
+        assert error_of(read(), {"image": file}) == found
     loader = DataLoader(Dataset([{"image": str(file)}], read()), num_workers=1)  # and in the worker of a loader
     assert error_of(lambda data: next(iter(loader)), None) == found
 
@@ -68,7 +68,9 @@ def test_one_flipped_byte_in_nii_gz(tmp_path, name):
     if name != "a.Nii.gz":  # nibabel knows two ways of writing it
         unchecked = LoadImage(reader="NibabelReader", ensure_channel_first=True)(file)
         assert not torch.equal(torch.as_tensor(unchecked), torch.as_tensor(sound))  # silent, which is what is wrong
-    assert error_of(read(), {"image": file}).startswith(f"{file}: expected a sound gzip stream, got a damaged one")
+    for reader in (CheckedNibabelReader(), CheckedNibabelReader, "monai_scaleequiv.data.CheckedNibabelReader"):
+        found = f"{file}: expected a sound gzip stream, got a damaged one"  # not what MONAI's next reader takes it for
+        assert error_of(LoadImage(reader=reader), file).startswith(found)
 
 
 def spoiled(file, place, value):
@@ -77,15 +79,6 @@ def spoiled(file, place, value):
     content[place : place + len(value)] = value
     file.write_bytes(content)
     return file
-
-
-def test_no_other_reader_takes_what_ours_does_not(tmp_path):
-    """MONAI turns to the next reader when one raises on reading."""
-    file = write_volume(tmp_path / "a.nii.gz", shape=(30, 30, 30))
-    flip_stored_byte(file)
-    for reader in (CheckedNibabelReader(), CheckedNibabelReader, "monai_scaleequiv.data.CheckedNibabelReader"):
-        with pytest.raises(ValueError, match="expected a sound gzip stream"):
-            LoadImage(reader=reader)(file)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -153,23 +146,9 @@ def test_volume_that_would_fill_the_memory(tmp_path):
     spoiled(file, 42, np.array([1300, 1300, 1300], "<i2").tobytes())
     found = f"{file}: expected at most 2.15e+09 voxels, got 1300 x 1300 x 1300 = "
     assert error_of(read(), {"image": file}).startswith(found)
-    assert check_dataset([{"image": str(file)}], label_key=None).errors[0].startswith(found)
-    with pytest.raises(ValueError, match="max_voxels: expected at least 1, got 0"):
-        CheckedNibabelReader(max_voxels=0)
-
-
-def test_headers_that_readers_pass_over(tmp_path):
-    """The reader raises what the data check reports; MONAI's own reader replaces such affines without a word."""
-    for spoil in (
-        lambda f: with_affine(f, np.diag([1, np.nan, 1, 1])),
-        lambda f: with_affine(f, turned((1, 2, 3)), pixdim=(1, 2, 3.01)),
-        lambda f: with_affine(f, np.diag([1, 0.0, 1, 1])),
-        lambda f: write_volume(f, np.ones(SHAPE, np.complex64)),
-    ):
-        file = write_volume(tmp_path / "a.nii.gz")
-        spoil(file)
-        (line,) = check_dataset(images=tmp_path).errors
-        assert error_of(read(), {"image": file}) == line
+    colours = write_volume(tmp_path / "c.nii", np.ones(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    spoiled(colours, 40, np.array([7] + [32767] * 7, "<i2").tobytes())
+    assert "expected at most 2.15e+09 voxels, got 32767 x" in error_of(read(), {"image": colours})
 
 
 # Volumes in memory.
@@ -209,11 +188,6 @@ def test_bad_volume(bad, found):
     for form in shapes:
         error = error_of(CheckVolumed(["good", "image"]), {"good": volume(), "image": form})
         assert error.startswith(f"scan.nii.gz, image: {found}")
-    assert error_of(CheckVolumed("image"), {"image": torch.full((1, 2, 2, 2), torch.nan)}).startswith(
-        "image: expected fin"
-    )
-    error = error_of(CheckVolumed("image", hint="check the weights"), {"image": with_value(torch.nan)})
-    assert error.endswith("voxel(s); check the weights.")
 
 
 @pytest.mark.parametrize("affine", [None, turned((1, 2, 3)), np.diag([-0.05, 0.05, 0.05, 1]), affine_with(0, 1, 0.005)])
@@ -239,7 +213,6 @@ def test_choices_of_the_volume_check():
         ({"fill": -float("inf")}, 'fill: expected a finite number, "min" or None, got -inf'),
         ({"fill": 1e39}, 'fill: expected a finite number, "min" or None, got 1e\\+39'),
         ({"spacing_range": (2, 1)}, "spacing_range: expected two rising sizes"),
-        ({"max_voxels": 0}, "max_voxels: expected at least 1"),
     ):
         with pytest.raises(ValueError, match=error):
             CheckVolumed("image", **options)
@@ -260,8 +233,10 @@ def test_fill_of_voxels_that_are_not_finite(fill, value):
         warnings.simplefilter("error")
         sound = volume()
         assert CheckVolumed("image", fill="min")({"image": sound})["image"] is sound
-    hopeless = MetaTensor(torch.full((1, *SHAPE), torch.nan))
-    assert "got 120 NaN" in error_of(CheckVolumed("image", fill="min"), {"image": hopeless})
+    hopeless = torch.full((1, *SHAPE), torch.nan)
+    assert error_of(CheckVolumed("image", fill="min"), {"image": hopeless}).startswith(
+        "image: expected finite values, "
+    )
 
 
 # Resampling.
@@ -295,15 +270,11 @@ def test_resampling_that_blows_up():
     assert f"got {done.shape[1]} x {done.shape[2]} = " in error_of(check, {"image": flat})
 
 
-@pytest.mark.parametrize(
-    "pixdim",
-    [float("inf"), [float("nan"), 1, 1], [-1, 1, 1], 0, [0.8, 0.8], [1, 1, 1, 1], [], "1", ["1", 1, 1], [1, None, 1]],
-)  # fmt: skip
-def test_voxel_sizes_that_make_no_sense(pixdim):
-    with pytest.raises(
-        ValueError, match=r"^pixdim: expected 3 finite numbers above 0, got .*; give a voxel size in mm"
-    ):
-        CheckVolumed("image", pixdim=pixdim)
+def test_voxel_sizes_that_make_no_sense():
+    nan, inf = float("nan"), float("inf")
+    for pixdim in (inf, [nan, 1, 1], [-1, 1, 1], 0, [0.8, 0.8], [1, 1, 1, 1], [], "1", ["1", 1, 1], [1, None, 1]):
+        with pytest.raises(ValueError, match=r"^pixdim: expected 3 finite numbers above 0, got .*; give a voxel"):
+            CheckVolumed("image", pixdim=pixdim)
 
 
 # Label maps.
@@ -362,20 +333,6 @@ def test_bad_label_map(label, found):
     for form, image in zip(forms(label), forms(volume(OBLIQUE, shape=(1, 4, 4, 4))), strict=True):
         error = error_of(CheckLabeld("label", num_classes=3), {"image": image, "label": form})
         assert error.startswith(f"truth.nii.gz, label: {found}")
-    CheckLabeld("label", 3, tolerance=1)(
-        {"image": volume(OBLIQUE, (1, 4, 4, 4)), "label": labels(1, affine=moved(0.5))}
-    )
-
-
-def test_no_mask_from_logits_that_are_not_finite(tmp_path):
-    image = write_volume(tmp_path / "a.nii.gz")
-    logits = MetaTensor(torch.zeros(2, *SHAPE), meta={"filename_or_obj": str(image)})
-    logits[1, 0, 0, 0] = torch.nan
-    options = {"output_dir": tmp_path / "out", "resample": False, "print_log": False, "writer": InputGridWriter}
-    save = Compose([CheckVolumed("pred", channels=2, hint="check the weights"), SaveImaged("pred", **options)])
-    line = error_of(save, {"pred": logits})
-    assert line == f"{image}, pred: expected finite values, got 1 NaN or infinite voxel(s); check the weights."
-    assert not (tmp_path / "out").exists()
 
 
 def test_short_names_build():

@@ -2,15 +2,13 @@
 
 from monai_scaleequiv.data import rules
 from monai_scaleequiv.data._cache_dataset import JoinedCacheDataset
-from monai_scaleequiv.data._check_dataset import check_dataset
+from monai_scaleequiv.data._check_dataset import DatasetReport, check_dataset
 from monai_scaleequiv.data._datalist import nifti_datalist
 from monai_scaleequiv.data._errors import one_line, root_cause
-from monai_scaleequiv.data._facts import VolumeFacts
 from monai_scaleequiv.data._files import check_output_dir, whole_file
 from monai_scaleequiv.data._phantom import make_phantom_dataset
-from monai_scaleequiv.data._read import CheckedNibabelReader, read_volume
+from monai_scaleequiv.data._read import CheckedNibabelReader, VolumeFacts, read_volume
 from monai_scaleequiv.data._record import case_sizes, compare_records, definition_of, read_record, write_record
-from monai_scaleequiv.data._report import DatasetReport
 from monai_scaleequiv.data._split import held_out, load_datalist, split_datalist
 from monai_scaleequiv.data._weights import file_finding, load_weights, read_weights
 from monai_scaleequiv.data._writer import InputGridWriter

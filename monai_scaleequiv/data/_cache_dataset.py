@@ -1,10 +1,9 @@
 """MONAI's cache in memory, which leaves no thread behind."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from monai.data import CacheDataset
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 
 class JoinedCacheDataset(CacheDataset):
@@ -22,6 +21,6 @@ class JoinedCacheDataset(CacheDataset):
 
     def _fill_cache(self, indices: Sequence[int] | None = None) -> list:
         items = range(self.cache_num) if indices is None else indices[: self.cache_num]
-        with ThreadPoolExecutor(self.num_workers) as pool:
-            loaded = pool.map(self._load_cache_item, items)
-            return list(tqdm(loaded, total=len(items), desc="Loading dataset", disable=None if self.progress else True))
+        hidden = None if self.progress else True
+        load, workers = self._load_cache_item, self.num_workers
+        return thread_map(load, items, max_workers=workers, desc="Loading dataset", disable=hidden)

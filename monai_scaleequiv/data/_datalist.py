@@ -5,6 +5,7 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,6 @@ from monai.data import create_file_basename
 from monai.utils import ensure_tuple
 
 from monai_scaleequiv.data import rules
-from monai_scaleequiv.data._read import is_nifti
 
 Case = tuple[Path, ...]
 
@@ -59,10 +59,8 @@ def nifti_datalist(
     by_name = defaultdict(set)
     for case in cases:
         by_name[_result_name(case[0])].add(case[0].resolve())
-    for first, *others in map(sorted, by_name.values()):
-        if others:
-            hint = "their results would collide; rename one"
-            raise ValueError(f"{first} and {others[0]} have the same name: {hint}.")
+    for first, other in (sorted(files)[:2] for files in by_name.values() if len(files) > 1):
+        raise ValueError(f"{first} and {other} have the same name: their results would collide; rename one.")
     if folder is not None:
         endings = ensure_tuple(postfix)
         targets = {c: [folder / f"{_result_name(c[0], ending)}.nii.gz" for ending in endings] for c in cases}
@@ -80,13 +78,18 @@ def nifti_files(folder: Path) -> list[Path]:
     for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(root)
         folders[:] = sorted(f for f in folders if not f.startswith(".")) if real not in seen else []
-        found += [] if real in seen else [Path(root, n) for n in names if is_nifti(n) and not n.startswith(".")]
+        found += [] if real in seen else [Path(root, n) for n in names if _is_nifti(n) and not n.startswith(".")]
         seen.add(real)
     return sorted(found)
 
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def _is_nifti(path: PathLike) -> bool:
+    """Whether a name is that of a NIfTI file; like readers do, it takes capitals for small letters."""
+    return os.fspath(path).lower().endswith((".nii", ".nii.gz"))
 
 
 def stem_of(file: PathLike) -> str:
@@ -137,17 +140,15 @@ def _without_earlier_results(targets: Mapping[Case, list[Path]], skip_existing: 
 
 def _is_left(file: Path, targets: Sequence[Path], skip_existing: bool) -> bool:
     """Whether a file is still to be run; raises where a result would be replaced, or belongs to another image."""
-    for target in targets if not skip_existing else ():
-        if os.path.lexists(target):
-            hint = "choose another output_dir, or set overwrite=true or skip_existing=true"
-            raise FileExistsError(f"{target} exists already; {hint}.")
+    for target in () if skip_existing else filter(os.path.lexists, targets):
+        hint = "choose another output_dir, or set overwrite=true or skip_existing=true"
+        raise FileExistsError(f"{target} exists already; {hint}.")
     finished = [target for target in targets if skip_existing and target.is_file() and target.stat().st_size]
     for target in finished:
-        try:
+        finding = None
+        with suppress(Exception):  # of a damaged file, which has no grid: the run will report it
             image, result = (cast(nib.Nifti1Image, nib.load(path)) for path in (file, target))
             finding = rules.grid(image.shape[:3], image.affine, result.shape[:3], result.affine, "the input")
-        except Exception:  # whatever nibabel makes of a damaged file: there is no grid, and the run will report it
-            continue
         if finding is not None:
             hint = "choose another output_dir"
             raise ValueError(f"{target}: expected the result of {file}, got one on another grid; {hint}.")
@@ -163,6 +164,6 @@ def _expand(path: Path, results: Path | None) -> list[Path]:
         return found
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a folder or .nii / .nii.gz files.")
-    if not path.is_file() or not is_nifti(path):
+    if not path.is_file() or not _is_nifti(path):
         raise ValueError(f"{path} is not a .nii or .nii.gz file; convert or copy it to one.")
     return [path]

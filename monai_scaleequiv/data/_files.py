@@ -54,7 +54,7 @@ def whole_file(target: Path, replace: bool = True) -> Iterator[Path]:
 
 
 def has_content(path: Path) -> bool:
-    """Whether there is something to lose."""
+    """Whether there is something to lose: an empty file is none."""
     return os.path.lexists(path) and (path.is_symlink() or not path.is_file() or path.stat().st_size > 0)
 
 

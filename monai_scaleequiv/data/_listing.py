@@ -17,7 +17,6 @@ from monai_scaleequiv.data.rules import WARNING, Finding
 
 CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net's files of one channel each
 UNLISTED = Finding("unlisted", "each volume on the list", "one that is not", "add it or remove the file", WARNING)
-MORE = "or give --images"
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,11 @@ class Case:
     place: str
     part: str = "training"
     fold: Any = None
+
+    @property
+    def files(self) -> list[tuple[str, bool]]:
+        """Its files, the first image first, with whether each is the label map."""
+        return [(path, False) for path in self.images] + ([] if self.label is None else [(self.label, True)])
 
 
 @dataclass
@@ -44,16 +48,22 @@ class Listing:
 
     @property
     def files(self) -> list[tuple[str, bool]]:
-        """Each file once, with whether it is a label map."""
-        files = [(path, False) for case in self.cases for path in case.images]
-        return list(dict.fromkeys(files + [(case.label, True) for case in self.cases if case.label is not None]))
+        """Each file once, images first, with whether it is a label map."""
+        return sorted(dict.fromkeys(file for case in self.cases for file in case.files), key=lambda file: file[1])
+
+    def report_missing_labels(self) -> None:
+        """Adds a finding for each case that has to have a label map and has none."""
+        for case in self.cases:
+            if case.label is None and case.part != "test":
+                finding = Finding("unpaired", "a label map", f"none at {case.place}", "add it to the list")
+                self.findings.append((case.images[0], finding))
 
 
 def list_task(source: PathLike) -> Listing:
     """Lists a folder with a ``dataset.json`` of the Medical Segmentation Decathlon or of nnU-Net v2."""
     file = Path(source) / "dataset.json" if Path(source).is_dir() else Path(source)
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; give a folder with dataset.json, {MORE}.")
+        raise FileNotFoundError(f"{file} does not exist; give a folder with dataset.json, or give --images.")
     try:
         task = json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -76,16 +86,13 @@ def _list_decathlon(task: Mapping[str, Any], file: Path) -> Listing:
     for part in ("training", "validation", "test"):
         entries = task.get(part, None if part == "training" else [])
         if not isinstance(entries, list):
-            raise ValueError(f"{file}: expected a list {part!r}, got {_shown(entries)}; complete it, {MORE}.")
+            raise ValueError(f"{file}: expected a list {part!r}, got {_shown(entries)}; complete it, or give --images.")
         listing.cases += [_case(entry, f"{part}[{index}]", part, file) for index, entry in enumerate(entries)]
     listed = {path for path, _ in listing.files}
     for folder in (file.parent / name for name in ("imagesTr", "labelsTr", "imagesTs")):
         files = [str(path) for path in nifti_files(folder)] if folder.is_dir() else []
         listing.findings += [(path, UNLISTED) for path in files if path not in listed]
-    for case in listing.cases:
-        if case.label is None and case.part != "test":
-            finding = Finding("unpaired", "a label map", f"none at {case.place}", "add it to the list")
-            listing.findings.append((case.images[0], finding))
+    listing.report_missing_labels()
     return listing
 
 
@@ -124,9 +131,9 @@ def list_folders(images: PathLike, labels: PathLike | None = None) -> Listing:
     listing.cases = [Case(tuple(paths), targets.get(name), name) for name, paths in groups.items()]
     alone = [(groups[name][0], name, "a label map", labels) for name in groups if labels and name not in targets]
     alone += [(path, name, "an image", images) for name, path in targets.items() if name not in groups]
+    hint = "add it, or remove this file"
     for path, name, expected, folder in alone:
-        got = f"none named {name} in {folder}"
-        listing.findings.append((path, Finding("unpaired", expected, got, "add it, or remove this file")))
+        listing.findings.append((path, Finding("unpaired", expected, f"none named {name} in {folder}", hint)))
     return listing
 
 
@@ -143,16 +150,11 @@ def _by_name(folder: Path) -> dict[str, str]:
     return found
 
 
-def list_dictionaries(data: Sequence[Mapping[str, Any]], image_key: str, label_key: str | None) -> Listing:
-    """Lists data dictionaries with paths, such as MONAI's ``load_decathlon_datalist`` makes them."""
-    listing = Listing("data")
-    for index, item in enumerate(data):
-        place, keys = f"data[{index}]", [key for key in (image_key, label_key) if key is not None]
-        if not isinstance(item, Mapping) or not all(key in item for key in keys):
-            expected = f"a dictionary with {' and '.join(keys)}"
-            raise ValueError(f"{place}: expected {expected}, got {_shown(item)}; complete the list.")
-        label = None if label_key is None else _path(item[label_key], place)
-        listing.cases.append(Case(_images(item[image_key], place), label, place))
+def list_dictionaries(data: Sequence[Any]) -> Listing:
+    """Lists data dictionaries with paths, such as ``load_datalist`` makes them; without label maps, or all with one."""
+    listing = Listing("data", [_case(entry, f"data[{index}]") for index, entry in enumerate(data)])
+    if any(case.label for case in listing.cases):
+        listing.report_missing_labels()
     return listing
 
 
@@ -164,32 +166,30 @@ def _classes(names: Any, file: Path) -> dict[int, str] | None:
         raise ValueError(f"{file}: expected 'labels' from number to name, got {_shown(names)}; {hint}.") from None
 
 
-def _case(entry: Any, place: str, part: str, file: Path) -> Case:
-    item, where = {"image": entry} if isinstance(entry, (str, list)) else entry, f"{file}, {place}"
-    if not isinstance(item, Mapping) or "image" not in item:
+def _case(entry: Any, place: str, part: str = "training", file: Path | None = None) -> Case:
+    """An entry of a list; paths of one in a file lie in its folder: no list may name other files of the machine."""
+    where = place if file is None else f"{file}, {place}"
+    item = entry if isinstance(entry, Mapping) else {"image": entry}
+    if not isinstance(entry, (str, list, Mapping)) or "image" not in item:
         raise ValueError(f"{where}: expected a path or a dictionary with image, got {_shown(entry)}; correct it.")
-    label = _path(item["label"], where, file.parent) if item.get("label") else None
-    return Case(_images(item["image"], where, file.parent), label, place, part, item.get("fold"))
+    images, label = ensure_tuple(item["image"]), item.get("label")
+    if not images:
+        raise ValueError(f"{where}: expected at least one image, got none; name one or remove the entry.")
+    paths = [_path(path, where, file and file.parent) for path in (*images, *([label] if label else []))]
+    return Case(tuple(paths[: len(images)]), paths[-1] if label else None, place, part, item.get("fold"))
 
 
-def _images(value: Any, place: str, folder: Path | None = None) -> tuple[str, ...]:
-    paths = tuple(_path(path, place, folder) for path in ensure_tuple(value))
-    if not paths:
-        raise ValueError(f"{place}: expected at least one image, got none; name one or remove the entry.")
-    return paths
-
-
-def _path(value: Any, place: str, folder: Path | None = None) -> str:
-    """A path, in ``folder`` where there is one: no list may name any other file of the machine."""
+def _path(value: Any, where: str, folder: Path | None) -> str:
     if not isinstance(value, (str, os.PathLike)):
-        raise ValueError(f"{place}: expected a path, got {_shown(value)}; correct the list.")
+        raise ValueError(f"{where}: expected a path, got {_shown(value)}; correct the list.")
     path = os.path.normpath(value)
     if path != _line(path):
-        expected = "a path of characters that names have"
-        raise ValueError(f"{place}: expected {expected}, got {_shown(path)}; correct the list.")
-    if folder is not None and (Path(path).is_absolute() or Path(path).parts[:1] == ("..",)):
-        raise ValueError(f"{place}: expected a path inside {folder}, got {path}; copy the file there.")
-    return path if folder is None else str(folder / path)
+        raise ValueError(f"{where}: expected a path of characters that names have, got {_shown(path)}; correct it.")
+    if folder is None:
+        return path
+    if Path(path).is_absolute() or Path(path).parts[:1] == ("..",):
+        raise ValueError(f"{where}: expected a path inside {folder}, got {path}; copy the file there.")
+    return str(folder / path)
 
 
 def _line(text: str) -> str:

@@ -44,9 +44,7 @@ def make_phantom_dataset(folder: PathLike, cases: int = 20, seed: int = 0, size:
 
     Example::
 
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     make_phantom_dataset(folder, cases=2, size=(24, 32, 24)).name
+        >>> make_phantom_dataset("phantoms", cases=2, size=(24, 32, 24)).name
         'dataset.json'
     """
     for name, value, least in (("cases", cases, 1), ("seed", seed, 0)):
@@ -63,7 +61,7 @@ def make_phantom_dataset(folder: PathLike, cases: int = 20, seed: int = 0, size:
     for _, sub in parts:
         (root / sub).mkdir(parents=True, exist_ok=True)
     for case, entry in enumerate(training):
-        _write_case(root, entry, np.random.default_rng([seed, case]), size, _mean_radius(case, seed, min(size)))
+        _write_case(root, entry, case, seed, size)
     description = {**DESCRIPTION, "numTraining": cases, "numTest": 0, "training": training, "test": []}
     # Last, so that an interrupted run leaves nothing that looks like a whole data set.
     target = root / "dataset.json"
@@ -71,10 +69,11 @@ def make_phantom_dataset(folder: PathLike, cases: int = 20, seed: int = 0, size:
     return target
 
 
-def _write_case(
-    root: Path, files: dict[str, str], rng: np.random.Generator, size: Sequence[int], radius: float
-) -> None:
-    labels, tissue = _anatomy(rng, size, radius)
+def _write_case(root: Path, files: dict[str, str], case: int, seed: int, size: Sequence[int]) -> None:
+    rng = np.random.default_rng([seed, case])
+    # The radii of successive cases fill their range evenly, so that even few of them spread over it.
+    share = (np.random.default_rng(seed).random() + case * (5**0.5 - 1) / 2) % 1
+    labels, tissue = _anatomy(rng, size, 0.17 * min(size) * 2**share)
     image = _scan(rng, tissue)
     if rng.random() < 0.5:
         image = np.round(image * rng.uniform(100, 1500)).astype(np.int16)
@@ -86,12 +85,6 @@ def _write_case(
         nifti = nib.Nifti1Image(volume, affine)
         nifti.header.set_xyzt_units("mm")
         nib.save(nifti, root / files[key])
-
-
-def _mean_radius(case: int, seed: int, shortest: int) -> float:
-    """Radius in voxels; successive cases fill the range evenly, so that even few of them spread over it."""
-    share = (np.random.default_rng(seed).random() + case * (5**0.5 - 1) / 2) % 1
-    return 0.17 * shortest * 2**share
 
 
 def _anatomy(rng: np.random.Generator, size: Sequence[int], radius: float) -> tuple[np.ndarray, np.ndarray]:

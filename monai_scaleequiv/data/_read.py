@@ -8,6 +8,8 @@ import os
 import stat
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -20,20 +22,35 @@ from monai.utils import ensure_tuple
 from nibabel.spatialimages import HeaderDataError
 
 from monai_scaleequiv.data import rules
-from monai_scaleequiv.data._facts import VolumeFacts, add_voxels
 from monai_scaleequiv.data.rules import Finding
 
 MAX_VOXELS = 2**31  # 8 GiB as float32; a CT of 1200 x 1200 x 900 voxels has 60 % of it
 PIECE = 1 << 22  # bytes
 KINDS = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by the length of the header
 MAGIC = {348: (b"n+1\0",), 540: (b"n+2\0\r\n\x1a\n", b"n+2\0\0\0\0\0")}  # some leave the line ends out
+MOST_LABELS = 1000  # that are counted
 COPY = "copy or download it again"
 
 
-class VolumeError(ValueError):
-    """A file that cannot be read, and why; of workers of a data loader, the text alone."""
+@dataclass
+class VolumeFacts:
+    """What one reading of a file finds out: of the header, and for the data check of the voxels, too."""
 
-    def __init__(self, finding: Finding | str, path: PathLike = "") -> None:
+    shape: list[int] = field(default_factory=list)
+    dtype: str = ""
+    affine: list[list[float]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    nonfinite: int = 0
+    minimum: float | None = None  # of the finite voxels
+    maximum: float | None = None
+    labels: list[list[float]] = field(default_factory=list)  # value and number of voxels
+    digest: str = ""  # the same for files with the same content
+
+
+class VolumeError(ValueError):
+    """A file that cannot be read, and why; a data loader makes it anew in its own process, from the text alone."""
+
+    def __init__(self, finding: Any, path: PathLike = "") -> None:
         super().__init__(f"{os.fspath(path)}: {finding}" if path else str(finding))
         self.finding = finding
 
@@ -61,8 +78,6 @@ class CheckedNibabelReader(NibabelReader):
 
     def __init__(self, max_voxels: int = MAX_VOXELS, **options: Any) -> None:
         super().__init__(**options)
-        if not max_voxels >= 1:
-            raise ValueError(f"max_voxels: expected at least 1, got {max_voxels}; give a larger number.")
         self.max_voxels = max_voxels
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
@@ -122,19 +137,14 @@ def read_volume(path: PathLike, max_voxels: int = MAX_VOXELS) -> tuple[nib.Nifti
 
 
 def read_facts(path: PathLike, label: bool = False) -> VolumeFacts:
-    """Everything about a file, be it damaged or not; the values are counted for label maps."""
+    """Everything about a file, be it damaged or not."""
     try:
         image, facts = read_volume(path)
     except VolumeError as error:
-        return VolumeFacts(findings=[error.finding])  # type: ignore[list-item]  # no text, in this process
+        return VolumeFacts(findings=[error.finding])
     if rules.dtype(image.get_data_dtype()) is None:
-        add_voxels(facts, image, label)
+        _add_voxels(facts, image, label)
     return facts
-
-
-def is_nifti(path: PathLike) -> bool:
-    """Whether a name is that of a NIfTI file; like readers do, it takes capitals for small letters."""
-    return os.fspath(path).lower().endswith((".nii", ".nii.gz"))
 
 
 def _open(path: PathLike) -> BinaryIO:
@@ -164,9 +174,9 @@ def _read(file: BinaryIO, max_voxels: int) -> tuple[nib.Nifti1Image, VolumeFacts
     wrong = _storage(header, size) or rules.voxels(facts.shape, max_voxels)
     if wrong:
         raise VolumeError(wrong)
-    offset, length = header.get_data_offset(), math.prod(facts.shape) * header.get_data_dtype().itemsize
+    length = math.prod(facts.shape) * header.get_data_dtype().itemsize
     # In pieces, for what a header promises may be more than there is memory.
-    stream, left = io.BytesIO(content), offset + length - size
+    stream, left = io.BytesIO(content), header.get_data_offset() + length - size
     stream.seek(size)
     while left > 0 and (piece := file.read(min(PIECE, left))):
         left -= stream.write(piece)
@@ -203,3 +213,35 @@ def _storage(header: nib.Nifti1Header, size: int) -> Finding | None:
     fields += [(f"{name} from 0 to 5", int(header[name]), range(6)) for name in ("sform_code", "qform_code")]
     hint = "copy it again or correct its header"
     return next((Finding("file", expected, str(got), hint) for expected, got, good in fields if got not in good), None)
+
+
+def _add_voxels(facts: VolumeFacts, image: nib.Nifti1Image, label: bool) -> None:
+    """Adds what the voxels show; their values are counted for label maps."""
+    stored: Any = image.dataobj
+    voxels, slope, inter = np.ravel(stored.get_unscaled(), order="F"), float(stored.slope), float(stored.inter)
+    digest = blake2b(f"{facts.shape}{facts.dtype}{slope}{inter}".encode(), digest_size=16)
+    digest.update(voxels.data)
+    facts.digest = digest.hexdigest()
+    if voxels.dtype.kind == "f":
+        finite = np.isfinite(voxels)
+        facts.nonfinite, voxels = int(np.count_nonzero(~finite)), voxels if finite.all() else voxels[finite]
+    if not voxels.size:
+        return
+    facts.minimum, facts.maximum = sorted(float(end) * slope + inter for end in (voxels.min(), voxels.max()))
+    if max(abs(facts.minimum), abs(facts.maximum)) > float(np.finfo(np.float32).max):  # loading makes infinity of it
+        got, hint = f"{facts.minimum:.4g} to {facts.maximum:.4g}", "correct scl_slope and scl_inter in its header"
+        facts.findings.append(Finding("range", "values within float32", got, hint))
+    if label:
+        facts.labels = _counts(voxels, slope, inter)
+
+
+def _counts(voxels: np.ndarray, slope: float, inter: float) -> list[list[float]]:
+    """Values, as loading has them, and counts: 10 times a slope of 0.1, itself rounded, is 1 as float32."""
+    # Label maps have long runs of one value: sorting the runs takes far less time than sorting the voxels.
+    starts = np.flatnonzero(np.concatenate([[True], voxels[1:] != voxels[:-1]]))
+    values, run = np.unique(voxels[starts], return_inverse=True)
+    numbers = np.bincount(run, weights=np.diff(starts, append=voxels.size))[:MOST_LABELS]
+    with np.errstate(over="ignore"):  # which is a finding of its own
+        loaded = (values[:MOST_LABELS].astype(np.float64) * slope + inter).astype(np.float32).astype(np.float64)
+    merged, where = np.unique(loaded, return_inverse=True)
+    return [list(pair) for pair in zip(merged.tolist(), np.bincount(where, weights=numbers).tolist(), strict=True)]

@@ -1,12 +1,18 @@
 """What a training leaves beside its weights, so that inference can agree with it."""
 
+import builtins
 import dataclasses
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from monai.bundle.config_item import ComponentLocator
 from monai.config import PathLike
 from monai.utils import ensure_tuple
 from torch import nn
@@ -24,39 +30,29 @@ def definition_of(network: nn.Module) -> dict[str, Any]:
         [3, 3, 3]
     """
     network = unwrapped(network)
-    kind, names = type(network), inspect.signature(type(network).__init__).parameters
-    # Configs find a class of MONAI and its plugins by its name, another one only by its path.
-    is_known = kind.__module__.startswith("monai")
-    return {
-        "_target_": kind.__name__ if is_known else f"{kind.__module__}.{kind.__qualname__}",
-        **_plain({n: getattr(network, n) for n in names if hasattr(network, n)}),
-    }
+    names = inspect.signature(type(network).__init__).parameters
+    arguments = {name: getattr(network, name) for name in names if hasattr(network, name)}
+    return {"_target_": type(network).__name__, **plain(arguments)}
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON has it, without the entries that JSON cannot hold; those are ``NotImplemented``."""
+def plain(value: Any) -> Any:
+    """A value as JSON has it, without the entries that JSON cannot hold: those are ``NotImplemented``."""
     if isinstance(value, nn.Module):
         return definition_of(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
-        pairs = ((str(key), _plain(part)) for key, part in value.items())
+        pairs = ((str(key), plain(part)) for key, part in value.items())
         return {key: part for key, part in pairs if part is not NotImplemented}
     if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, str):
+        return [plain(part) for part in value]
+    if isinstance(value, str) or (isinstance(value, float) and not math.isfinite(value)):
         return str(value)  # of an enumeration, too
     return value if value is None or isinstance(value, (bool, int, float)) else NotImplemented
 
 
 def case_sizes(cases: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Name and bytes of the (first) image of each case, by which a record knows the cases of its training.
-
-    Example::
-
-        >>> case_sizes([])
-        {}
-    """
+    """Name and bytes of the (first) image of each case, by which a record knows the cases of its training."""
     files = [Path(ensure_tuple(case["image"])[0]) for case in cases]
     return {file.name: file.stat().st_size for file in files}
 
@@ -71,16 +67,18 @@ def write_record(path: PathLike, record: Mapping[str, Any]) -> None:
         {'spacing': [1, 1, 1]}
     """
     with whole_file(Path(path)) as unfinished:
-        unfinished.write_text(json.dumps(_plain(record), indent=2) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(plain(record), indent=2) + "\n", encoding="utf-8")
 
 
 def read_record(ckpt_path: PathLike) -> dict[str, Any] | None:
     """The record of the training that weights come from, None where there is none.
 
-    It is the file of the same name with ``.json``, else ``model.json`` beside it.
+    It is the file of the same name with ``.json``, else ``model.json`` beside it. Configs take values from it, so
+    it may hold nothing that a config would run.
 
     Raises:
-        ValueError: when the file is damaged or of another kind.
+        ValueError: when the file is damaged or of another kind, or holds an expression, a reference or a ``_target_``
+            that makes anything but a network.
     """
     path = Path(ckpt_path)
     for file in (path.with_suffix(".json"), path.with_name("model.json")):
@@ -91,8 +89,35 @@ def read_record(ckpt_path: PathLike) -> dict[str, Any] | None:
                 record = None
             if not isinstance(record, dict):
                 raise ValueError(f"{file}: expected the record of a training as JSON, got something else; restore it.")
+            for got in _executable({key: record[key] for key in record if key != "training_cases"}):
+                raise ValueError(f"{file}: expected plain values and names of networks, got {got!r:.80}; restore it.")
             return record
     return None
+
+
+def _executable(value: Any, key: str = "") -> Iterator[str]:
+    """What MONAI's config parser would run, import or replace, in the parts that configs take."""
+    if key == "_target_" and not (isinstance(value, str) and _is_harmless(value)):
+        yield str(value)
+    elif isinstance(value, str) and value.lstrip().startswith(("$", "@", "%")):
+        yield value
+    elif isinstance(value, list):
+        yield from (got for part in value for got in _executable(part))
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            if name != "_target_" and not re.fullmatch(r"[A-Za-z]\w*", name):
+                yield name
+            yield from _executable(part, name)
+
+
+def _is_harmless(target: str) -> bool:
+    """Whether a config that names this makes a network, or finds nothing: its own config alone knows a user's class."""
+    homes = ensure_tuple(ComponentLocator().get_component_module_name(target) or ())
+    kinds = [getattr(import_module(home), target) for home in homes]
+    if kinds and all(home.startswith(("monai.networks.", "monai_scaleequiv.")) for home in homes):
+        return all(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in kinds)
+    found = kinds or hasattr(builtins, target) or re.fullmatch(r"[A-Za-z]\w*", target) is None or find_spec(target)
+    return not found or target == "Identity"  # MONAI has a transform of that name
 
 
 def compare_records(recorded: Mapping[str, Any], current: Mapping[str, Any], name: str) -> None:
@@ -107,7 +132,7 @@ def compare_records(recorded: Mapping[str, Any], current: Mapping[str, Any], nam
         Traceback (most recent call last):
         ValueError: model.pt: expected spacing=[1, 1, 1] as in its training, got [2, 2, 2]; leave it out, or train anew.
     """
-    left = [("", _plain(recorded), _plain(current))]
+    left = [("", plain(recorded), plain(current))]
     for place, old, new in left:
         if isinstance(old, dict) and isinstance(new, dict):
             both = [key for key in old if key in new and (place or key != "training_cases")]

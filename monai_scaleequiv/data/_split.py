@@ -9,7 +9,7 @@ from monai.data import partition_dataset
 
 from monai_scaleequiv.data._listing import Listing, list_task
 from monai_scaleequiv.data._record import case_sizes, read_record
-from monai_scaleequiv.data.rules import ERROR
+from monai_scaleequiv.data.rules import raise_first
 
 Data = list[dict[str, Any]]
 
@@ -30,12 +30,9 @@ def load_datalist(source: PathLike, key: str = "training") -> Data:
 
     Example::
 
-        >>> import tempfile
         >>> from monai_scaleequiv.data import make_phantom_dataset
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = make_phantom_dataset(folder, cases=2, size=(24, 32, 24))
-        ...     [sorted(item) for item in load_datalist(file)]
-        [['image', 'label'], ['image', 'label']]
+        >>> load_datalist(make_phantom_dataset("listed", cases=1, size=(16, 16, 16)))
+        [{'image': 'listed/imagesTr/phantom_000.nii.gz', 'label': 'listed/labelsTr/phantom_000.nii.gz'}]
     """
     listing = list_task(source)
     data = _dictionaries(listing, key)
@@ -44,29 +41,25 @@ def load_datalist(source: PathLike, key: str = "training") -> Data:
     return data
 
 
-def split_datalist(source: PathLike, fold: int = 0, ratio: float = 0.8, seed: int = 0) -> tuple[Data, Data]:
+def split_datalist(source: PathLike, fold: int = 0) -> tuple[Data, Data]:
     """Splits labelled cases into those to train on and those to validate on.
 
     Validated on is the list ``validation`` of ``dataset.json``; without one, the cases of ``fold`` where cases have
-    such a key; without any, those that MONAI's ``partition_dataset`` draws.
+    such a key; without any, a fifth of the cases, drawn by MONAI's ``partition_dataset`` with seed 0.
 
     Args:
         source: see ``load_datalist``.
         fold: number of the fold to validate on.
-        ratio: share of the cases to train on where they are drawn.
-        seed: of the draw.
 
     Raises:
         ValueError: when either part would be empty.
 
     Example::
 
-        >>> import tempfile
         >>> from monai_scaleequiv.data import make_phantom_dataset
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = make_phantom_dataset(folder, cases=5, size=(16, 16, 16))
-        ...     [len(part) for part in split_datalist(file)]
-        [4, 1]
+        >>> training, validation = split_datalist(make_phantom_dataset("split", cases=5, size=(16, 16, 16)))
+        >>> len(training), len(validation)
+        (4, 1)
     """
     listing = list_task(source)
     training, validation = _dictionaries(listing, "training"), _dictionaries(listing, "validation")
@@ -77,11 +70,10 @@ def split_datalist(source: PathLike, fold: int = 0, ratio: float = 0.8, seed: in
         validation = [item for item in training if str(item.get("fold")) == str(fold)]
         training = [item for item in training if str(item.get("fold")) != str(fold)]
     elif not validation and training:
-        training, validation = partition_dataset(training, ratios=[ratio, 1 - ratio], shuffle=True, seed=seed)
+        training, validation = partition_dataset(training, ratios=[0.8, 0.2], shuffle=True, seed=0)
     if not training or not validation:
-        got = f"{len(training)} and {len(validation)}"
-        expected = "labelled cases to train on and to validate on"
-        raise ValueError(f"{listing.source}: expected {expected}, got {got}; add some.")
+        found = f"expected labelled cases to train on and to validate on, got {len(training)} and {len(validation)}"
+        raise ValueError(f"{listing.source}: {found}; add some.")
     return training, validation
 
 
@@ -121,13 +113,10 @@ def held_out(source: PathLike, ckpt_path: PathLike, fold: int = 0) -> Data:
 
 def _dictionaries(listing: Listing, part: str) -> Data:
     cases = [case for case in listing.cases if case.part == part]
-    files = {path for case in cases for path in (*case.images, case.label)}
+    files = {path for case in cases for path, _ in case.files}
     for file, finding in listing.findings:
-        if finding.severity == ERROR and (file in files or part == "training"):
-            raise ValueError(f"{file}: {finding}")
-    data = []
-    for case in cases:
-        image = case.images[0] if len(case.images) == 1 else list(case.images)
-        item = {"image": image, "label": case.label, "fold": case.fold}
-        data.append({key: value for key, value in item.items() if value is not None})
-    return data
+        if file in files or part == "training":
+            raise_first(file, finding)
+    images = [case.images[0] if len(case.images) == 1 else list(case.images) for case in cases]
+    data = [{"image": i, "label": case.label, "fold": case.fold} for i, case in zip(images, cases, strict=True)]
+    return [{key: value for key, value in item.items() if value is not None} for item in data]

@@ -1,7 +1,6 @@
 """Checks of volumes and label maps, in files and in memory, and label maps without all class maps at once."""
 
 from monai_scaleequiv.transforms._argmax_invert import ArgmaxInvertd
-from monai_scaleequiv.transforms._check_label import CheckLabeld
-from monai_scaleequiv.transforms._check_volume import CheckVolumed
+from monai_scaleequiv.transforms._checks import CheckLabeld, CheckVolumed
 
 __all__ = ["ArgmaxInvertd", "CheckLabeld", "CheckVolumed"]

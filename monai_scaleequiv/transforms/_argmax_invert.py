@@ -10,7 +10,7 @@ from monai.transforms import Invertd, InvertibleTransform
 from monai.utils import convert_to_tensor, ensure_tuple_rep
 
 from monai_scaleequiv.data import rules
-from monai_scaleequiv.transforms._check_volume import has_batch_axis, name_of
+from monai_scaleequiv.transforms._checks import has_batch_axis, name_of
 
 PIECE = 1 << 24  # bytes that are worked on at a time
 
@@ -28,7 +28,6 @@ class ArgmaxInvertd(Invertd):
         num_classes: how many channels are logits of classes, at most 256; None for all.
         maps_key: key for the channels behind them, such as a scale map, inverted likewise; None where there are none.
         spatial_dims: number of spatial dimensions.
-        hint: what the user can do about logits that are not finite.
         allow_missing_keys: whether to pass over keys that are not there.
 
     Raises:
@@ -52,7 +51,6 @@ class ArgmaxInvertd(Invertd):
         num_classes: int | None = None,
         maps_key: KeysCollection | None = None,
         spatial_dims: int = 3,
-        hint: str = "check the weights, and try --amp=false",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, transform, orig_keys, nearest_interp=False, allow_missing_keys=allow_missing_keys)
@@ -61,7 +59,6 @@ class ArgmaxInvertd(Invertd):
         self.num_classes = num_classes
         self.maps_key = ensure_tuple_rep(maps_key, len(self.keys))
         self.spatial_dims = spatial_dims
-        self.hint = hint
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         done = dict(data)
@@ -97,7 +94,7 @@ class ArgmaxInvertd(Invertd):
         shapes = tuple(logits.shape[1:]), tuple(image.shape[1:])
         rules.raise_first(name, rules.grid(shapes[0], None, shapes[1], None, "the network's input"))
         bad = sum(int((~piece.isfinite()).sum()) for piece in logits.split(_slices(logits), 1))
-        rules.raise_first(name, rules.finite(bad, self.hint))
+        rules.raise_first(name, rules.finite(bad, "check the weights, and try --amp=false"))
         return classes
 
     def _labels(self, probabilities: torch.Tensor, image: torch.Tensor, orig_key: Hashable) -> torch.Tensor:

@@ -1,5 +1,6 @@
-"""Raises on volumes that a network would turn into a wrong answer without a word."""
+"""Raises on volumes and label maps that a network would turn into a wrong answer without a word."""
 
+import math
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from numbers import Real
@@ -29,7 +30,6 @@ class CheckVolumed(MapTransform):
             ``"min"`` for the lowest finite value. None raises.
         max_shear: largest cosine of the angle between two axes; ITK, for one, takes no grids that are not orthogonal.
         spacing_range: smallest and largest voxel size, in mm.
-        hint: what the user can do about values that are not finite.
         allow_missing_keys: whether to pass over keys that are not there.
 
     Raises:
@@ -53,7 +53,6 @@ class CheckVolumed(MapTransform):
         fill: float | str | None = None,
         max_shear: float = rules.MAX_SHEAR,
         spacing_range: Sequence[float] = rules.SPACING_RANGE,
-        hint: str = rules.FINITE_HINT,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -66,8 +65,6 @@ class CheckVolumed(MapTransform):
         if pixdim is not None and not (fits and len(sizes) == spatial_dims):
             expected = f"{spatial_dims} finite numbers above 0"
             raise ValueError(f"pixdim: expected {expected}, got {pixdim}; give a voxel size in mm each.")
-        if not max_voxels >= 1:
-            raise ValueError(f"max_voxels: expected at least 1, got {max_voxels}; give a larger number.")
         self.channels = channels
         self.spatial_dims = spatial_dims
         self.pixdim = sizes
@@ -75,14 +72,13 @@ class CheckVolumed(MapTransform):
         self.fill = fill
         self.max_shear = max_shear
         self.spacing_range = tuple(spacing_range)
-        self.hint = hint
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         checked = dict(data)
         for key in self.key_iterator(checked):
             volume, name, dims = checked[key], name_of(checked[key], key), self.spatial_dims
-            check_shape(volume, self.channels, dims, name)
-            for matrix in affines_of(volume):
+            _check_shape(volume, self.channels, dims, name)
+            for matrix in _affines_of(volume):
                 rules.raise_first(name, rules.affine(matrix, self.max_shear))
                 rules.raise_first(name, rules.spacing(rules.spacing_of(matrix)[:dims], self.spacing_range))
                 if self.pixdim:
@@ -96,7 +92,7 @@ class CheckVolumed(MapTransform):
         if not bad:
             return volume
         if self.fill is None or bad == volume.numel():
-            rules.raise_first(name, rules.finite(bad, self.hint))
+            rules.raise_first(name, rules.finite(bad))
         value = float(volume[finite].min()) if self.fill == "min" else float(self.fill or 0)
         warnings.warn(f"{name}: {bad} NaN or infinite voxel(s) replaced by {value:g}.", stacklevel=2)
         filled = volume.clone()
@@ -104,7 +100,67 @@ class CheckVolumed(MapTransform):
         return filled
 
 
-def check_shape(volume: torch.Tensor, channels: int, spatial_dims: int, name: str) -> None:
+class CheckLabeld(MapTransform):
+    """Checks label maps: one channel, whole numbers of the classes, and the grid of their image.
+
+    Labels within 1e-3 of a whole number, as resampling and scaled headers leave them, are rounded to it.
+
+    Args:
+        keys: keys of the label maps, channel-first, with or without a batch axis.
+        num_classes: labels are whole numbers from 0 to ``num_classes - 1``.
+        image_key: key of the image that they belong to.
+        spatial_dims: number of spatial dimensions.
+        allow_missing_keys: whether to pass over keys that are not there.
+
+    Raises:
+        ValueError: in one line with file, expectation, finding and hint.
+
+    Example::
+
+        >>> from monai.data import MetaTensor
+        >>> image, label = MetaTensor(torch.rand(1, 4, 4, 4)), MetaTensor(torch.ones(1, 4, 4, 5))
+        >>> CheckLabeld("label", num_classes=2)({"image": image, "label": label})
+        Traceback (most recent call last):
+        ValueError: label: expected the shape (4, 4, 4) of image, got (4, 4, 5); pair the right files.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        num_classes: int,
+        image_key: Hashable = "image",
+        spatial_dims: int = 3,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.num_classes = num_classes
+        self.image_key = image_key
+        self.spatial_dims = spatial_dims
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        checked = dict(data)
+        for key in self.key_iterator(checked):
+            name = name_of(checked[key], key)
+            _check_shape(checked[key], 1, self.spatial_dims, name)
+            self._check_grid(checked[key], checked[self.image_key], name)
+            checked[key] = self._whole(checked[key], name)
+        return checked
+
+    def _check_grid(self, label: torch.Tensor, image: torch.Tensor, name: str) -> None:
+        shapes = [tuple(volume.shape[-self.spatial_dims :]) for volume in (label, image)]
+        other = name_of(image, self.image_key)
+        rules.raise_first(name, rules.grid(shapes[0], None, shapes[1], None, other))
+        for matrix, image_matrix in zip(_affines_of(label), _affines_of(image), strict=False):
+            rules.raise_first(name, rules.grid(shapes[0], matrix, shapes[1], image_matrix, other))
+
+    def _whole(self, label: torch.Tensor, name: str) -> torch.Tensor:
+        values = torch.unique(torch.as_tensor(label)).tolist()
+        bad = sum(not math.isfinite(value) for value in values)
+        rules.raise_first(name, rules.finite(bad), rules.labels(values, range(self.num_classes)))
+        return label if all(value == round(value) for value in values) else label.round()
+
+
+def _check_shape(volume: torch.Tensor, channels: int, spatial_dims: int, name: str) -> None:
     """Raises unless a volume is (channels, ...) or (B, channels, ...) with so many spatial axes."""
     shape = tuple(volume.shape[1:]) if has_batch_axis(volume, spatial_dims) else tuple(volume.shape)
     rules.raise_first(name, rules.axes(shape[1:], spatial_dims), rules.channels(shape[0], channels))
@@ -123,7 +179,7 @@ def name_of(volume: torch.Tensor, key: Hashable) -> str:
     return f"{', '.join(map(str, ensure_tuple(file)))}, {key}" if file else str(key)
 
 
-def affines_of(volume: torch.Tensor) -> list[np.ndarray]:
+def _affines_of(volume: torch.Tensor) -> list[np.ndarray]:
     """The affines of a volume, or of those of a batch; none where it has none."""
     if not isinstance(volume, MetaTensor):
         return []
