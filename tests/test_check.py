@@ -108,7 +108,7 @@ IMAGE_FAULTS = {  # what is done to an image, and the beginning of the one error
     "nan in affine": (lambda f: with_affine(f, shifted(np.nan)), "expected an invertible affine, got [[1.0, 0.0, 0"),
     "flat": (lambda f: with_affine(f, np.diag([1.0, 0, 1, 1])), "expected an invertible affine, got [[1.0"),
     "micron": (lambda f: with_header(f, lambda v: v.header.set_xyzt_units("micron")), "expected mm as unit of length"),
-    "4D": (lambda f: write_volume(f, np.ones((*SHAPE, 3), "f4")), "expected 1 channel(s), got 3; choose the channel to use"),
+    "4D": (lambda f: write_volume(f, np.ones((*SHAPE, 3), "f4")), "expected 1 channel(s), got 3; choose the"),
     "5D": (lambda f: write_volume(f, np.ones((*SHAPE, 2, 3), "f4")), "expected 3 spatial axes, got shape ("),
     "2D": (lambda f: write_volume(f, np.ones((6, 5), "f4")), "expected 3 spatial axes, got shape (6, 5); "),
     "complex": (lambda f: write_volume(f, np.ones(SHAPE, "c8")), "expected real numbers, got complex numbers"),

@@ -50,7 +50,7 @@ def raise_first(name: str, *findings: Finding | None) -> None:
 
         >>> raise_first("scan.nii.gz", channels(3, 1))
         Traceback (most recent call last):
-        ValueError: scan.nii.gz: expected 1 channel(s), got 3; choose the channel to use, or set in_channels (check: --channels).
+        ValueError: scan.nii.gz: expected 1 channel(s), got 3; choose the channel to use, or set ...
     """
     for finding in findings:
         if finding is not None and finding.severity == ERROR:
