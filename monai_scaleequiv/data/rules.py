@@ -44,9 +44,9 @@ def raise_first(name: str, *findings: Finding | None) -> None:
 
     Example::
 
-        >>> raise_first("scan.nii.gz", channels(3, 1))
+        >>> raise_first("scan.nii.gz", channels(1, expected=3))
         Traceback (most recent call last):
-        ValueError: scan.nii.gz: expected 1 channel(s), got 3; choose the channel to use, or set in_channels (check: --channels).
+        ValueError: scan.nii.gz: expected 3 channel(s), got 1; choose the channel to use.
     """
     for finding in findings:
         if finding is not None and finding.severity == ERROR:
