@@ -19,10 +19,6 @@ FINITE_HINT = 'replace them, for example with CheckVolumed(fill="min")'
 HEADER_HINT = "correct its header"
 
 
-Shape = Sequence[int]
-Matrix = ArrayLike | None
-
-
 @dataclass(frozen=True)
 class Finding:
     """One thing that is wrong: the rule, what should have come, what came, what the user can do, and how bad it is.
@@ -48,9 +44,9 @@ def raise_first(name: str, *findings: Finding | None) -> None:
 
     Example::
 
-        >>> raise_first("scan.nii.gz", channels(3, 1))
+        >>> raise_first("scan.nii.gz", channels(1, expected=3))
         Traceback (most recent call last):
-        ValueError: scan.nii.gz: expected 1 channel(s), got 3; choose the channel to use, or set ...
+        ValueError: scan.nii.gz: expected 3 channel(s), got 1; choose the channel to use.
     """
     for finding in findings:
         if finding is not None and finding.severity == ERROR:
@@ -108,9 +104,9 @@ def spacing_of(matrix: ArrayLike) -> list[float]:
 def spacing(sizes: Sequence[float], allowed: Sequence[float] = SPACING_RANGE) -> Finding | None:
     """A voxel size that no scanner has."""
     low, high = allowed
-    wrong, got = not all(low <= size <= high for size in sizes), " x ".join(f"{size:.6g}" for size in sizes)
-    hint = "correct the voxel size in its header"
-    return _if(wrong, "spacing", f"voxel sizes from {low:g} to {high:g} mm", got, hint)
+    got, hint = " x ".join(f"{size:.6g}" for size in sizes), "correct the voxel size in its header"
+    fits = all(low <= size <= high for size in sizes)
+    return _if(not fits, "spacing", f"voxel sizes from {low:g} to {high:g} mm", got, hint)
 
 
 def growth(shape: Sequence[int], matrix: np.ndarray, pixdim: Sequence[float], most: int) -> Finding | None:
@@ -125,7 +121,10 @@ def growth(shape: Sequence[int], matrix: np.ndarray, pixdim: Sequence[float], mo
     return _if(math.prod(resampled) > most, "growth", f"at most {most:.3g} voxels after resampling", got, hint)
 
 
-def grid(shape: Shape, matrix: Matrix, other_shape: Shape, other_matrix: Matrix, other: str) -> Finding | None:
+def grid(
+    shape: Sequence[int], matrix: ArrayLike | None, other_shape: Sequence[int], other_matrix: ArrayLike | None,
+    other: str, tolerance: float = GRID_TOLERANCE,
+) -> Finding | None:  # fmt: skip
     """A grid that is not the other's: another shape, or corners that lie apart. Without affines the shape counts."""
     if tuple(shape) != tuple(other_shape):
         return Finding("grid", f"the shape {tuple(other_shape)} of {other}", str(tuple(shape)), "pair the right files")
@@ -135,7 +134,7 @@ def grid(shape: Shape, matrix: Matrix, other_shape: Shape, other_matrix: Matrix,
     corners = np.stack(np.meshgrid(*((0, n - 1) for n in shape)), -1).reshape(-1, len(shape))
     apart = float(np.linalg.norm(difference[:, : len(shape)] @ corners.T + difference[:, -1:], axis=0).max())
     got, hint = f"one whose corners are up to {apart:.3g} mm away", "pair the right files or correct the header"
-    return _if(apart > GRID_TOLERANCE, "grid", f"the grid of {other}", got, hint)
+    return _if(apart > tolerance, "grid", f"the grid of {other}", got, hint)
 
 
 def labels(values: Iterable[float], classes: Iterable[int] | None) -> Finding | None:
@@ -166,8 +165,10 @@ def header(found: nib.Nifti1Header) -> list[Finding]:
     matrix, unit = found.get_best_affine(), found.get_xyzt_units()[0]
     singular = affine(matrix, math.inf)
     findings = [dtype(found.get_data_dtype()), singular, _forms(found)]
-    strange = unit not in ("mm", "unknown")  # readers pass over it; many headers name none, and mean mm
-    findings.append(_if(strange, "unit", "mm as unit of length", unit, "convert its header to mm"))
+    # Readers pass over the unit; many headers name none, and mean mm.
+    findings.append(
+        _if(unit not in ("mm", "unknown"), "unit", "mm as unit of length", unit, "convert its header to mm")
+    )
     if singular is None:
         findings += [_pixdim(found.get_zooms()[:3], spacing_of(matrix), int(found["qform_code"]) > 0), place(matrix)]
     return [finding for finding in findings if finding is not None]
