@@ -4,17 +4,11 @@ from monai_scaleequiv.layers._conv import ScaleGroupConv, ScaleLiftingConv
 from monai_scaleequiv.layers._derived import DerivedBuffers
 from monai_scaleequiv.layers._dropout import ScaleDropout
 from monai_scaleequiv.layers._factories import register_layers
-from monai_scaleequiv.layers._input_checks import (
-    check_channels,
-    check_features,
-    check_image,
-    check_spatial_dims,
-    is_count,
-)
+from monai_scaleequiv.layers._input_checks import check_arguments, check_counts, check_features, check_image
 from monai_scaleequiv.layers._large_kernel import LargeKernelConv
 from monai_scaleequiv.layers._per_scale import PerScale, ScaleNorm, ScalePointwiseConv, ScalePool
 from monai_scaleequiv.layers._projection import ScaleProjection
-from monai_scaleequiv.layers._resampling import ScaleDownsample, ScaleUpsample
+from monai_scaleequiv.layers._resampling import ScaleDownsample, ScaleUpsample, SpacedResample
 from monai_scaleequiv.layers._steerable import SteerableConv
 
 register_layers()
@@ -32,10 +26,10 @@ __all__ = [
     "ScalePool",
     "ScaleProjection",
     "ScaleUpsample",
+    "SpacedResample",
     "SteerableConv",
-    "check_channels",
+    "check_arguments",
+    "check_counts",
     "check_features",
     "check_image",
-    "check_spatial_dims",
-    "is_count",
 ]

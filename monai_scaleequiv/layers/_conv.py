@@ -18,11 +18,11 @@ class ScaleLiftingConv(SteerableConv):
     two neighbouring scales, the features are magnified and move by one along the scale axis.
 
     Args:
-        spatial_dims: number of spatial dimensions, 2 or 3.
+        spatial_dims: 2 or 3.
         in_channels, out_channels: numbers of channels (per scale).
         filters: a :py:class:`ScaleFilters`, a mapping with its arguments, or None for the defaults.
-        stride: stride of the convolution. A bare stride aliases; see :py:class:`ScaleDownsample`.
-        padding: zero padding; None keeps the size at stride 1.
+        stride, padding: of the convolution; padding None keeps the size at stride 1. A bare stride aliases; see
+            :py:class:`ScaleDownsample`.
         bias: whether to add a bias, shared by the scales.
         is_transposed: whether to use a transposed convolution.
         basis: a basis of shape (functions, S, \*kernel_size) in place of the one that ``filters`` describes.
@@ -39,20 +39,13 @@ class ScaleLiftingConv(SteerableConv):
     """
 
     def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        filters: ScaleFilters | Mapping[str, Any] | None = None,
-        stride: Sequence[int] | int = 1,
-        padding: Sequence[int] | int | None = None,
-        bias: bool = True,
-        is_transposed: bool = False,
+        self, spatial_dims: int, in_channels: int, out_channels: int,
+        filters: ScaleFilters | Mapping[str, Any] | None = None, stride: Sequence[int] | int = 1,
+        padding: Sequence[int] | int | None = None, bias: bool = True, is_transposed: bool = False,
         basis: torch.Tensor | None = None,
-    ) -> None:
-        super().__init__(
-            spatial_dims, in_channels, out_channels, filters, 1, stride, padding, bias, is_transposed, basis
-        )
+    ) -> None:  # fmt: skip
+        sizes = spatial_dims, in_channels, out_channels
+        super().__init__(*sizes, filters, 1, stride, padding, bias, is_transposed, basis)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_image(x, self.spatial_dims, self.in_channels)
@@ -63,16 +56,14 @@ class ScaleGroupConv(SteerableConv):
     r"""Group convolution: features with a scale axis in and out.
 
     :math:`y_s = \sum_{j < J} \sum_i \sum_f w_{oijf}\, \psi_f(\cdot / \sigma_s) * x_{s + j, i}`, J = ``scale_size``.
-    Past the end of the scale axis the last scale is repeated. With ``scale_size=1`` the features fold to
-    (B, S * C, ...) for one grouped convolution without a copy.
+    Past the end of the scale axis the last scale is repeated.
 
     Args:
-        spatial_dims: number of spatial dimensions, 2 or 3.
+        spatial_dims: 2 or 3.
         in_channels, out_channels: numbers of channels (per scale).
         filters: a :py:class:`ScaleFilters`, a mapping with its arguments, or None for the defaults.
         scale_size: number of neighbouring scales that interact.
-        stride: stride of the convolution.
-        padding: zero padding; None keeps the size at stride 1.
+        stride, padding: of the convolution; padding None keeps the size at stride 1.
         bias: whether to add a bias, shared by the scales.
         is_transposed: whether to use a transposed convolution.
         basis: a basis of shape (functions, S, \*kernel_size) in place of the one that ``filters`` describes.

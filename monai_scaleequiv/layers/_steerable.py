@@ -10,7 +10,7 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from monai_scaleequiv.layers._derived import DerivedBuffers
-from monai_scaleequiv.layers._input_checks import check_channels, check_spatial_dims, is_count
+from monai_scaleequiv.layers._input_checks import check_arguments
 from monai_scaleequiv.maths import ScaleFilters, hermite_gaussian_basis
 
 
@@ -20,29 +20,16 @@ class SteerableConv(DerivedBuffers):
     basis: torch.Tensor  # (S, F, K)
 
     def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        filters: ScaleFilters | Mapping[str, Any] | None = None,
-        scale_size: int = 1,
-        stride: Sequence[int] | int = 1,
-        padding: Sequence[int] | int | None = None,
-        bias: bool = True,
-        is_transposed: bool = False,
-        basis: torch.Tensor | None = None,
-    ) -> None:
+        self, spatial_dims: int, in_channels: int, out_channels: int,
+        filters: ScaleFilters | Mapping[str, Any] | None = None, scale_size: int = 1,
+        stride: Sequence[int] | int = 1, padding: Sequence[int] | int | None = None, bias: bool = True,
+        is_transposed: bool = False, basis: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        check_spatial_dims(spatial_dims)
-        check_channels("in_channels", in_channels)
-        check_channels("out_channels", out_channels)
-        self.spatial_dims = spatial_dims
-        self.in_channels = in_channels
-        self.out_channels = out_channels
+        check_arguments(spatial_dims, in_channels=in_channels, out_channels=out_channels, stride=stride)
+        self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
         self.scale_size = scale_size
         self.stride = list(ensure_tuple_rep(stride, spatial_dims))
-        if not all(is_count(s) for s in self.stride):
-            raise ValueError(f"stride must be a whole number of at least 1 along every axis, got {stride}.")
         self._keeps_size = padding is None
         self.padding = list(ensure_tuple_rep(0 if padding is None else padding, spatial_dims))
         if min(self.padding) < 0:

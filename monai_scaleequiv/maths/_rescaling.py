@@ -14,9 +14,8 @@ def cosine_resampling_matrix(
 ) -> torch.Tensor:
     r"""Matrix that resamples an axis through its cosine series, the Fourier series of the mirrored signal.
 
-    The series is read off on a new grid that has the same centre, without the frequencies that the new grid cannot
-    hold. Beyond the borders the signal is mirrored. Magnifying is exact, shrinking is the ideal low-pass filter, and
-    shrinking twice equals shrinking once by the product:
+    The series is read off on a new grid with the same centre, without the frequencies that this grid cannot hold.
+    Beyond the borders the signal is mirrored. Magnifying is exact, shrinking the ideal low-pass filter:
 
     .. math::
         y_j = \sum_{k < K} h(k/K)\, c_k \cos(\pi k\, p_j / N), \qquad
@@ -49,21 +48,16 @@ def cosine_resampling_matrix(
 
 
 def as_ratio(value: float, denominator: int = 5_040_000) -> tuple[int, int]:
-    """Numerator and denominator: sizes then follow by integer division, also where they are symbols.
-
-    The denominator has all divisors up to 10, so that 2/3 stays exact and a voxel of 0.69999999 mm counts as 0.7 mm.
-    """
+    """Numerator and denominator: sizes then follow by integer division, also where they are symbols."""
+    # The denominator has all divisors up to 10, so that 2/3 stays exact and a voxel of 0.69999999 mm counts as 0.7 mm.
     return int(round(value * denominator)), denominator  # noqa: RUF046 - TorchScript's round gives a float
 
 
 def series_matrix(
     size: int, target_size: int, numerator: int, denominator: int, smoothing: float, like: torch.Tensor
 ) -> torch.Tensor:
-    """The same without checks and with the step as a quotient, in the dtype and on the device of ``like``.
-
-    Sizes may be symbols of a graph. The values are computed in float64 on the CPU: not every device knows it.
-    """
-    cpu = torch.device("cpu")
+    """The same with the step as a quotient, as ``like``; sizes may be symbols of a graph."""
+    cpu = torch.device("cpu")  # for float64, which not every device knows
     orders = torch.arange(size, device=cpu)
     kept = (orders * numerator < size * denominator).to(torch.float64)
     damping = torch.exp(-0.5 * (orders.to(torch.float64) * (smoothing * math.pi * numerator / denominator) / size) ** 2)

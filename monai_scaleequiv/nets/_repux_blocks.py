@@ -77,9 +77,7 @@ class ScaledKernelConv(PriorKernelConv):
 class ScaledGradientConv(PriorKernelConv):
     r"""Convolution whose weight is the kernel itself, and whose gradient is scaled by the square of the prior.
 
-    A step of SGD on v, with :math:`w = p \odot v`, changes w by :math:`-\eta\, p^2 \odot \partial w`. Momentum and
-    weight decay are linear and keep this equivalence; optimizers that rescale each element's gradient, such as Adam,
-    undo the scaling.
+    Under SGD, with momentum and weight decay too, that is training v in :math:`w = p \odot v`; Adam undoes the scaling.
     """
 
     def __init__(self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, alpha: float = 1.0) -> None:
@@ -96,8 +94,7 @@ class ScaledGradientConv(PriorKernelConv):
 class ReceptiveBias(nn.Module):
     r"""What is learned on top of the prior: :math:`N(c_2 * \sigma(N(c_1 * p)))`, one map for all channels.
 
-    The map comes from two convolutions of edge 7 (the low-rank part: a few hundred parameters for any kernel). N
-    normalises over the positions of the map, for the published normalisation runs over its single channel and gives
+    N normalises over the positions of the map, for the published normalisation runs over its single channel and gives
     zero; the second convolution keeps the size, which the published one does not. It starts at zero: the prior alone.
 
     Source: Lee et al. 2025 (Rep3D, arXiv 2505.19603), low-rank receptive-bias modulation.
