@@ -280,7 +280,7 @@ def test_attention_learns_and_weights_sum_to_one():
         ({"scales": (1.0, 65.0)}, "scales must be from 1/64"),
         ({"voxel_size": 0.0}, "voxel_size must be one number above 0"),
         ({"size_divisor": 0}, "size_divisor must be a whole number of at least 1"),
-        ({"smoothing": -1.0}, "smoothing at least 0"),
+        ({"smoothing": -1.0}, "smoothing must be a number of at least 0"),
     ],
 )
 def test_ill_arguments(change, message):

@@ -76,7 +76,7 @@ class TestSEUNet(NetworkTests):
         ({"adn_ordering": "NNA"}, "adn_ordering must"),
         ({"filters": {"spacing": (1.0, -1.0, 1.0)}}, "spacing must be"),
         ({"filters": {"spacing": (1.0, 1.0)}}, "spacing must be"),
-        ({"out_channels": 0}, "out_channels and channels must be"),
+        ({"out_channels": 0}, "out_channels must be a whole number"),
     ]
     export_case = ({**IN_3D, **DEEP, "num_res_units": 1}, (1, 1, 12, 10, 8), (1, 1, 9, 11, 7))
     equivariance = (

@@ -57,17 +57,11 @@ class ScalePyramid(nn.Module):
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        scales: Sequence[float] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3), 2.0),
-        projection: str | nn.Module = "logsumexp",
-        spatial_dims: int = 3,
-        voxel_size: Sequence[float] | float | None = None,
-        size_divisor: Sequence[int] | int | None = None,
-        use_checkpoint: bool = False,
-        with_scale_map: bool = False,
-        smoothing: float = 0.0,
-    ) -> None:
+        self, network: nn.Module, scales: Sequence[float] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3), 2.0),
+        projection: str | nn.Module = "logsumexp", spatial_dims: int = 3,
+        voxel_size: Sequence[float] | float | None = None, size_divisor: Sequence[int] | int | None = None,
+        use_checkpoint: bool = False, with_scale_map: bool = False, smoothing: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         divisor = _strides_product(network, spatial_dims) if size_divisor is None else size_divisor
         check_arguments(spatial_dims, size_divisor=divisor)

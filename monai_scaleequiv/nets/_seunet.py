@@ -69,22 +69,12 @@ class SEUNet(nn.Module):
     """
 
     def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        channels: Sequence[int],
-        strides: Sequence[Sequence[int] | int],
-        num_res_units: int = 0,
-        act: tuple | str | None = "SILU",
-        norm: tuple | str | None = "BATCH",
-        dropout: float = 0.0,
-        bias: bool = True,
-        adn_ordering: str = "NDA",
-        filters: ScaleFilters | Mapping[str, Any] | None = None,
-        scale_size: int = 1,
+        self, spatial_dims: int, in_channels: int, out_channels: int, channels: Sequence[int],
+        strides: Sequence[Sequence[int] | int], num_res_units: int = 0, act: tuple | str | None = "SILU",
+        norm: tuple | str | None = "BATCH", dropout: float = 0.0, bias: bool = True, adn_ordering: str = "NDA",
+        filters: ScaleFilters | Mapping[str, Any] | None = None, scale_size: int = 1,
         projection: str | nn.Module = "mean",
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         counts = {"in_channels": in_channels, "out_channels": out_channels, "channels": channels, "strides": strides}
         check_arguments(spatial_dims, **counts, num_res_units=num_res_units or 1)
@@ -143,10 +133,8 @@ class SEUNet(nn.Module):
         """The same network for images of another voxel size, as it is at this moment.
 
         It holds the very same parameters, running statistics and hooks: training either trains both. Only filters and
-        down-sampling factors are its own. Ask anew after the network was changed or moved.
-
-        Args:
-            spacing: edge of a voxel in the units of ``sigma``, one for all axes or one per axis.
+        down-sampling factors are its own. Ask anew after the network was changed or moved. ``spacing`` is the edge of a
+        voxel in the units of ``sigma``, one for all axes or one per axis.
         """
         rounded = _rounded(spacing, self.spatial_dims)
         if rounded == _rounded(self.filters.spacing, self.spatial_dims):
@@ -156,12 +144,7 @@ class SEUNet(nn.Module):
         return network
 
     def forward(self, x: torch.Tensor, spacing: list[float] | None = None) -> torch.Tensor:
-        """Segments images.
-
-        Args:
-            x: images of shape (B, C, D, H, W).
-            spacing: voxel size per axis, as in :py:meth:`at_spacing`; None for that of ``filters``.
-        """
+        """Segments images (B, C, D, H, W), of voxel size ``spacing`` as in :py:meth:`at_spacing`."""
         if spacing is not None:
             if torch.jit.is_scripting():
                 raise ValueError("spacing is not known to a scripted network; script network.at_spacing(spacing).")

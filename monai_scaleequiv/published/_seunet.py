@@ -135,10 +135,11 @@ class PublishedSEUNet(nn.Module):
         norm: str | None = "batch", reduction: str = "max", dropout: float = 0.0, mult: float = 1.2, max_order: int = 4,
     ) -> None:  # fmt: skip
         super().__init__()
-        allowed = {"act": [*_ACTIVATIONS], "norm": ["batch", None], "reduction": [*_PROJECTIONS]}
-        for (name, values), value in zip(allowed.items(), (act, norm, reduction), strict=True):
-            if value not in values:
-                raise ValueError(f"{name} must be one of {values}, got {value!r}.")
+        allowed: dict[str, list[str | None]] = {"act": [*_ACTIVATIONS], "norm": ["batch", None]}
+        allowed["reduction"] = [*_PROJECTIONS]
+        for name, value in (("act", act), ("norm", norm), ("reduction", reduction)):
+            if value not in allowed[name]:
+                raise ValueError(f"{name} must be one of {allowed[name]}, got {value!r}.")
         if num_res_units < 1 or len(channels) < 2 or len(strides) < len(channels) - 1:
             got = f"got num_res_units={num_res_units}, {len(channels)} channels and {len(strides)} strides"
             raise ValueError(f"num_res_units must be at least 1, channels 2 or more and strides one fewer, {got}.")
