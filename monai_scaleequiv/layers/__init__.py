@@ -14,22 +14,7 @@ from monai_scaleequiv.layers._steerable import SteerableConv
 register_layers()
 
 __all__ = [
-    "DerivedBuffers",
-    "LargeKernelConv",
-    "PerScale",
-    "ScaleDownsample",
-    "ScaleDropout",
-    "ScaleGroupConv",
-    "ScaleLiftingConv",
-    "ScaleNorm",
-    "ScalePointwiseConv",
-    "ScalePool",
-    "ScaleProjection",
-    "ScaleUpsample",
-    "SpacedResample",
-    "SteerableConv",
-    "check_arguments",
-    "check_counts",
-    "check_features",
-    "check_image",
-]
+    "DerivedBuffers", "LargeKernelConv", "PerScale", "ScaleDownsample", "ScaleDropout", "ScaleGroupConv",
+    "ScaleLiftingConv", "ScaleNorm", "ScalePointwiseConv", "ScalePool", "ScaleProjection", "ScaleUpsample",
+    "SpacedResample", "SteerableConv", "check_arguments", "check_counts", "check_features", "check_image",
+]  # fmt: skip
