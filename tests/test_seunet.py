@@ -79,6 +79,7 @@ class TestSEUNet(NetworkTests):
         ({"out_channels": 0}, "out_channels must be a whole number"),
     ]
     export_case = ({**IN_3D, **DEEP, "num_res_units": 1}, (1, 1, 12, 10, 8), (1, 1, 9, 11, 7))
+    dynamic_case = ({**IN_3D, "strides": ((1, 2, 2),), "num_res_units": 1}, (1, 1, 12, 10, 8), (1, 1, 9, 11, 7))
     equivariance = (
         with_filters(kernel_size=7, sigma=1.25, scales=(1.0, 0.9, 0.81)),
         (54, 54, 54),
