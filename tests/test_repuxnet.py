@@ -94,18 +94,6 @@ def test_none_leaves_norm_and_activation_out():
 
 
 @torch.no_grad()
-def test_priors_of_a_network_built_on_the_meta_device_are_exact():
-    for mode in MODES:
-        net = RepUXNet(**{**IN_2D, "prior_mode": mode})
-        with torch.device("meta"):
-            emptied, assigned = RepUXNet(**{**IN_2D, "prior_mode": mode}), RepUXNet(**{**IN_2D, "prior_mode": mode})
-        emptied.to_empty(device="cpu").load_state_dict(net.state_dict())
-        assigned.load_state_dict(net.state_dict(), assign=True)
-        for twin in (emptied, assigned):
-            assert torch.equal(large_kernels(twin)[0].prior, large_kernels(net)[0].prior)
-
-
-@torch.no_grad()
 def test_pruned_kernels_are_the_current_ones():
     for mode in MODES:
         net, x = RepUXNet(**{**IN_2D, "prior_mode": mode}).eval(), torch.randn(1, 1, 48, 48)
