@@ -157,7 +157,7 @@ def test_fitted_filters_in_3d_are_scale_equivariant_where_sampled_and_published_
     check = {"image": noise(36), "size": (40, 40, 40), "tolerance": 3e-4, "scales": fitted.scales, "margin": 0.25}
     for filters, basis in ((fitted, None), (dataclasses.replace(fitted, method="sampled"), None), (fitted, published)):
         first, second = (
-            layer(3, n, 4, filters, basis=basis) for layer, n in ((ScaleLiftingConv, 1), (ScaleGroupConv, 4))
+            layer(3, n, 2, filters, basis=basis) for layer, n in ((ScaleLiftingConv, 1), (ScaleGroupConv, 2))
         )
         is_fitted = filters is fitted and basis is None
         with contextlib.nullcontext() if is_fitted else pytest.raises(AssertionError, match="expected an error"):
