@@ -1,6 +1,6 @@
 """Layers on features with a scale axis, (B, S, C, D, H, W) in 3D and (B, S, C, H, W) in 2D; large kernels."""
 
-from monai_scaleequiv.layers._conv import ScaleGroupConv, ScaleLiftingConv
+from monai_scaleequiv.layers._conv import ScaleGroupConv, ScaleLiftingConv, SteerableConv
 from monai_scaleequiv.layers._derived import DerivedBuffers
 from monai_scaleequiv.layers._dropout import ScaleDropout
 from monai_scaleequiv.layers._factories import register_layers
@@ -9,7 +9,6 @@ from monai_scaleequiv.layers._large_kernel import LargeKernelConv
 from monai_scaleequiv.layers._per_scale import PerScale, ScaleNorm, ScalePointwiseConv, ScalePool
 from monai_scaleequiv.layers._projection import ScaleProjection
 from monai_scaleequiv.layers._resampling import ScaleDownsample, ScaleUpsample, SpacedResample
-from monai_scaleequiv.layers._steerable import SteerableConv
 
 register_layers()
 

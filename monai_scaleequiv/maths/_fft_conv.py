@@ -20,13 +20,7 @@ def kernel_reach(size: Sequence[int], kernel_size: Sequence[int]) -> list[int]:
 
 
 def crop_to_reach(weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """The inner taps of kernels (..., *kernel), those that can meet a voxel of an image.
-
-    Example::
-
-        >>> crop_to_reach(torch.rand(4, 1, 21, 21, 21), size=(48, 12, 6)).shape
-        torch.Size([4, 1, 21, 21, 11])
-    """
+    """The inner taps of kernels (..., *kernel), those that can meet a voxel of an image of this size."""
     first = weight.dim() - len(size)
     for axis, reach in enumerate(kernel_reach(size, weight.shape[first:]), first):
         weight = weight.narrow(axis, weight.shape[axis] // 2 - reach, 2 * reach + 1)
@@ -34,13 +28,7 @@ def crop_to_reach(weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def fft_kernel_spectrum(weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Conjugate spectrum (C, *half) of kernels on the circle of :py:func:`fft_depthwise_conv` for images of this size.
-
-    Example::
-
-        >>> fft_kernel_spectrum(weight=torch.rand(4, 1, 21, 21), size=(48, 48)).shape  # 48 + 10, rounded up to 60
-        torch.Size([4, 60, 31])
-    """
+    """Conjugate spectrum (C, *half) of kernels on the circle of :py:func:`fft_depthwise_conv` for this size."""
     kernel = crop_to_reach(weight, size).flatten(0, 1)
     # At once: inside a compiled graph, torch 2.13 loses the mark of a lazy conjugate.
     return torch.conj_physical(_kernel_transform(kernel, _periods(size, kernel.shape[1:])))

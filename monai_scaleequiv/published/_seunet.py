@@ -110,11 +110,10 @@ class PublishedSEUNet(nn.Module):
     :py:class:`monai_scaleequiv.SEUNet`.
 
     ``in_channels``, ``out_channels``, ``channels``, ``strides``, ``bias`` and ``dropout`` are as in MONAI's networks.
-    ``kernel_size``, ``effective_size``, ``basis_type``, ``mult``, ``max_order`` and ``scales`` (None for a single one
-    of 1) describe the filters, see :py:func:`published_basis`; ``scale_size`` neighbouring scales interact. A residual
-    unit has ``num_res_units`` convolutions, at least 1 (0 crashes in the published code). ``act`` is relu, silu, leaky
-    or elu; ``norm`` batch or None (the published instance normalisation cannot be trained); ``reduction`` over the
-    scales at the end max or avg.
+    ``kernel_size``, ``effective_size``, ``basis_type``, ``mult``, ``max_order`` and ``scales`` (None for 1 alone)
+    describe the filters, see :py:func:`published_basis`; ``scale_size`` neighbouring scales interact. Residual units
+    have ``num_res_units`` convolutions, at least 1. ``act`` is relu, silu, leaky or elu; ``norm`` batch or None;
+    ``reduction`` over the scales at the end max or avg.
 
     Raises:
         ValueError: when an argument is out of range.
