@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from monai.data import MetaTensor
 from monai.networks.layers.factories import Act, Conv, Dropout, Norm, Pool
 from torch import nn
 
@@ -425,13 +424,6 @@ def test_ill_resampling_arguments():
         ScaleDownsample(3, SCALES, 2, sigma=0.0)
     with pytest.raises(ValueError, match="size must have one number"):
         ScaleUpsample(2)(torch.rand(1, 1, 1, 4, 4), [8])
-
-
-def test_metatensors_pass_through():
-    x = MetaTensor(torch.rand(1, 1, 8, 8, 8), affine=torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0])))
-    y = ScaleProjection()(ScaleLiftingConv(3, 1, 2, FILTERS)(x))
-    assert isinstance(y, MetaTensor)
-    torch.testing.assert_close(y.affine, x.affine)
 
 
 def test_layer_factories_build_by_name():

@@ -8,7 +8,7 @@ import torch
 from monai.metrics import compute_dice
 from torch import nn
 
-from monai_scaleequiv.layers import ScaleLiftingConv, ScaleProjection
+from monai_scaleequiv.layers import ScaleProjection
 from monai_scaleequiv.maths import rescale
 from monai_scaleequiv.metrics import (
     EquivarianceError,
@@ -168,12 +168,6 @@ def test_no_interior_where_the_features_have_another_resolution():
     reading = equivariance_error(network, torch.randn(1, 1, 36, 36), (40, 40), scales=SCALES)
     assert reading.projected > 0
     assert reading.interior is None
-
-
-@pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_lifting_convolution_passes(spatial_dims):
-    layer = ScaleLiftingConv(spatial_dims, 1, 2, bias=False)
-    assert_scale_equivariant(layer, smooth(spatial_dims), [40] * spatial_dims, tolerance=0.001, margin=0.2)
 
 
 def test_ordinary_convolution_fails():

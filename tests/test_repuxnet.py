@@ -239,11 +239,6 @@ def test_unscaled_weights_are_not_taken_for_kernels():
             )
 
 
-def test_prior_can_be_left_out():
-    net = RepUXNet(**{**IN_2D, "frequency_prior": None})
-    assert all(type(conv) is LargeKernelConv for conv in large_kernels(net))
-
-
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_fixed_kernel_is_weight_times_prior(spatial_dims, float64):
     conv = PriorKernelConv(spatial_dims, 2, 5, alpha=3.0)
