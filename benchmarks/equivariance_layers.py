@@ -33,10 +33,10 @@ from monai_scaleequiv import (
     ScaleLiftingConv,
     SEUNet,
     equivariance_error,
-    relative_error,
     rescale,
 )
 from monai_scaleequiv.maths import hermite_gaussian_basis
+from monai_scaleequiv.metrics import relative_error
 from monai_scaleequiv.published import published_basis
 
 MARGIN = 0.25

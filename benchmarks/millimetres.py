@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from probes import NETWORKS, SCALES, SEEDS, Row, periodic, periodic_noise, seeded, settled, shrunk, summary, volume
 
-from monai_scaleequiv import ScaleFilters, ScaleLiftingConv, SEUNet, relative_error, rescale
+from monai_scaleequiv import ScaleFilters, ScaleLiftingConv, SEUNet, rescale
+from monai_scaleequiv.metrics import relative_error
 
 
 @torch.no_grad()

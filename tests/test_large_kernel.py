@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.data import MetaTensor
 from monai.utils import ensure_tuple_rep
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.utils import prune
@@ -267,16 +266,6 @@ def test_empty_batch():
     assert not layer.weight.grad.any()
 
 
-def test_temporary_weights_are_not_mistaken_for_one_another():
-    layer, x = LargeKernelConv(2, 1, 15).eval(), torch.rand(1, 1, 16, 16)
-    with torch.no_grad():
-        for value in range(1, 6):  # freed and allocated again, often at the same address
-            weight = torch.full_like(layer.weight, float(value))
-            y = torch.func.functional_call(layer, {"weight": weight}, (x,))
-            torch.testing.assert_close(y, by_definition(x, weight))
-            del weight
-
-
 def test_only_wanted_gradients_are_computed():
     layer, x = LargeKernelConv(2, 2, 15), torch.randn(1, 2, 16, 18)
     with mock.patch.object(op, "fft_depthwise_gradients", wraps=op.fft_depthwise_gradients) as gradients:
@@ -319,15 +308,6 @@ def test_exported_it_is_torchs_own_convolution():
         buffer = io.BytesIO()
         torch.jit.save(graph, buffer)
         assert b"large_depthwise" not in buffer.getvalue()
-
-
-def test_metatensors_keep_their_geometry():
-    layer = LargeKernelConv(3, 1, 9)
-    affine = torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0], dtype=torch.float64))
-    for net in (layer, layer.eval()):
-        y = net(MetaTensor(torch.rand(1, 1, 6, 7, 8), affine=affine))
-        assert isinstance(y, MetaTensor)
-        torch.testing.assert_close(y.affine, affine)
 
 
 def test_second_derivative_raises():

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from monai_scaleequiv.maths import (
     ScaleFilters,
-    cosine_resampling_matrix,
+    as_ratio,
     gaussian_downsampling_matrix,
     hermite_gaussian_basis,
     hermite_gaussian_filters,
@@ -22,6 +22,12 @@ from monai_scaleequiv.maths import (
     sampled_gaussian_width,
 )
 from monai_scaleequiv.maths import _rescaling as rescaling
+
+
+def resampling_matrix(size: int, target: int, step: float | None = None, smoothing: float = 0.0) -> torch.Tensor:
+    """What resampling does to each sample of an axis alone."""
+    numerator, denominator = (size, target) if step is None else as_ratio(step)
+    return resample_axis(torch.eye(size, dtype=torch.float64), 0, target, numerator, denominator, smoothing)
 
 
 def spectrum_error(filters: torch.Tensor, sigma: float) -> float:
@@ -248,7 +254,7 @@ def test_resampling_is_spoilt_by_no_earlier_call_of_another_kind():
 @pytest.mark.parametrize("axis", [1, 2, 3])
 def test_resampling_of_one_axis(axis):
     x = torch.randn(2, 5, 6, 7, dtype=torch.float64)
-    matrix = cosine_resampling_matrix(x.shape[axis], 9, step=0.5)
+    matrix = resampling_matrix(x.shape[axis], 9, step=0.5)
     expected = torch.movedim(torch.movedim(x, axis, -1) @ matrix.T, -1, axis)
     torch.testing.assert_close(resample_axis(x, axis, 9, 1, 2), expected, atol=1e-12, rtol=0)
     assert resample_axis(x, axis, x.shape[axis], 1, 1) is x

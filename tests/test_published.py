@@ -45,8 +45,13 @@ class TestPublishedSEUNet(NetworkTests):
         ({"strides": []}, "one fewer"),
     ]
     export_case = (CONFIG, (1, 1, 13, 11, 9), (1, 1, 9, 15, 11))
+    dynamic_case = ({**CONFIG, "num_res_units": 1}, *export_case[1:])
     # One compilation per size: the size after an unpadded strided convolution may be 0, which Inductor cannot bound.
     compile_args: ClassVar[dict[str, Any]] = {"dynamic": False}
+
+    @pytest.mark.slow
+    def test_export_and_onnx_with_dynamic_axes(self, tmp_path):
+        super().test_export_and_onnx_with_dynamic_axes(tmp_path)
 
     def test_evaluation_does_not_depend_on_the_batch(self):
         """As published it does; this is one of the reasons for SEUNet."""

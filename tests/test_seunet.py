@@ -5,29 +5,14 @@ import dataclasses
 import inspect
 import io
 
-import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
-from monai.data import CacheDataset, DataLoader, decollate_batch
-from monai.engines import SupervisedTrainer
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss
-from monai.metrics import DiceMetric
 from monai.networks.nets import UNet
-from monai.transforms import (
-    AsDiscrete,
-    Compose,
-    LoadImaged,
-    NormalizeIntensityd,
-    RandFlipd,
-    RandSpatialCropd,
-    SpatialPadd,
-)
 from torch.nn.utils import parametrize, prune
 
 from monai_scaleequiv import PerScale, ScaleFilters, ScaleProjection, SEUNet, rescale
-from monai_scaleequiv.data import make_phantom_dataset
 from monai_scaleequiv.layers import SteerableConv
 from monai_scaleequiv.metrics import relative_error
 from tests.network_tests import NetworkTests
@@ -76,9 +61,10 @@ class TestSEUNet(NetworkTests):
         ({"adn_ordering": "NNA"}, "adn_ordering must"),
         ({"filters": {"spacing": (1.0, -1.0, 1.0)}}, "spacing must be"),
         ({"filters": {"spacing": (1.0, 1.0)}}, "spacing must be"),
-        ({"out_channels": 0}, "out_channels and channels must be"),
+        ({"out_channels": 0}, "out_channels must be a whole number"),
     ]
     export_case = ({**IN_3D, **DEEP, "num_res_units": 1}, (1, 1, 12, 10, 8), (1, 1, 9, 11, 7))
+    dynamic_case = ({**IN_3D, "strides": ((1, 2, 2),), "num_res_units": 1}, (1, 1, 12, 10, 8), (1, 1, 9, 11, 7))
     equivariance = (
         with_filters(kernel_size=7, sigma=1.25, scales=(1.0, 0.9, 0.81)),
         (54, 54, 54),
@@ -156,14 +142,6 @@ def trained(**args) -> SEUNet:
 def same_tensors(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     ours, theirs = a.state_dict(keep_vars=True), b.state_dict(keep_vars=True)
     return ours.keys() == theirs.keys() and all(ours[k] is theirs[k] for k in ours)
-
-
-def test_spacing_changes_neither_the_names_nor_the_shapes_of_weights():
-    shapes = [
-        {k: v.shape for k, v in SEUNet(**{**with_filters(spacing=r), **DEEP}).state_dict().items()}
-        for r in (1.0, 0.5, (2.0, 2.0, 2.0), (0.8, 0.8, 5.0))
-    ]
-    assert all(s == shapes[0] for s in shapes)
 
 
 def test_coarse_axes_are_down_sampled_less():
@@ -331,44 +309,17 @@ def test_networks_at_a_spacing_can_be_compiled_and_exported():
     torch.testing.assert_close(torch.compile(net, backend="eager")(x, spacing=list(SPACING)), view(x))
 
 
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantoms")
-    make_phantom_dataset(folder, cases=4, size=(24, 32, 24))
-    names = [f"phantom_{i:03d}.nii.gz" for i in range(4)]
-    return [{"image": folder / "imagesTr" / n, "label": folder / "labelsTr" / n} for n in names]
-
-
 @pytest.mark.parametrize("network", [SEUNet, UNet])
-def test_drop_in_for_unet_in_a_monai_pipeline(network, phantoms):
-    keys = ["image", "label"]
-    deterministic = [LoadImaged(keys, ensure_channel_first=True), NormalizeIntensityd("image")]
-    random = [SpatialPadd(keys, 24), RandSpatialCropd(keys, (16, 24, 16), random_size=False), RandFlipd(keys, 0.5)]
-    dataset = CacheDataset(phantoms, Compose(deterministic + random), progress=False)
-    loader = DataLoader(dataset, batch_size=2, shuffle=True)
+def test_drop_in_for_unet_under_sliding_windows(network):
     net = network(spatial_dims=3, in_channels=1, out_channels=3, channels=(4, 8, 8), strides=(2, 2), num_res_units=1)
-    losses = []
-    trainer = SupervisedTrainer(
-        device=torch.device("cpu"),
-        max_epochs=4,
-        train_data_loader=loader,
-        network=net,
-        optimizer=torch.optim.Adam(net.parameters(), 0.02),
-        loss_function=DiceCELoss(to_onehot_y=True, softmax=True),
-        decollate=False,
-    )
-    trainer.add_event_handler(
-        Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output["loss"].item())
-    )
-    trainer.run()
-    assert np.mean(losses[-2:]) < np.mean(losses[:2])
-
-    net.eval()
-    metric = DiceMetric(include_background=False)
-    discrete = AsDiscrete(argmax=True, to_onehot=3)
-    for batch in DataLoader(CacheDataset(phantoms, Compose(deterministic), progress=False), batch_size=1):
-        with torch.no_grad():
-            logits = sliding_window_inference(batch["image"], (16, 16, 16), 2, net, overlap=0.25)
-        assert logits.shape == (1, 3, 24, 32, 24)
-        metric([discrete(p) for p in decollate_batch(logits)], [AsDiscrete(to_onehot=3)(batch["label"][0])])
-    assert 0 <= metric.aggregate().item() <= 1
+    x = torch.randn(2, 1, 16, 24, 16)
+    optimizer, loss, losses = torch.optim.Adam(net.parameters(), 0.02), DiceCELoss(to_onehot_y=True, softmax=True), []
+    for _ in range(5):
+        optimizer.zero_grad()
+        losses.append(loss(net(x), (x > 0).float() + (x > 1)))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    with torch.no_grad():
+        logits = sliding_window_inference(torch.randn(1, 1, 24, 32, 24), (16, 16, 16), 2, net.eval(), overlap=0.25)
+    assert logits.shape == (1, 3, 24, 32, 24)

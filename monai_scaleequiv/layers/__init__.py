@@ -1,41 +1,19 @@
 """Layers on features with a scale axis, (B, S, C, D, H, W) in 3D and (B, S, C, H, W) in 2D; large kernels."""
 
-from monai_scaleequiv.layers._conv import ScaleGroupConv, ScaleLiftingConv
+from monai_scaleequiv.layers._conv import ScaleGroupConv, ScaleLiftingConv, SteerableConv
 from monai_scaleequiv.layers._derived import DerivedBuffers
 from monai_scaleequiv.layers._dropout import ScaleDropout
 from monai_scaleequiv.layers._factories import register_layers
-from monai_scaleequiv.layers._input_checks import (
-    check_channels,
-    check_features,
-    check_image,
-    check_spatial_dims,
-    is_count,
-)
+from monai_scaleequiv.layers._input_checks import check_arguments, check_counts, check_features, check_image
 from monai_scaleequiv.layers._large_kernel import LargeKernelConv
 from monai_scaleequiv.layers._per_scale import PerScale, ScaleNorm, ScalePointwiseConv, ScalePool
 from monai_scaleequiv.layers._projection import ScaleProjection
-from monai_scaleequiv.layers._resampling import ScaleDownsample, ScaleUpsample
-from monai_scaleequiv.layers._steerable import SteerableConv
+from monai_scaleequiv.layers._resampling import ScaleDownsample, ScaleUpsample, SpacedResample
 
 register_layers()
 
 __all__ = [
-    "DerivedBuffers",
-    "LargeKernelConv",
-    "PerScale",
-    "ScaleDownsample",
-    "ScaleDropout",
-    "ScaleGroupConv",
-    "ScaleLiftingConv",
-    "ScaleNorm",
-    "ScalePointwiseConv",
-    "ScalePool",
-    "ScaleProjection",
-    "ScaleUpsample",
-    "SteerableConv",
-    "check_channels",
-    "check_features",
-    "check_image",
-    "check_spatial_dims",
-    "is_count",
-]
+    "DerivedBuffers", "LargeKernelConv", "PerScale", "ScaleDownsample", "ScaleDropout", "ScaleGroupConv",
+    "ScaleLiftingConv", "ScaleNorm", "ScalePointwiseConv", "ScalePool", "ScaleProjection", "ScaleUpsample",
+    "SpacedResample", "SteerableConv", "check_arguments", "check_counts", "check_features", "check_image",
+]  # fmt: skip

@@ -1,13 +1,105 @@
 """Lifting and group convolution of the scale-translation group with steerable Hermite-Gaussian filters."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from monai.utils import ensure_tuple_rep
+from torch import nn
 
-from monai_scaleequiv.layers._input_checks import check_features, check_image
-from monai_scaleequiv.layers._steerable import SteerableConv
-from monai_scaleequiv.maths import ScaleFilters
+from monai_scaleequiv.layers._derived import DerivedBuffers
+from monai_scaleequiv.layers._input_checks import check_arguments, check_features, check_image
+from monai_scaleequiv.maths import ScaleFilters, hermite_gaussian_basis
+
+
+class SteerableConv(DerivedBuffers):
+    """Base of lifting and group convolution, with ``weight`` (O, I, J * F) for J interacting scales, F functions."""
+
+    basis: torch.Tensor  # (S, F, K)
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int,
+        filters: ScaleFilters | Mapping[str, Any] | None = None, scale_size: int = 1,
+        stride: Sequence[int] | int = 1, padding: Sequence[int] | int | None = None, bias: bool = True,
+        is_transposed: bool = False, basis: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        check_arguments(spatial_dims, in_channels=in_channels, out_channels=out_channels, stride=stride)
+        self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
+        self.scale_size = scale_size
+        self.stride = list(ensure_tuple_rep(stride, spatial_dims))
+        self._keeps_size = padding is None
+        self.padding = list(ensure_tuple_rep(0 if padding is None else padding, spatial_dims))
+        if min(self.padding) < 0:
+            raise ValueError(f"padding must be at least 0 along every axis, got {padding}.")
+        self.is_transposed = is_transposed
+        self.filters = ScaleFilters.of(filters) if basis is None else None
+        self.scales = None if self.filters is None else list(self.filters.scales)
+        self._set_basis(hermite_gaussian_basis(self.filters, spatial_dims) if basis is None else basis)
+        self.num_scales, functions = self.basis.shape[0], self.basis.shape[1]
+        if not 1 <= scale_size <= self.num_scales:
+            raise ValueError(f"scale_size must be from 1 to the {self.num_scales} scales there are, got {scale_size}.")
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, scale_size * functions))
+        # The same law as in torch's convolutions; the basis functions have norm 1.
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+
+    def set_spacing(self, spacing: Sequence[float] | float) -> None:
+        """Makes the filters anew, for voxels of another size; the weights stay."""
+        if self.filters is None:
+            raise ValueError("a convolution with a basis of its own has no filters for another spacing.")
+        self.filters = replace(self.filters, spacing=spacing)
+        self._set_basis(hermite_gaussian_basis(self.filters, self.spatial_dims))
+
+    def _set_basis(self, basis: torch.Tensor) -> None:
+        self.kernel_size = list(basis.shape[2:])
+        if self._keeps_size:
+            self.padding = [k // 2 for k in self.kernel_size]
+        self.derive_buffer("basis", basis.flatten(2).transpose, 0, 1)
+
+    def assemble_kernel(self) -> torch.Tensor:
+        """Learned combination of the basis, one dense kernel per scale, of shape (S, O, J, I, *kernel_size)."""
+        weight = self.weight.reshape(-1, self.basis.shape[1])  # (O * I * J, F)
+        # Several times quicker than a matmul that broadcasts: (S, O * I * J, K)
+        kernel = torch.bmm(weight.expand(self.num_scales, -1, -1), self.basis)
+        shape = [self.num_scales, self.out_channels, self.in_channels, self.scale_size]
+        return kernel.reshape(shape + self.kernel_size).transpose(2, 3)
+
+    @torch.jit.unused
+    def _assemble_exactly(self) -> torch.Tensor:
+        # Autocast would round the basis itself; the convolution rounds the finished kernel once.
+        if not torch.is_autocast_enabled(self.weight.device.type):
+            return self.assemble_kernel()
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self.assemble_kernel()
+
+    def _convolve(self, x: torch.Tensor, groups: int) -> torch.Tensor:
+        # (B, groups * J * I, ...) -> (B, S, O, ...)
+        kernel = self.assemble_kernel() if torch.jit.is_scripting() else self._assemble_exactly()
+        kernel = kernel.flatten(2, 3)  # (S, O, J * I, ...)
+        if self.is_transposed and groups > 1:
+            kernel = kernel.transpose(1, 2)
+        kernel = kernel.flatten(0, 1)
+        if self.is_transposed and groups == 1:
+            kernel = kernel.transpose(0, 1)
+        bias = self.bias if self.bias is None else self.bias.repeat(self.num_scales)
+        # torch.convolution would take all four cases at once, but autocast does not know it on the CPU.
+        if self.spatial_dims == 3:
+            if self.is_transposed:
+                y = F.conv_transpose3d(x, kernel, bias, self.stride, self.padding, groups=groups)
+            else:
+                y = F.conv3d(x, kernel, bias, self.stride, self.padding, groups=groups)
+        elif self.is_transposed:
+            y = F.conv_transpose2d(x, kernel, bias, self.stride, self.padding, groups=groups)
+        else:
+            y = F.conv2d(x, kernel, bias, self.stride, self.padding, groups=groups)
+        return y.unflatten(1, (self.num_scales, self.out_channels))
+
+    def extra_repr(self) -> str:
+        sizes = f"scales={self.num_scales}, kernel_size={self.kernel_size}, scale_size={self.scale_size}"
+        return f"{self.in_channels}, {self.out_channels}, {sizes}, stride={self.stride}, padding={self.padding}"
 
 
 class ScaleLiftingConv(SteerableConv):
@@ -18,11 +110,11 @@ class ScaleLiftingConv(SteerableConv):
     two neighbouring scales, the features are magnified and move by one along the scale axis.
 
     Args:
-        spatial_dims: number of spatial dimensions, 2 or 3.
+        spatial_dims: 2 or 3.
         in_channels, out_channels: numbers of channels (per scale).
         filters: a :py:class:`ScaleFilters`, a mapping with its arguments, or None for the defaults.
-        stride: stride of the convolution. A bare stride aliases; see :py:class:`ScaleDownsample`.
-        padding: zero padding; None keeps the size at stride 1.
+        stride, padding: of the convolution; padding None keeps the size at stride 1. A bare stride aliases; see
+            :py:class:`ScaleDownsample`.
         bias: whether to add a bias, shared by the scales.
         is_transposed: whether to use a transposed convolution.
         basis: a basis of shape (functions, S, \*kernel_size) in place of the one that ``filters`` describes.
@@ -39,20 +131,13 @@ class ScaleLiftingConv(SteerableConv):
     """
 
     def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        filters: ScaleFilters | Mapping[str, Any] | None = None,
-        stride: Sequence[int] | int = 1,
-        padding: Sequence[int] | int | None = None,
-        bias: bool = True,
-        is_transposed: bool = False,
+        self, spatial_dims: int, in_channels: int, out_channels: int,
+        filters: ScaleFilters | Mapping[str, Any] | None = None, stride: Sequence[int] | int = 1,
+        padding: Sequence[int] | int | None = None, bias: bool = True, is_transposed: bool = False,
         basis: torch.Tensor | None = None,
-    ) -> None:
-        super().__init__(
-            spatial_dims, in_channels, out_channels, filters, 1, stride, padding, bias, is_transposed, basis
-        )
+    ) -> None:  # fmt: skip
+        sizes = spatial_dims, in_channels, out_channels
+        super().__init__(*sizes, filters, 1, stride, padding, bias, is_transposed, basis)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_image(x, self.spatial_dims, self.in_channels)
@@ -63,16 +148,14 @@ class ScaleGroupConv(SteerableConv):
     r"""Group convolution: features with a scale axis in and out.
 
     :math:`y_s = \sum_{j < J} \sum_i \sum_f w_{oijf}\, \psi_f(\cdot / \sigma_s) * x_{s + j, i}`, J = ``scale_size``.
-    Past the end of the scale axis the last scale is repeated. With ``scale_size=1`` the features fold to
-    (B, S * C, ...) for one grouped convolution without a copy.
+    Past the end of the scale axis the last scale is repeated.
 
     Args:
-        spatial_dims: number of spatial dimensions, 2 or 3.
+        spatial_dims: 2 or 3.
         in_channels, out_channels: numbers of channels (per scale).
         filters: a :py:class:`ScaleFilters`, a mapping with its arguments, or None for the defaults.
         scale_size: number of neighbouring scales that interact.
-        stride: stride of the convolution.
-        padding: zero padding; None keeps the size at stride 1.
+        stride, padding: of the convolution; padding None keeps the size at stride 1.
         bias: whether to add a bias, shared by the scales.
         is_transposed: whether to use a transposed convolution.
         basis: a basis of shape (functions, S, \*kernel_size) in place of the one that ``filters`` describes.

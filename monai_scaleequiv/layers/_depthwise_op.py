@@ -46,13 +46,11 @@ def depthwise_conv(
 def large_depthwise_conv(
     x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Tensor | None = None, is_training: bool = False
 ) -> torch.Tensor:
-    """Convolution by the faster way; ``spectrum`` is used in place of the kernel's own transform.
-
-    ``is_training`` says that gradients will follow. They go by FFT, and on small images with many taps the convolution
-    then does as well: alone it takes up to 1.4 times as long (one thread), and less than half of the memory.
-    """
+    """Convolution by the faster way, with the kernel's ``spectrum`` if there is one."""
     x = x.contiguous()  # as the result is expected to be
     inner = crop_to_reach(weight, x.shape[2:])
+    # In training gradients go by FFT, and on small images with many taps the convolution then does as well: alone it
+    # takes up to 1.4 times as long (one thread), and less than half of the memory.
     is_shared = is_training and inner[0].numel() > _MANY_TAPS
     with torch.autocast(x.device.type, enabled=False):
         if spectrum is not None or is_fft_faster(x.shape[2:], weight.shape[2:], is_shared):

@@ -11,8 +11,8 @@ from torch import nn
 class DerivedBuffers(nn.Module):
     """Base of modules with constants such as filters, which are buffers but neither saved nor loaded.
 
-    The exact values are kept beside the buffer. From them it is filled anew after all that moves or converts the module
-    (``to``, ``to_empty``, ``half``), and after weights were loaded into a module that was built on the meta device.
+    From exact values kept beside them they are filled anew after all that moves or converts the module (``to``,
+    ``to_empty``, ``half``), and after weights were loaded into a module built on the meta device.
 
     Example::
 
@@ -30,12 +30,8 @@ class DerivedBuffers(nn.Module):
         self.register_load_state_dict_post_hook(_follow_parameters)
 
     def derive_buffer(self, name: str, make: Callable[..., torch.Tensor], *args: Any) -> None:
-        """Adds a buffer of the exact values ``make(*args)`` in the default dtype, or replaces it in its own dtype.
-
-        They are computed on the CPU, also while the module is built on the meta device. A module that shares this
-        one's buffers keeps the old one.
-        """
-        with torch.device("cpu"):
+        """Adds a buffer of the values ``make(*args)`` in the default dtype, or replaces it, in this module alone."""
+        with torch.device("cpu"):  # also while the module is built on the meta device
             self._exact = {**self._exact, name: make(*args).detach().double().cpu().numpy()}
         old = self._buffers.get(name)
         if old is None:

@@ -1,4 +1,4 @@
-"""Entries in MONAI's layer factories, so that layers can be built by name: ``Conv["SCALE_GROUP", 3](8, 16)``."""
+"""Entries in MONAI's layer factories: ``Conv["SCALE_GROUP", 3](8, 16)``."""
 
 import inspect
 from collections.abc import Callable

@@ -9,22 +9,21 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from monai_scaleequiv.layers._depthwise_op import depthwise_conv, is_fft_faster, large_depthwise_conv
-from monai_scaleequiv.layers._input_checks import check_channels, check_image, check_spatial_dims
+from monai_scaleequiv.layers._input_checks import check_arguments, check_image
 from monai_scaleequiv.maths import fft_kernel_spectrum
 
 
 class LargeKernelConv(nn.Module):
     r"""Depthwise convolution with a large kernel and zero padding that keeps the size.
 
-    :math:`y_c(i) = b_c + \sum_t w_c(t)\, x_c(i + t - p)`, p half the kernel. The image's size decides how it is
-    computed: taps that can only meet padding are left out, then the convolution runs directly or by FFT, whichever is
-    the faster. The gradient with respect to the weight is computed by FFT from an edge of 5 on, and in evaluation the
-    kernel's spectrum is kept until the kernel changes. Under autocast it computes in single precision. Scripted, traced
-    and exported it is torch's own convolution; under ``torch.compile`` it is one operator. The second derivative is
-    not available. Subclasses give another kernel by :py:meth:`effective_kernel`.
+    :math:`y_c(i) = b_c + \sum_t w_c(t)\, x_c(i + t - p)`, p half the kernel, without the taps that can only meet
+    padding, directly or by FFT, whichever is faster for the image's size; the weight's gradient by FFT. In evaluation
+    the kernel's spectrum is kept until the kernel changes. Under autocast it computes in single precision. Scripted,
+    traced and exported it is torch's own convolution; under ``torch.compile`` it is one operator. There is no second
+    derivative. Subclasses give another kernel by :py:meth:`effective_kernel`.
 
     Args:
-        spatial_dims: number of spatial dimensions, 2 or 3.
+        spatial_dims: 2 or 3.
         channels: number of channels of the input (B, C, D, H, W) or (B, C, H, W), and of the output.
         kernel_size: edge of the kernel in voxels, odd, one for all axes or one per axis.
         bias: whether to add a bias.
@@ -44,14 +43,11 @@ class LargeKernelConv(nn.Module):
         self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int = 21, bias: bool = False
     ) -> None:
         super().__init__()
-        check_spatial_dims(spatial_dims)
-        check_channels("channels", channels)
+        check_arguments(spatial_dims, channels=channels)
         edges = ensure_tuple_rep(kernel_size, spatial_dims)
         if any(k < 1 or k % 2 != 1 for k in edges):
             raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}.")
-        self.kernel_size = [int(k) for k in edges]
-        self.spatial_dims = spatial_dims
-        self.channels = channels
+        self.spatial_dims, self.channels, self.kernel_size = spatial_dims, channels, [int(k) for k in edges]
         # The same law as in torch's convolutions.
         bound = math.prod(self.kernel_size) ** -0.5
         self.bias = nn.Parameter(nn.init.uniform_(torch.empty(channels), -bound, bound)) if bias else None
@@ -76,9 +72,7 @@ class LargeKernelConv(nn.Module):
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             kernel = self.effective_kernel()
             dtype = torch.promote_types(x.dtype, kernel.dtype)
-            exact = torch.promote_types(
-                dtype, torch.float32
-            )  # half precision is for what is stored, not for transforms
+            exact = torch.promote_types(dtype, torch.float32)  # half precision is to store, not to transform
             kernel, spectrum = kernel.to(exact), None
             has_gradients = self.training or torch.is_grad_enabled()
             if not (has_gradients or torch.compiler.is_compiling()) and is_fft_faster(x.shape[2:], self.kernel_size):
@@ -88,12 +82,10 @@ class LargeKernelConv(nn.Module):
                 y = y + self.bias.to(exact).reshape([-1] + [1] * self.spatial_dims)
             return y.to(dtype)
 
-    # The cache: in evaluation, the kernel's spectrum for the last size. It is found by the kernel's values (comparing
-    # them takes a hundredth of the transform), so that it cannot go stale, however the kernel came to be.
-
     @torch.jit.unused
     def _cached_spectrum(self, kernel: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-        # Fake tensors and the like have no values to compare, and during the capture of a CUDA graph none can be read.
+        # Of the last size, found by the kernel's values (comparing them takes a hundredth of the transform), so that it
+        # cannot go stale. Fake tensors have no values to compare; while a CUDA graph is captured none can be read.
         is_captured = kernel.is_cuda and torch.cuda.is_current_stream_capturing()
         if type(kernel) is not torch.Tensor or kernel.is_meta or is_captured:
             return fft_kernel_spectrum(kernel, size)

@@ -5,14 +5,11 @@ from monai.networks.layers import get_norm_layer, get_pool_layer
 from monai.networks.layers.factories import Conv
 from torch import nn
 
-from monai_scaleequiv.layers._input_checks import check_channels, check_features, check_spatial_dims
+from monai_scaleequiv.layers._input_checks import check_arguments, check_features
 
 
 class PerScale(nn.Module):
-    """Applies a channels-first layer to every scale, with the same weights.
-
-    Acting on each scale alone and in the same way, it commutes with a shift along the scale axis, which stands next to
-    the batch axis, so that the two fold into one without a copy.
+    """Applies a channels-first layer to every scale, with the same weights: it commutes with a shift of the scales.
 
     Args:
         layer: any module that maps (N, C, D, H, W) to (N, C', D', H', W'), or its 2D counterpart.
@@ -29,11 +26,10 @@ class PerScale(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
-        self.spatial_dims = 0  # any number, and so for the channels; subclasses know better
-        self.channels = 0
+        self.spatial_dims, self.channels = 0, 0  # any number; subclasses know better
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        check_features(x, self.spatial_dims, [], self.channels)
+        check_features(x, self.spatial_dims, [0], self.channels)
         batch, scales = x.shape[0], x.shape[1]
         y = self.layer(x.flatten(0, 1))  # (B * S, C, ...)
         return y.unflatten(0, (batch, scales))
@@ -45,7 +41,7 @@ class ScaleNorm(PerScale):
     Batch normalisation shares its statistics over batch, scales and space; the others take theirs for each scale.
 
     Args:
-        spatial_dims: number of spatial dimensions, 2 or 3.
+        spatial_dims: 2 or 3.
         channels: number of channels, C.
         norm: as in MONAI's networks, for example ``"batch"`` or ``("group", {"num_groups": 4})``.
 
@@ -59,24 +55,21 @@ class ScaleNorm(PerScale):
     """
 
     def __init__(self, spatial_dims: int, channels: int, norm: tuple | str = "batch") -> None:
-        check_spatial_dims(spatial_dims)
-        check_channels("channels", channels)
+        check_arguments(spatial_dims, channels=channels)
         try:
             layer = get_norm_layer(norm, spatial_dims=spatial_dims, channels=channels)
         except ValueError as error:
-            raise ValueError(
-                f"norm must fit {channels} channels, got {norm!r}; {' '.join(str(error).split())}"
-            ) from None
+            why = " ".join(str(error).split())
+            raise ValueError(f"norm must fit {channels} channels, got {norm!r}; {why}") from None
         super().__init__(layer)
-        self.spatial_dims = spatial_dims
-        self.channels = channels
+        self.spatial_dims, self.channels = spatial_dims, channels
 
 
 class ScalePool(PerScale):
     """Any MONAI pooling over space on features with a scale axis.
 
     Args:
-        spatial_dims: number of spatial dimensions, 2 or 3.
+        spatial_dims: 2 or 3.
         pool: as in MONAI, name and arguments, for example ``("max", {"kernel_size": 2})``.
 
     Example::
@@ -86,7 +79,7 @@ class ScalePool(PerScale):
     """
 
     def __init__(self, spatial_dims: int, pool: tuple | str) -> None:
-        check_spatial_dims(spatial_dims)
+        check_arguments(spatial_dims)
         super().__init__(get_pool_layer(pool, spatial_dims=spatial_dims))
         self.spatial_dims = spatial_dims
 
@@ -95,7 +88,7 @@ class ScalePointwiseConv(PerScale):
     """Convolution of kernel size 1, the same at every scale.
 
     Args:
-        spatial_dims: number of spatial dimensions, 2 or 3.
+        spatial_dims: 2 or 3.
         in_channels, out_channels: numbers of channels.
         bias: whether to add a bias.
 
@@ -109,9 +102,6 @@ class ScalePointwiseConv(PerScale):
     """
 
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, bias: bool = True) -> None:
-        check_spatial_dims(spatial_dims)
-        check_channels("in_channels", in_channels)
-        check_channels("out_channels", out_channels)
+        check_arguments(spatial_dims, in_channels=in_channels, out_channels=out_channels)
         super().__init__(Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=1, bias=bias))
-        self.spatial_dims = spatial_dims
-        self.channels = in_channels
+        self.spatial_dims, self.channels = spatial_dims, in_channels

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_scaleequiv.layers._input_checks import check_channels, check_features
+from monai_scaleequiv.layers._input_checks import check_counts, check_features
 
 _MODES = ("attentive", "logsumexp", "max", "mean")
 _HIDDEN = 8
@@ -15,14 +15,14 @@ _HIDDEN = 8
 class ScaleProjection(nn.Module):
     """Removes the scale axis: features (B, S, C, ...) in, an image (B, C, ...) out.
 
-    All modes treat the scales alike, so that a shift along the scale axis changes the output only by what enters and
-    leaves at its two ends. They differ in how much that is: see docs/equivariance.md.
+    All modes treat the scales alike: a shift along their axis changes the output only by what enters and leaves at its
+    ends. How much that is, see docs/equivariance.md.
 
     Args:
         mode: ``"mean"`` and ``"max"`` act on each channel alone. ``"logsumexp"`` takes channels for logits of classes
-            (a single one for the logit of a class against the background) and gives the logarithm of the classes' mean
-            probability over scales, so that scales that are sure outweigh those that are not. ``"attentive"`` is a
-            mean with weights that a small network learns from each scale's channels; it starts as the plain mean.
+            (a single one for a class against the background) and gives the logarithm of the mean probability over
+            scales, so that sure scales outweigh others. ``"attentive"`` is a mean with weights that a small network
+            learns from each scale's channels; it starts as the plain mean.
         channels: number of channels, for ``"attentive"`` alone.
 
     Raises:
@@ -41,22 +41,21 @@ class ScaleProjection(nn.Module):
         super().__init__()
         if mode not in _MODES:
             raise ValueError(f"mode must be one of {_MODES}, got {mode!r}.")
+        if mode == "attentive" and channels is None:
+            raise ValueError("channels must be given for mode 'attentive', got None.")
         if channels is not None:
-            check_channels("channels", channels)
-        self.mode = mode
-        self.channels = channels
+            check_counts(channels=channels)
+        self.mode, self.channels = mode, channels
         self._channels_in = 0  # any number
         self.attention: nn.Module = nn.Identity()
-        if mode == "attentive":
-            if channels is None:
-                raise ValueError("channels must be given for mode 'attentive', got None.")
+        if mode == "attentive" and channels is not None:
             self._channels_in = channels
             last = nn.Conv1d(_HIDDEN, 1, 1)
             self.attention = nn.Sequential(nn.Conv1d(channels, _HIDDEN, 1), nn.SiLU(), last)
             nn.init.zeros_(last.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        check_features(x, 0, [], self._channels_in)
+        check_features(x, 0, [0], self._channels_in)
         if self.mode == "max":
             return torch.amax(x, dim=1)
         if self.mode == "logsumexp":

@@ -7,7 +7,7 @@ import torch
 from monai.utils import ensure_tuple_rep
 from torch import nn
 
-from monai_scaleequiv.layers._input_checks import check_features, check_spatial_dims, is_count
+from monai_scaleequiv.layers._input_checks import check_arguments, check_features
 from monai_scaleequiv.maths import (
     check_scales,
     gaussian_downsampling_matrix,
@@ -22,10 +22,8 @@ class SpacedResample(nn.Module):
 
     def __init__(self, spatial_dims: int, factor: Sequence[int] | int) -> None:
         super().__init__()
-        check_spatial_dims(spatial_dims)
+        check_arguments(spatial_dims, factor=factor)
         self.full_factor = list(ensure_tuple_rep(factor, spatial_dims))  # at spacing 1
-        if not all(is_count(f) for f in self.full_factor):
-            raise ValueError(f"factor must be a whole number of at least 1 along every axis, got {factor}.")
 
     def set_spacing(self, spacing: Sequence[float] | float) -> None:
         """Chooses factors and Gaussians anew, for voxels of another size on the finer side."""
@@ -43,8 +41,7 @@ class SpacedResample(nn.Module):
 
 def _resample_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Tensor:
     # matrix (S or 1, m, n) acts on one axis of (B, S, C, ...), whose length goes from n to m
-    # All five axes, also those of length 1: to intermediates of four, torch.compile tries to give a layout for images,
-    # and fails to when their size is symbolic.
+    # Five axes, also of length 1: to four, torch.compile tries to give an image's layout, and fails at symbolic sizes.
     matrix = matrix.unsqueeze(0).unsqueeze(2)  # (1, S or 1, 1, m, n)
     if axis == x.dim() - 1:
         lines = x.shape[2:-1]
@@ -59,18 +56,16 @@ def _resample_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Te
 class ScaleDownsample(SpacedResample):
     """Antialiased down-sampling: a Gaussian proportional to the scale, then every ``factor``-th sample.
 
-    A bare stride folds high frequencies back and costs a network most of its scale-equivariance. Each scale is blurred
-    in proportion to its own size, so that the layer commutes with a shift along the scale axis. An image without scale
-    axis goes in as (B, 1, C, ...).
+    It commutes with a shift along the scale axis; a bare stride folds high frequencies back and costs a network most of
+    its scale-equivariance. An image without scale axis goes in as (B, 1, C, ...).
 
     Args:
-        spatial_dims: number of spatial dimensions, 2 or 3.
+        spatial_dims: 2 or 3.
         scales: relative sizes, S of them.
-        factor: down-sampling factor at spacing 1, one for all axes or one per axis.
+        factor: at spacing 1, one for all axes or one per axis. Axes of factor 1 are left alone.
         sigma: standard deviation of the blur at scale 1, in voxels of the output grid at spacing 1.
         spacing: edge of an input voxel, one for all axes or one per axis. The blur stays the same in millimetres, and
-            an axis is down-sampled by the whole number nearest to ``factor / spacing``: by less, or not at all, where
-            voxels are large already. Axes of factor 1 are neither blurred nor down-sampled.
+            an axis is down-sampled by the whole number nearest to ``factor / spacing``.
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or scales.
@@ -82,19 +77,14 @@ class ScaleDownsample(SpacedResample):
     """
 
     def __init__(
-        self,
-        spatial_dims: int,
-        scales: Sequence[float],
-        factor: Sequence[int] | int = 2,
-        sigma: float = 0.6,
+        self, spatial_dims: int, scales: Sequence[float], factor: Sequence[int] | int = 2, sigma: float = 0.6,
         spacing: Sequence[float] | float = 1.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(spatial_dims, factor)
         check_scales(scales)
         if not 0 < sigma < math.inf:
             raise ValueError(f"sigma must be above 0, got {sigma}.")
-        self.scales = [float(s) for s in scales]
-        self.sigma = sigma
+        self.scales, self.sigma = [float(s) for s in scales], sigma
         self.set_spacing(spacing)
 
     def _widths(self, full_factor: int, factor: int, spacing: float) -> list[float]:
@@ -115,8 +105,7 @@ class ScaleDownsample(SpacedResample):
 
 
 def _interpolation_variance(factor: int) -> float:
-    # Of what becomes of an impulse, in fine voxels: the mean of d (f - d) over the distances d of fine voxels from a
-    # coarse one, which are whole numbers for odd f and halves for even f.
+    # Of an impulse interpolated: the mean of d (f - d) over the distances d, whole or halves, to coarse voxels
     return (factor**2 - 1) / 6 if factor % 2 else factor**2 / 6 + 1 / 12
 
 
@@ -124,10 +113,10 @@ class ScaleUpsample(SpacedResample):
     """Linear up-sampling that undoes the grid of :py:class:`ScaleDownsample`, at every scale alike.
 
     Args:
-        spatial_dims: number of spatial dimensions, 2 or 3.
-        factor: up-sampling factor at spacing 1, one for all axes or one per axis.
+        spatial_dims: 2 or 3.
+        factor: at spacing 1, one for all axes or one per axis.
         spacing: edge of an output voxel, one for all axes or one per axis; factors follow as in the down-sampling.
-            Interpolation smooths: where there is less of it than at spacing 1, a Gaussian makes up for the variance.
+            Where interpolation smooths less than at spacing 1, a Gaussian makes up for the variance.
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes.
@@ -150,7 +139,7 @@ class ScaleUpsample(SpacedResample):
 
     def forward(self, x: torch.Tensor, size: list[int]) -> torch.Tensor:
         """Up-samples to ``size``, the spatial size before the down-sampling."""
-        check_features(x, len(self.factor), [], 0)
+        check_features(x, len(self.factor), [0], 0)
         if len(size) != len(self.factor):
             raise ValueError(f"size must have one number for each of the {len(self.factor)} axes, got {size}.")
         for axis in range(len(self.factor)):

@@ -24,17 +24,14 @@ def hermite_gaussian_basis(
 ) -> torch.Tensor:
     r"""Basis of separable Hermite-Gaussian filters, each evaluated at every scale.
 
-    All products of total order up to ``max_order`` are kept, so that the axes are interchangeable. Each function is
-    divided by its root-mean-square norm over the scales at spacing 1, the same number at every scale and spacing: a
-    combination of the basis is the same function of the body on every grid. Every scale is fitted on the full extent
-    of the kernel: with an extent of 2.5 of its own sigma for each scale, the error was 3 to 23 times larger.
+    All products of total order up to ``max_order``, so that the axes are interchangeable. Each function is divided by
+    its root-mean-square norm over the scales at spacing 1, the same number at every scale and spacing: a combination of
+    the basis is the same function of the body on every grid. The shape is (functions, scales, \*extent), in float64.
+    Every scale is fitted on the whole extent: on 2.5 of its own sigma each, the error was 3 to 23 times larger.
 
     Args:
         filters: a :py:class:`ScaleFilters`, a mapping with its arguments, or None for the defaults.
-        spatial_dims: number of spatial dimensions, 2 or 3.
-
-    Returns:
-        float64 tensor of shape (functions, scales, \*extent).
+        spatial_dims: 2 or 3.
 
     Raises:
         ValueError: when an argument is out of range.

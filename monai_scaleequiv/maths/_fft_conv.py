@@ -15,24 +15,12 @@ _CHUNK_ELSEWHERE = 2**27
 
 
 def kernel_reach(size: Sequence[int], kernel_size: Sequence[int]) -> list[int]:
-    """Distance from the centre, per axis, of the farthest tap of an odd kernel that can meet a voxel of the image.
-
-    Example::
-
-        >>> kernel_reach(size=(48, 6), kernel_size=(21, 21))  # 6 voxels are met by the inner 11 taps alone
-        [10, 5]
-    """
+    """Distance from the centre, per axis, of the farthest tap of an odd kernel that can meet a voxel of the image."""
     return [min(k // 2, n - 1) for n, k in zip(size, kernel_size, strict=True)]
 
 
 def crop_to_reach(weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """The inner taps of kernels (..., *kernel), those that can meet a voxel of an image; the others only see padding.
-
-    Example::
-
-        >>> crop_to_reach(torch.rand(4, 1, 21, 21, 21), size=(48, 12, 6)).shape
-        torch.Size([4, 1, 21, 21, 11])
-    """
+    """The inner taps of kernels (..., *kernel), those that can meet a voxel of an image of this size."""
     first = weight.dim() - len(size)
     for axis, reach in enumerate(kernel_reach(size, weight.shape[first:]), first):
         weight = weight.narrow(axis, weight.shape[axis] // 2 - reach, 2 * reach + 1)
@@ -40,13 +28,7 @@ def crop_to_reach(weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def fft_kernel_spectrum(weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Conjugate spectrum (C, *half) of kernels on the circle of :py:func:`fft_depthwise_conv` for images of this size.
-
-    Example::
-
-        >>> fft_kernel_spectrum(weight=torch.rand(4, 1, 21, 21), size=(48, 48)).shape  # 48 + 10, rounded up to 60
-        torch.Size([4, 60, 31])
-    """
+    """Conjugate spectrum (C, *half) of kernels on the circle of :py:func:`fft_depthwise_conv` for this size."""
     kernel = crop_to_reach(weight, size).flatten(0, 1)
     # At once: inside a compiled graph, torch 2.13 loses the mark of a lazy conjugate.
     return torch.conj_physical(_kernel_transform(kernel, _periods(size, kernel.shape[1:])))
@@ -55,13 +37,9 @@ def fft_kernel_spectrum(weight: torch.Tensor, size: Sequence[int]) -> torch.Tens
 def fft_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Tensor | None = None) -> torch.Tensor:
     r"""Depthwise convolution with zero padding that keeps the size, by FFT.
 
-    :math:`y_c(i) = \sum_t w_c(t)\, x_c(i + t - p)`, p the reach of the kernel. With p zeros in front of the image, the
-    circle need only have n + p points, the least without aliasing, rounded up to a product of 2, 3 and 5.
-
-    Args:
-        x: image of shape (B, C, *size), single or double precision.
-        weight: kernels of shape (C, 1, *kernel), edges odd, of the image's dtype.
-        spectrum: what :py:func:`fft_kernel_spectrum` gives for this weight and size, to spare its computation.
+    :math:`y_c(i) = \sum_t w_c(t)\, x_c(i + t - p)`, p the reach of the kernel, for images (B, C, *size) in single or
+    double precision and odd kernels (C, 1, *kernel), whose :py:func:`fft_kernel_spectrum` may be given. With p zeros in
+    front the circle needs n + p points, the least without aliasing, rounded up to a product of 2, 3 and 5.
 
     Example::
 
@@ -88,12 +66,6 @@ def fft_depthwise_gradients(
 
     :math:`\partial x_c(j) = \sum_t w_c(t)\, g_c(j - t + p)` and
     :math:`\partial w_c(t) = \sum_i g_c(i)\, x_c(i + t - p)`, on the same circle.
-
-    Example::
-
-        >>> of_input, of_weight = fft_depthwise_gradients(torch.ones(1, 2, 9), torch.ones(1, 2, 9), torch.ones(2, 1, 3))
-        >>> of_weight[0, 0].round().tolist(), of_input[0, 0].round().tolist()
-        ([8.0, 9.0, 8.0], [2.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0])
     """
     size = x.shape[2:]
     kernel = crop_to_reach(weight, size).flatten(0, 1)

@@ -36,10 +36,9 @@ METHODS = ("least_squares", "sampled")
 def hermite_gaussian_filters(
     kernel_size: int, sigma: float, max_order: int, method: str = "least_squares"
 ) -> torch.Tensor:
-    r"""One-dimensional filters for :math:`He_n(x/\sigma)\, g_\sigma(x)`, orders 0 to ``max_order``, in float64.
+    r"""Filters (max_order + 1, kernel_size) for :math:`He_n(x/\sigma)\, g_\sigma(x)`, in float64.
 
-    :math:`g_\sigma` is the Gaussian of unit mass, so that a filter's response to a rescaled signal is the rescaled
-    response (the :math:`\sigma^{-d}` measure of the scale-translation group).
+    :math:`g_\sigma` is the Gaussian of unit mass (the :math:`\sigma^{-d}` measure of the scale-translation group).
 
     Args:
         kernel_size: number of taps, odd or even; the grid is always centred.

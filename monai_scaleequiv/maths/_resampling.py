@@ -10,14 +10,9 @@ import torch
 def gaussian_downsampling_matrix(size: int, factor: int, sigma: list[float], like: torch.Tensor) -> torch.Tensor:
     r"""Matrices (S, ceil(size / factor), size) that blur an axis with S Gaussians and keep every ``factor``-th sample.
 
-    Row ``i`` is centred on the middle of its ``factor`` input voxels, at :math:`f i + (f - 1)/2`, which is where
-    ``torch.nn.functional.interpolate(..., align_corners=False)`` expects it on the way back. Rows sum to 1.
-
-    Args:
-        size: length of the axis, in voxels.
-        factor: distance of two output samples, in voxels.
-        sigma: standard deviations of the Gaussians, in voxels.
-        like: tensor whose dtype and device the matrices take.
+    Row ``i`` is centred on the middle of its ``factor`` input voxels, at :math:`f i + (f - 1)/2`, where
+    ``interpolate(..., align_corners=False)`` expects it on the way back. Rows sum to 1; dtype and device are those of
+    ``like``.
     """
     rows = (size + factor - 1) // factor
     centres = _positions(rows, like) * factor + (factor - 1) / 2.0
@@ -32,8 +27,8 @@ def gaussian_downsampling_matrix(size: int, factor: int, sigma: list[float], lik
 def sampled_gaussian_width(sigma: float, offset: float = 0.0) -> float:
     """Parameter of the Gaussian whose samples, divided by their sum, have the variance ``sigma ** 2``.
 
-    A Gaussian narrower than about 0.8 voxels loses part of its variance when it is sampled on voxel centres, of which
-    the nearest lies at ``offset``: 0, or 0.5, where the variance is at least 1/4.
+    Below about 0.8 voxels a Gaussian loses variance when it is sampled on voxel centres, of which the nearest lies at
+    ``offset``: 0, or 0.5, where the variance is at least 1/4.
 
     Example::
 
@@ -51,16 +46,10 @@ def sampled_gaussian_width(sigma: float, offset: float = 0.0) -> float:
 
 
 def linear_upsampling_matrix(size: int, factor: int, target_size: int, like: torch.Tensor) -> torch.Tensor:
-    """Matrix that interpolates an axis linearly, on the grid that :py:func:`gaussian_downsampling_matrix` left.
+    """Matrix (target_size, size) that interpolates an axis linearly, from the grid of the down-sampling by ``factor``.
 
-    The numbers of ``torch.nn.functional.interpolate(..., align_corners=False)``, cut to size. That function has no
-    deterministic gradient on CUDA devices; a matrix product has.
-
-    Args:
-        size: length of the coarse axis, in voxels.
-        factor: distance of two coarse samples, in fine voxels.
-        target_size: length of the fine axis, in voxels.
-        like: tensor whose dtype and device the matrix takes.
+    The numbers of ``interpolate(..., align_corners=False)``, cut to size; that function has no deterministic gradient
+    on CUDA devices, a matrix product has.
     """
     positions = ((_positions(target_size, like) - (factor - 1) / 2.0) / factor).clamp(min=0).clamp(max=size - 1)
     return torch.relu(1 - (positions[:, None] - _positions(size, like)[None, :]).abs()).to(like.dtype)

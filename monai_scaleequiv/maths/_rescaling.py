@@ -9,61 +9,26 @@ _MOST_KEPT = 128  # a volume needs up to six for each scale; a large one's have 
 _kept: dict[tuple[object, ...], torch.Tensor] = {}
 
 
-def cosine_resampling_matrix(
-    size: int, target_size: int, step: float | None = None, smoothing: float = 0.0
-) -> torch.Tensor:
-    r"""Matrix that resamples an axis through its cosine series, the Fourier series of the mirrored signal.
+def as_ratio(value: float, denominator: int = 5_040_000) -> tuple[int, int]:
+    """Numerator and denominator: sizes then follow by integer division, also where they are symbols."""
+    # The denominator has all divisors up to 10, so that 2/3 stays exact and a voxel of 0.69999999 mm counts as 0.7 mm.
+    return int(round(value * denominator)), denominator  # noqa: RUF046 - TorchScript's round gives a float
 
-    The series is read off on a new grid that has the same centre, without the frequencies that the new grid cannot
-    hold. Beyond the borders the signal is mirrored. Magnifying is exact, shrinking is the ideal low-pass filter, and
-    shrinking twice equals shrinking once by the product:
+
+def _cosine_series_matrix(
+    size: int, target_size: int, numerator: int, denominator: int, smoothing: float, like: torch.Tensor
+) -> torch.Tensor:
+    r"""Matrix (M, N) that reads a mirrored axis' cosine series off on a new grid of the same centre, as ``like``.
 
     .. math::
         y_j = \sum_{k < K} h(k/K)\, c_k \cos(\pi k\, p_j / N), \qquad
         c_k = \frac{2 - \delta_{k0}}{N} \sum_i x_i \cos(\pi k (i + 1/2)/N)
 
-    with :math:`p_j = N/2 + \mathrm{step}\,(j - (M - 1)/2)` and :math:`K = \min(N, N/\mathrm{step})`.
-
-    Args:
-        size: length N of the axis, in voxels.
-        target_size: length M of the new axis, in voxels.
-        step: distance of two new samples in old voxels; None makes both grids cover the same extent, ``N / M``.
-        smoothing: standard deviation, in new voxels, of a Gaussian h that replaces the sharp end of the band.
-
-    Raises:
-        ValueError: when a size is below 1, ``step`` not above 0 or ``smoothing`` below 0.
-
-    Example::
-
-        >>> cosine_resampling_matrix(4, 6) @ torch.ones(4, dtype=torch.float64)
-        tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.0000, 1.0000], dtype=torch.float64)
+    with :math:`p_j = N/2 + \mathrm{step}\,(j - (M - 1)/2)`, :math:`K = \min(N, N/\mathrm{step})`: without frequencies
+    that the new grid cannot hold. The step is numerator / denominator; sizes may be symbols of a graph. h is a Gaussian
+    of standard deviation ``smoothing``, in new voxels, in place of the sharp end of the band.
     """
-    numerator, denominator = (size, target_size) if step is None else as_ratio(step)
-    if min(size, target_size) < 1 or numerator <= 0 or smoothing < 0:
-        raise ValueError(
-            "size and target_size must be at least 1, step above 0 and smoothing at least 0, "
-            f"got size={size}, target_size={target_size}, step={step}, smoothing={smoothing}."
-        )
-    like = torch.empty(0, dtype=torch.float64, device="cpu")
-    return series_matrix(size, target_size, numerator, denominator, smoothing, like)
-
-
-def as_ratio(value: float, denominator: int = 5_040_000) -> tuple[int, int]:
-    """Numerator and denominator: sizes then follow by integer division, also where they are symbols.
-
-    The denominator has all divisors up to 10, so that 2/3 stays exact and a voxel of 0.69999999 mm counts as 0.7 mm.
-    """
-    return int(round(value * denominator)), denominator  # noqa: RUF046 - TorchScript's round gives a float
-
-
-def series_matrix(
-    size: int, target_size: int, numerator: int, denominator: int, smoothing: float, like: torch.Tensor
-) -> torch.Tensor:
-    """The same without checks and with the step as a quotient, in the dtype and on the device of ``like``.
-
-    Sizes may be symbols of a graph. The values are computed in float64 on the CPU: not every device knows it.
-    """
-    cpu = torch.device("cpu")
+    cpu = torch.device("cpu")  # for float64, which not every device knows
     orders = torch.arange(size, device=cpu)
     kept = (orders * numerator < size * denominator).to(torch.float64)
     damping = torch.exp(-0.5 * (orders.to(torch.float64) * (smoothing * math.pi * numerator / denominator) / size) ** 2)
@@ -83,10 +48,13 @@ def _cosine(numerator: torch.Tensor, denominator: int) -> torch.Tensor:
 def resample_axis(
     x: torch.Tensor, axis: int, target_size: int, numerator: int, denominator: int, smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Applies :py:func:`cosine_resampling_matrix` to one axis, at a step of numerator / denominator voxels."""
+    """Resamples one axis through its cosine series at a step of numerator / denominator voxels.
+
+    Magnifying is exact, shrinking is the ideal low-pass filter, and shrinking twice is shrinking once by the product.
+    """
     size = x.shape[axis]
     if torch.jit.is_scripting():
-        matrix = series_matrix(size, target_size, numerator, denominator, smoothing, x)
+        matrix = _cosine_series_matrix(size, target_size, numerator, denominator, smoothing, x)
     else:
         if not torch.compiler.is_compiling() and size == target_size and numerator == denominator and smoothing == 0:
             return x
@@ -107,16 +75,16 @@ def _cached(
     # Kept is what serves every later call: a plain tensor on its device, made outside of inference mode.
     args = (size, target_size, numerator, denominator, smoothing)
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return series_matrix(*args, like)
+        return _cosine_series_matrix(*args, like)
     with torch.inference_mode(False), torch.no_grad():
         blank = torch.empty(0, dtype=like.dtype, device=like.device)
         if type(blank) is not torch.Tensor:  # under a mode that puts others in the place of tensors
-            return series_matrix(*args, blank)
+            return _cosine_series_matrix(*args, blank)
         key = (*args, like.device, like.dtype)
         if key not in _kept:
             if len(_kept) >= _MOST_KEPT:
                 _kept.clear()
-            _kept[key] = series_matrix(*args, blank)
+            _kept[key] = _cosine_series_matrix(*args, blank)
         return _kept[key]
 
 

@@ -13,15 +13,7 @@ from monai_scaleequiv.metrics._hausdorff import SpacingHausdorffDistanceMetric
 from monai_scaleequiv.metrics._metric import EquivarianceError, check_ratios, consistency_dice
 
 __all__ = [
-    "AbsentClassDiceMetric",
-    "EquivarianceError",
-    "EquivarianceReading",
-    "SpacingHausdorffDistanceMetric",
-    "assert_scale_equivariant",
-    "check_ratios",
-    "consistency_dice",
-    "equivariance_error",
-    "inner_part",
-    "relative_error",
-    "scale_shift",
-]
+    "AbsentClassDiceMetric", "EquivarianceError", "EquivarianceReading", "SpacingHausdorffDistanceMetric",
+    "assert_scale_equivariant", "check_ratios", "consistency_dice", "equivariance_error", "inner_part",
+    "relative_error", "scale_shift",
+]  # fmt: skip

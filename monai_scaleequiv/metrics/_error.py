@@ -14,17 +14,7 @@ Network = Callable[[torch.Tensor], torch.Tensor]
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Energy of the difference over the energy expected: 0 for equal, 2 for uncorrelated tensors.
-
-    Args:
-        found: T f(x).
-        expected: f(T x), of the same shape. Where it is 0 throughout, the error is NaN: there is nothing to compare.
-
-    Example::
-
-        >>> relative_error(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0]))
-        1.0
-    """
+    """Energy of the difference over the energy expected: 0 for equal, 2 for uncorrelated tensors, NaN over nothing."""
     return float(case_errors(found[None], expected[None]))
 
 
@@ -37,10 +27,6 @@ def case_errors(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 
 def scale_shift(scales: Sequence[float], ratio: float) -> int | None:
     """Number of steps along the scale axis that a magnification by ``ratio`` amounts to, or None if not a whole one.
-
-    Args:
-        scales: relative sizes.
-        ratio: magnification, above 1 when the image grows.
 
     Example::
 
@@ -63,8 +49,7 @@ class EquivarianceReading:
         ratio: magnification of the image along each axis.
         floor: error of the rescaling alone, there and back.
         projected: error of the output; None for a layer with a scale axis.
-        interior: error over the matched pairs of scales, before any projection; None without a scale axis, or where
-            the ratio is no whole number of its steps or not the same for each axis.
+        interior: error over the matched pairs of scales, before any projection; None where there are none.
         unshifted: control: the same over equal instead of matched scales, which a working layer must fail.
 
     Example::
@@ -87,16 +72,14 @@ def equivariance_error(
 ) -> EquivarianceReading:  # fmt: skip
     r"""Relative error between rescaling first and rescaling last, :math:`\|T f(x) - f(T x)\|^2 / \|f(T x)\|^2`.
 
-    In a network with a scale axis, what is read before the projection is the input of its :py:class:`ScaleProjection`.
-
     Args:
         network: any that maps images (B, C, D, H, W) to images of the same size, or a layer that maps them to features
-            (B, S, C, D, H, W); modules are measured in evaluation mode.
+            (B, S, C, D, H, W), read before the last :py:class:`ScaleProjection`. Modules are in evaluation mode.
         image: images x of shape (B, C, D, H, W) or (B, C, H, W).
         size: number of voxels of each spatial axis after the rescaling T.
         scales: relative sizes along the scale axis; None takes ``network.scales`` where there are any.
         margin: share of each axis to leave out at either end, where borders rather than scale decide.
-        rescaler: T as it acts on the image, called with it and the new size; outputs are compared after the ideal one.
+        rescaler: T as it acts on the image; outputs are compared after the ideal one.
 
     Raises:
         ValueError: when ``margin`` leaves nothing, or the output has neither the input's size nor a scale axis.
@@ -122,10 +105,8 @@ def equivariance_error(
     z, rescaled_features = _observe(network, rescaled)
     if y.shape[-len(spatial) :] != spatial or y.dim() - image.dim() not in (0, 1):
         raise ValueError(f"expected an output of spatial size {list(spatial)}, got shape {list(y.shape)}.")
-    projected = None
-    if y.dim() == image.dim():
-        projected = error(rescale(y, size), z)
-    else:
+    projected = error(rescale(y, size), z) if y.dim() == image.dim() else None
+    if projected is None:
         features, rescaled_features = y, z
     scales = getattr(network, "scales", None) if scales is None else scales
     is_isotropic = max(ratio) / min(ratio) - 1 < 1e-6  # the mean of others can look like a step, or like none
@@ -146,10 +127,10 @@ def assert_scale_equivariant(
 ) -> EquivarianceReading:  # fmt: skip
     """Asserts that a network commutes with rescaling, and that the same check can fail.
 
-    Measures by :py:func:`equivariance_error`, with ``size``, ``scales`` and ``margin`` as there: before the projection
-    where there is a scale axis, else on the output. The error may be at most ``tolerance``. The negative control is the
-    unshifted comparison, and ``control``, an ordinary network or layer, which is needed where ``network`` has no scale
-    axis: each must miss the tolerance by a factor of 3 or more.
+    Measures ``network`` on ``image`` by :py:func:`equivariance_error`, with ``size``, ``scales`` and ``margin`` as
+    there: before the projection where there is a scale axis, else on the output. The error may be at most
+    ``tolerance``; the negative controls, the unshifted comparison and ``control``, an ordinary network that is needed
+    where there is no scale axis, must each miss it by a factor of 3 or more.
 
     Raises:
         AssertionError: when the error is above the tolerance, or a control does not miss it.
@@ -195,13 +176,7 @@ def _observe(network: Network, x: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 
 def inner_part(x: torch.Tensor, margin: float, spatial_dims: int) -> torch.Tensor:
-    """What is left of the last ``spatial_dims`` axes of ``x`` without the share ``margin`` of each at either end.
-
-    Example::
-
-        >>> inner_part(torch.rand(1, 20, 10), margin=0.1, spatial_dims=2).shape
-        torch.Size([1, 16, 8])
-    """
+    """What is left of the last ``spatial_dims`` axes of ``x`` without the share ``margin`` of each at either end."""
     for axis in range(x.dim() - spatial_dims, x.dim()):
         cut = round(margin * x.shape[axis])
         x = x.narrow(axis, cut, x.shape[axis] - 2 * cut)

@@ -16,9 +16,8 @@ from monai_scaleequiv.metrics._error import case_errors
 class EquivarianceError(RegressionMetric):
     r"""Relative error of a rescaled prediction y = T f(x) against the prediction y_pred = f(T x) on the rescaled image.
 
-    Per case :math:`\|y - y_{pred}\|^2 / \|y_{pred}\|^2`, as in :py:func:`equivariance_error`, of shape (B, 1); both may
-    be (B, C, ...) or lists of (C, ...). A case without energy is NaN, and MONAI's reduction leaves it out; where all
-    cases are left out that reduction gives 0, which ``get_not_nans`` shows.
+    Per case :math:`\|y - y_{pred}\|^2 / \|y_{pred}\|^2`, of shape (B, 1); both may be (B, C, ...) or lists of (C, ...).
+    A case without energy is NaN, which MONAI's reduction leaves out (it gives 0 where all are; see ``get_not_nans``).
 
     Args:
         reduction: one of MONAI's ``MetricReduction``.
@@ -46,9 +45,9 @@ class EquivarianceError(RegressionMetric):
 def consistency_dice(y_pred: torch.Tensor, y: torch.Tensor, include_background: bool = False) -> torch.Tensor:
     """Dice between the label map of a rescaled image and the rescaled prediction's label map, per case and class.
 
-    ``y`` becomes probabilities, which are rescaled to the size of ``y_pred``; then the likeliest class counts. A
-    single channel is the logit of one class against the background. Needs no true labels. The result is (B, C), or
-    (B, C - 1) without background, NaN for a class that is in neither label map.
+    Probabilities of ``y`` are rescaled to the size of ``y_pred``; then the likeliest class counts. A single channel is
+    the logit of one class against the background. The result is (B, C), or (B, C - 1) without background, NaN for a
+    class in neither label map.
 
     Args:
         y_pred: logits f(T x) for the rescaled image, (B, C, D', H', W') or (B, C, H', W').
@@ -79,14 +78,7 @@ def consistency_dice(y_pred: torch.Tensor, y: torch.Tensor, include_background: 
 
 
 def check_ratios(ratios: Sequence[float], argument: str = "ratios") -> None:
-    """Raises ValueError, which names ``argument``, where one of ``ratios`` is no magnification to measure at.
-
-    Example::
-
-        >>> check_ratios((0.8, 1.0))
-        Traceback (most recent call last):
-        ValueError: ratios must be numbers above 0 other than 1, got (0.8, 1.0); give ratios such as 0.8,1.25.
-    """
+    """Raises ValueError, which names ``argument``, where one of ``ratios`` is no magnification to measure at."""
     are_numbers = all(isinstance(r, int | float) and not isinstance(r, bool) for r in ratios)
     if not ratios or not are_numbers or not all(0 < r < math.inf and r != 1 for r in ratios):
         got = f"got {tuple(ratios)}; give ratios such as 0.8,1.25"

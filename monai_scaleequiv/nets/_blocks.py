@@ -14,6 +14,7 @@ from monai_scaleequiv.layers import (
     ScaleLiftingConv,
     ScaleNorm,
     ScalePointwiseConv,
+    check_arguments,
 )
 from monai_scaleequiv.maths import ScaleFilters
 
@@ -22,7 +23,7 @@ class ScaleConvUnit(nn.Sequential):
     """Scale-equivariant convolution, then normalisation, dropout and activation, as MONAI's ``Convolution`` block.
 
     Args:
-        spatial_dims: number of spatial dimensions, 2 or 3.
+        spatial_dims: 2 or 3.
         in_channels, out_channels: numbers of channels.
         lifting: whether the input is an image (B, C, ...) and not yet features (B, S, C, ...).
         filters: a :py:class:`ScaleFilters`, a mapping with its arguments, or None for the defaults.
@@ -42,19 +43,11 @@ class ScaleConvUnit(nn.Sequential):
     """
 
     def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        lifting: bool = False,
-        filters: ScaleFilters | Mapping[str, Any] | None = None,
-        scale_size: int = 1,
-        act: tuple | str | None = "SILU",
-        norm: tuple | str | None = "BATCH",
-        dropout: float = 0.0,
-        bias: bool = True,
+        self, spatial_dims: int, in_channels: int, out_channels: int, lifting: bool = False,
+        filters: ScaleFilters | Mapping[str, Any] | None = None, scale_size: int = 1,
+        act: tuple | str | None = "SILU", norm: tuple | str | None = "BATCH", dropout: float = 0.0, bias: bool = True,
         adn_ordering: str = "NDA",
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         if sorted(set(adn_ordering)) != sorted(adn_ordering) or not set(adn_ordering) <= set("NDA"):
             raise ValueError(f"adn_ordering must hold each of the letters N, D, A at most once, got {adn_ordering!r}.")
@@ -75,11 +68,10 @@ class ScaleConvUnit(nn.Sequential):
 class ScaleResidualUnit(nn.Module):
     """Several :py:class:`ScaleConvUnit` in a row beside a shortcut.
 
-    The shortcut is the identity, or a pointwise convolution where the number of channels changes or an image is
-    lifted; both are the same at every scale.
+    The shortcut is the identity, or a pointwise convolution where channels change or an image is lifted.
 
     Args:
-        spatial_dims: number of spatial dimensions, 2 or 3.
+        spatial_dims: 2 or 3.
         in_channels, out_channels: numbers of channels.
         lifting: whether the input is an image (B, C, ...) and not yet features (B, S, C, ...).
         subunits: number of convolutions.
@@ -96,18 +88,11 @@ class ScaleResidualUnit(nn.Module):
     """
 
     def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        lifting: bool = False,
-        subunits: int = 2,
-        bias: bool = True,
-        **unit_args: Any,
-    ) -> None:
+        self, spatial_dims: int, in_channels: int, out_channels: int, lifting: bool = False, subunits: int = 2,
+        bias: bool = True, **unit_args: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
-        if subunits < 1:
-            raise ValueError(f"subunits must be at least 1, got {subunits}.")
+        check_arguments(spatial_dims, subunits=subunits)
         self.lifting = lifting
         units = [ScaleConvUnit(spatial_dims, in_channels, out_channels, lifting, bias=bias, **unit_args)]
         for _ in range(subunits - 1):

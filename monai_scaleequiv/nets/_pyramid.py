@@ -10,7 +10,7 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from monai_scaleequiv.layers import ScaleProjection, check_image, check_spatial_dims, is_count
+from monai_scaleequiv.layers import ScaleProjection, check_arguments, check_image
 from monai_scaleequiv.maths import as_ratio, check_scales, resample_axis, voxel_sizes
 
 _MOST_TIMES = 64  # coarser or finer than the image
@@ -19,19 +19,18 @@ _MOST_TIMES = 64  # coarser or finer than the image
 class ScalePyramid(nn.Module):
     """Runs one network on rescaled copies of the image and joins its answers on the image's own grid.
 
-    The network sees an object of twice the size on the copy of twice the scale exactly as it saw the smaller one, so
-    that its answers move along the scale axis when the image is rescaled, whatever the network is made of. Copies are
-    made by ideal resampling and computed one after another. Put around a network before training, or around a trained
-    one as test-time averaging over scales. With ``voxel_size`` the scales are physical sizes: copies have voxels of
-    ``voxel_size * scale`` mm whatever the image's own, which is read from the MetaTensor or given with each call.
+    Whatever the network is made of, its answers move along the scale axis when the image is rescaled. Copies are made
+    by ideal resampling and computed one after another. Put around a network before training, or around a trained one as
+    test-time averaging over scales.
 
     Args:
         network: segmentation network, images (B, C, D, H, W) in, logits (B, C', D, H, W) out.
         scales: voxel sizes of the copies, relative to ``voxel_size`` or, without it, to the image's voxels. Larger is
             coarser and cheaper: the four default scales cost less than two passes of the network.
         projection: how the answers are joined, a mode of :py:class:`ScaleProjection` or a module of its kind.
-        spatial_dims: number of spatial dimensions, 2 or 3.
-        voxel_size: mm, one or per axis; None for scales in voxels.
+        spatial_dims: 2 or 3.
+        voxel_size: mm, one or per axis; copies have voxels of ``voxel_size * scale`` whatever the image's own, which is
+            read from the MetaTensor or given with each call. None for scales in voxels.
         size_divisor: number that the copies' sizes must be multiples of, one or per axis, such as 32 for SwinUNETR;
             None for the product of ``network.strides`` (of MONAI's UNet, of SEUNet), or 1 without such an attribute.
             What a copy reaches beyond the image is mirrored.
@@ -58,19 +57,14 @@ class ScalePyramid(nn.Module):
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        scales: Sequence[float] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3), 2.0),
-        projection: str | nn.Module = "logsumexp",
-        spatial_dims: int = 3,
-        voxel_size: Sequence[float] | float | None = None,
-        size_divisor: Sequence[int] | int | None = None,
-        use_checkpoint: bool = False,
-        with_scale_map: bool = False,
-        smoothing: float = 0.0,
-    ) -> None:
+        self, network: nn.Module, scales: Sequence[float] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3), 2.0),
+        projection: str | nn.Module = "logsumexp", spatial_dims: int = 3,
+        voxel_size: Sequence[float] | float | None = None, size_divisor: Sequence[int] | int | None = None,
+        use_checkpoint: bool = False, with_scale_map: bool = False, smoothing: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
-        check_spatial_dims(spatial_dims)
+        divisor = _strides_product(network, spatial_dims) if size_divisor is None else size_divisor
+        check_arguments(spatial_dims, size_divisor=divisor)
         check_scales(scales)
         if min(scales) < 1 / _MOST_TIMES or max(scales) > _MOST_TIMES:
             raise ValueError(f"scales must be from 1/{_MOST_TIMES} to {_MOST_TIMES}, got {tuple(scales)}.")
@@ -80,24 +74,15 @@ class ScalePyramid(nn.Module):
         self.spatial_dims = spatial_dims
         self.voxel_size = None if voxel_size is None else voxel_sizes(voxel_size, spatial_dims, "voxel_size")
         self._voxel = self.voxel_size or [1.0] * spatial_dims
-        divisor = _strides_product(network, spatial_dims) if size_divisor is None else size_divisor
         self.size_divisor = list(ensure_tuple_rep(divisor, spatial_dims))
-        if not all(is_count(n) for n in self.size_divisor) or not 0 <= smoothing < math.inf:
-            raise ValueError(
-                "size_divisor must be a whole number of at least 1 and smoothing at least 0, "
-                f"got size_divisor={size_divisor}, smoothing={smoothing}."
-            )
+        if not 0 <= smoothing < math.inf:
+            raise ValueError(f"smoothing must be a number of at least 0, got {smoothing}.")
         self.use_checkpoint = use_checkpoint
         self.smoothing = smoothing
         self.with_scale_map = with_scale_map
 
     def forward(self, x: torch.Tensor, spacing: list[float] | None = None) -> torch.Tensor:
-        """Segments images.
-
-        Args:
-            x: images of shape (B, C, D, H, W).
-            spacing: voxel size in mm per axis; None reads it from ``x``, a MetaTensor. Needed with ``voxel_size``.
-        """
+        """Segments images (B, C, D, H, W); ``spacing`` in mm per axis, None to read it from a MetaTensor."""
         check_image(x, self.spatial_dims, 0)
         if not torch.jit.is_scripting() and self.voxel_size is not None and spacing is None:
             spacings = self._read_spacings(x)
@@ -107,30 +92,25 @@ class ScalePyramid(nn.Module):
         answers = [self._answer(x, step) for step in self._steps(spacing)]
         features = torch.stack(answers, dim=1)  # (B, S, C', D, H, W)
         y = self.projection(features)
-        if self.with_scale_map:
-            y = torch.cat([y, self._scale_map(features, y)], dim=1)
-        return y
+        return torch.cat([y, self._scale_map(features, y)], dim=1) if self.with_scale_map else y
 
     def _answer(self, x: torch.Tensor, step: list[tuple[int, int]]) -> torch.Tensor:
         size = [x.shape[2 + axis] for axis in range(self.spatial_dims)]
         targets = self._copy_size(size, step)
         copy = x
-        for axis in range(self.spatial_dims):
-            numerator, denominator = step[axis]
+        for axis, (numerator, denominator) in enumerate(step):
             copy = resample_axis(copy, axis + 2, targets[axis], numerator, denominator, self.smoothing)
         if self.use_checkpoint and self.training and not torch.jit.is_scripting():
             y = self._checkpointed(copy)
         else:
             y = self.network(copy)
-        for axis in range(self.spatial_dims):
-            numerator, denominator = step[axis]
+        for axis, (numerator, denominator) in enumerate(step):
             y = resample_axis(y, axis + 2, size[axis], denominator, numerator)
         return y
 
     def _copy_size(self, size: list[int], step: list[tuple[int, int]]) -> list[int]:
         multiples: list[int] = []
-        for axis in range(self.spatial_dims):
-            numerator, denominator = step[axis]
+        for axis, (numerator, denominator) in enumerate(step):
             divisor = self.size_divisor[axis] * numerator
             multiples.append((size[axis] * denominator + divisor - 1) // divisor)
         # A network's lowest level would hold a single voxel, of which no norm can take statistics.
@@ -140,9 +120,8 @@ class ScalePyramid(nn.Module):
 
     @torch.jit.unused
     def _checkpointed(self, x: torch.Tensor) -> torch.Tensor:
-        return checkpoint(
-            self.network, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _spare_buffers(self.network))
-        )
+        contexts = nullcontext(), _spare_buffers(self.network)
+        return checkpoint(self.network, x, use_reentrant=False, context_fn=lambda: contexts)
 
     def _steps(self, spacing: list[float] | None) -> list[list[tuple[int, int]]]:
         # For each scale and axis: the copy's voxel in voxels of the image, as a quotient
@@ -157,11 +136,10 @@ class ScalePyramid(nn.Module):
 
     @torch.jit.unused
     def _read_spacings(self, x: torch.Tensor) -> list[list[float]]:
-        """One spacing if all images of the batch have the same, else one for each."""
+        # One if all images of the batch have the same, else one for each
         if not isinstance(x, MetaTensor):
-            raise ValueError(
-                f"expected a MetaTensor, for its voxel size, or the argument spacing, got {type(x).__name__}."
-            )
+            got = type(x).__name__
+            raise ValueError(f"expected a MetaTensor, for its voxel size, or the argument spacing, got {got}.")
         pixdim = torch.stack(x.pixdim) if x.is_batch else x.pixdim[None]
         pixdim = pixdim[:, : self.spatial_dims]  # (B or 1, axes)
         return (pixdim[:1] if torch.allclose(pixdim, pixdim[:1], rtol=1e-4) else pixdim).tolist()
@@ -170,8 +148,7 @@ class ScalePyramid(nn.Module):
         # features (B, S, C', ...): at each scale how probable the class is that was predicted in the end
         if features.shape[2] > 1:
             predicted = y.argmax(dim=1, keepdim=True).unsqueeze(1)  # (B, 1, 1, D, H, W)
-            shape = [-1, features.shape[1], 1] + list(y.shape[2:])  # noqa: RUF005 - TorchScript has no unpacking
-            predicted = predicted.expand(shape)
+            predicted = predicted.expand([-1, features.shape[1]] + [-1] * (y.dim() - 1))
             support = torch.log_softmax(features, dim=2).gather(2, predicted)
         else:
             support = features * torch.sign(y).unsqueeze(1)

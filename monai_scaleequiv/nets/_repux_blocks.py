@@ -1,4 +1,4 @@
-"""Building blocks of RepUXNet: large depthwise kernels under a spatial prior, and what stands around them."""
+"""Building blocks of RepUXNet: large depthwise kernels under a spatial prior."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,30 +13,31 @@ from torch import nn
 from monai_scaleequiv.layers import DerivedBuffers, LargeKernelConv
 from monai_scaleequiv.maths import frequency_prior
 
-PRIOR_MODES = ("fixed", "gradient", "learned")
-
-
-def large_kernel_conv(
-    spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, alpha: float | None, prior_mode: str
-) -> LargeKernelConv:
-    """The convolution of one block; ``alpha`` None for one without a prior."""
-    if prior_mode not in PRIOR_MODES:
-        raise ValueError(f"prior_mode must be one of {PRIOR_MODES}, got {prior_mode!r}.")
-    if alpha is None:
-        return LargeKernelConv(spatial_dims, channels, kernel_size, bias=True)
-    if prior_mode == "gradient":
-        return ScaledGradientConv(spatial_dims, channels, kernel_size, alpha)
-    return ScaledKernelConv(spatial_dims, channels, kernel_size, alpha, is_learned=prior_mode == "learned")
-
 
 class PriorKernelConv(LargeKernelConv, DerivedBuffers):
-    """Base of what trains under the prior alpha / (distance + alpha)."""
+    r"""Convolution with :math:`w = p \odot v`: the prior p scales the parameter v, and with it each tap's learning.
+
+    The parameter is not called ``weight``, so that it cannot be taken for the kernel of a deployed network.
+    """
 
     prior: torch.Tensor
 
-    def __init__(self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, alpha: float) -> None:
+    def __init__(
+        self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, alpha: float = 1.0,
+        is_learned: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(spatial_dims, channels, kernel_size, bias=True)
         self.derive_buffer("prior", frequency_prior, self.kernel_size, alpha, spatial_dims)
+        self.unscaled_weight = self.weight
+        del self.weight
+        self.receptive_bias = ReceptiveBias(spatial_dims, self.kernel_size) if is_learned else None
+
+    def scaling(self) -> torch.Tensor:
+        """Factor of each tap, of shape (*kernel_size)."""
+        return self.prior if self.receptive_bias is None else self.prior + self.receptive_bias(self.prior)
+
+    def effective_kernel(self) -> torch.Tensor:
+        return self.unscaled_weight * self.scaling()
 
     @torch.jit.unused
     def folded(self) -> LargeKernelConv:
@@ -49,55 +50,10 @@ class PriorKernelConv(LargeKernelConv, DerivedBuffers):
         return conv.train(self.training)
 
 
-class ScaledKernelConv(PriorKernelConv):
-    r"""Convolution with :math:`w = p \odot v`: the prior p scales the parameter v, and with it each tap's learning.
-
-    The parameter is not called ``weight``, so that it cannot be taken for the kernel of a deployed network.
-    """
-
-    def __init__(
-        self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, alpha: float = 1.0,
-        is_learned: bool = False,
-    ) -> None:  # fmt: skip
-        super().__init__(spatial_dims, channels, kernel_size, alpha)
-        self.unscaled_weight = self.weight
-        del self.weight
-        self.receptive_bias = ReceptiveBias(spatial_dims, self.kernel_size) if is_learned else None
-
-    def scaling(self) -> torch.Tensor:
-        """Factor of each tap, of shape (*kernel_size)."""
-        if self.receptive_bias is None:
-            return self.prior
-        return self.prior + self.receptive_bias(self.prior)
-
-    def effective_kernel(self) -> torch.Tensor:
-        return self.unscaled_weight * self.scaling()
-
-
-class ScaledGradientConv(PriorKernelConv):
-    r"""Convolution whose weight is the kernel itself, and whose gradient is scaled by the square of the prior.
-
-    A step of SGD on v, with :math:`w = p \odot v`, changes w by :math:`-\eta\, p^2 \odot \partial w`. Momentum and
-    weight decay are linear and keep this equivalence; optimizers that rescale each element's gradient, such as Adam,
-    undo the scaling.
-    """
-
-    def __init__(self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, alpha: float = 1.0) -> None:
-        super().__init__(spatial_dims, channels, kernel_size, alpha)
-        self.weight.data.mul_(self.prior)
-
-    def effective_kernel(self) -> torch.Tensor:
-        # Exactly the weight, for the difference is zero. Part of the graph rather than a hook on the parameter, which
-        # copies of the module would lose.
-        value = self.weight.detach()
-        return value + self.prior.square() * (self.weight - value)
-
-
 class ReceptiveBias(nn.Module):
     r"""What is learned on top of the prior: :math:`N(c_2 * \sigma(N(c_1 * p)))`, one map for all channels.
 
-    The map comes from two convolutions of edge 7 (the low-rank part: a few hundred parameters for any kernel). N
-    normalises over the positions of the map, for the published normalisation runs over its single channel and gives
+    N normalises over the positions of the map, for the published normalisation runs over its single channel and gives
     zero; the second convolution keeps the size, which the published one does not. It starts at zero: the prior alone.
 
     Source: Lee et al. 2025 (Rep3D, arXiv 2505.19603), low-rank receptive-bias modulation.

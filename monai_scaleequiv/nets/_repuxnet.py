@@ -8,43 +8,39 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
-from monai.utils import ensure_tuple
 from torch import nn
 
-from monai_scaleequiv.layers import check_image, check_spatial_dims, is_count
-from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, PriorKernelConv, RepUXStage, large_kernel_conv
+from monai_scaleequiv.layers import LargeKernelConv, check_arguments, check_image
+from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, PriorKernelConv, RepUXStage
 
 
 class RepUXNet(nn.Module):
     r"""Encoder of large depthwise convolutions under a spatial prior, with UNETR's blocks as decoder.
 
     Against the published network, whose large kernels never train (each forward replaces the parameter by a new one,
-    scaled by the prior once more): the prior is part of the computation, and the optimizer moves the kernels. Drop path
-    and layer scale have an effect, any input size and any channels are allowed, and the large convolutions run by FFT
-    where that is faster. Published checkpoints: :py:func:`monai_scaleequiv.published.build_repuxnet`.
+    scaled by the prior once more), the prior is part of the computation. Drop path and layer scale have an effect, any
+    input size and channels are allowed, and large convolutions run by FFT where that is faster. Published checkpoints:
+    :py:func:`monai_scaleequiv.published.build_repuxnet`.
 
     Args:
-        spatial_dims: number of spatial dimensions, 2 or 3.
-        in_channels: number of input channels.
-        out_channels: number of output channels.
+        spatial_dims: 2 or 3.
+        in_channels, out_channels: numbers of channels.
         depths: number of large-kernel blocks in each stage; each stage halves the size.
         feature_size: channels of the stages, as many as ``depths`` has entries; the first also at full size.
         kernel_size: edge of the large kernels in voxels, odd, one for all axes or one per axis.
         hidden_size: channels of the lowest features on their way to the decoder.
-        norm_name: normalisation type and arguments in the decoder, None for none.
+        norm_name: type and arguments of the normalisation in the decoder, None for none.
         res_block: whether the decoder's blocks are residual.
-        encoder_norm: normalisation type and arguments after the large convolutions, None for none.
-        encoder_act: activation type and arguments after the large convolutions, None for none.
+        encoder_norm, encoder_act: type and arguments of what follows the large convolutions, None for none.
         drop_path_rate: probability to leave out a block's update of a sample, growing linearly from 0 in the first
             block to this in the last. Needs the shortcut that ``layer_scale_init_value`` brings.
         layer_scale_init_value: None for blocks without a shortcut, as published; a number for blocks
             :math:`x + \gamma \odot f(x)`, the learned :math:`\gamma` starting there.
         frequency_prior: alpha of the prior alpha / (distance + alpha) in voxels; None for none.
-        prior_mode: ``"fixed"`` scales each kernel by the prior, ``"gradient"`` its gradient by the prior's square, the
-            same under SGD but not under Adam; ``"learned"`` adds a learned map to the prior.
+        prior_mode: ``"fixed"``, or ``"learned"`` for a learned map added to the prior.
         deploy: whether to build the network that :py:meth:`switch_to_deploy` leaves: plain kernels without a prior.
         full_size_channels: channels of the decoder at the image's own size, where about half of a training step's time
-            goes with the published ``feature_size[0]``, which is what None stands for.
+            goes with the published ``feature_size[0]``, the default.
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or channels.
@@ -76,22 +72,19 @@ class RepUXNet(nn.Module):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         vars(self).update(arguments)  # so that the network's definition can be read back
-        check_spatial_dims(spatial_dims)
-        if len(depths) < 1 or len(depths) != len(feature_size) or not all(is_count(n) for n in depths):
-            raise ValueError(
-                "depths and feature_size must have the same length of at least 1, and depths entries of at least 1, "
-                f"got depths={tuple(depths)}, feature_size={tuple(feature_size)}."
-            )
+        if len(depths) < 1 or len(depths) != len(feature_size):
+            got = f"got depths={tuple(depths)}, feature_size={tuple(feature_size)}"
+            raise ValueError(f"depths and feature_size must have the same length of at least 1, {got}.")
         top = feature_size[0] if full_size_channels is None else full_size_channels
-        for name in ("in_channels", "out_channels", "feature_size", "hidden_size", "full_size_channels"):
-            value = {**arguments, "full_size_channels": top}[name]
-            if not all(is_count(n) for n in ensure_tuple(value)):
-                raise ValueError(f"{name} must be of whole numbers of at least 1, got {value}.")
+        names = ("in_channels", "out_channels", "depths", "feature_size", "hidden_size")
+        check_arguments(spatial_dims, full_size_channels=top, **{name: arguments[name] for name in names})
         if not 0 <= drop_path_rate < 1 or (drop_path_rate > 0 and layer_scale_init_value is None):
+            got = f"got {drop_path_rate} with layer_scale_init_value={layer_scale_init_value}"
             raise ValueError(
-                "drop_path_rate must be from 0 to below 1, and 0 without the shortcut of layer_scale_init_value, "
-                f"got {drop_path_rate} with layer_scale_init_value={layer_scale_init_value}."
+                f"drop_path_rate must be below 1, and 0 without the shortcut of layer_scale_init_value, {got}."
             )
+        if prior_mode not in ("fixed", "learned"):
+            raise ValueError(f"prior_mode must be one of 'fixed' and 'learned', got {prior_mode!r}.")
         if frequency_prior is None and prior_mode != "fixed":
             raise ValueError(f"prior_mode {prior_mode!r} needs a frequency_prior, got None; leave prior_mode out.")
         self.divisor = 2 ** len(depths)
@@ -102,7 +95,10 @@ class RepUXNet(nn.Module):
         full_size = partial(UnetrBasicBlock, spatial_dims, out_channels=top, stride=1, **decoder)
 
         def block(channels: int) -> LargeKernelBlock:
-            conv = large_kernel_conv(spatial_dims, channels, kernel_size, alpha, prior_mode)
+            if alpha is None:
+                conv = LargeKernelConv(spatial_dims, channels, kernel_size, bias=True)
+            else:
+                conv = PriorKernelConv(spatial_dims, channels, kernel_size, alpha, prior_mode == "learned")
             return LargeKernelBlock(conv, encoder_norm, encoder_act, next(drop_paths), layer_scale_init_value)
 
         ins, skips = [in_channels, *feature_size[:-1]], [*feature_size[1:], hidden_size]

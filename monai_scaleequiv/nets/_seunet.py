@@ -1,19 +1,29 @@
 """Scale-equivariant U-Net."""
 
-import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.utils import ensure_tuple, ensure_tuple_rep
+from monai.utils import ensure_tuple_rep
 from torch import nn
 
-from monai_scaleequiv.layers import ScaleProjection, check_image, check_spatial_dims, is_count
+from monai_scaleequiv.layers import (
+    ScaleDownsample,
+    ScalePointwiseConv,
+    ScaleProjection,
+    ScaleUpsample,
+    SpacedResample,
+    SteerableConv,
+    check_arguments,
+    check_image,
+)
 from monai_scaleequiv.maths import ScaleFilters, voxel_sizes
-from monai_scaleequiv.nets._levels import LevelBuilder, set_spacings, shallow_copy
+from monai_scaleequiv.nets._blocks import ScaleConvUnit, ScaleResidualUnit
+from monai_scaleequiv.nets._levels import UpLevel, set_spacing, shallow_copy
 
 
 class SEUNet(nn.Module):
@@ -21,12 +31,12 @@ class SEUNet(nn.Module):
 
     The image is lifted to S scales, all levels act on them, and they are joined in the end, so that rescaled images
     have rescaled answers. Against the published network (:py:func:`monai_scaleequiv.published.build_seunet`),
-    down-sampling is antialiased in proportion to each scale, up-sampling is linear, filters are fitted to the kernel's
-    extent and complete in degree, and evaluation uses running statistics: any input size is allowed, and a prediction
-    does not depend on its batch. Over octaves, put it into a :py:class:`ScalePyramid`.
+    down-sampling is antialiased, up-sampling linear, filters are fitted and complete in degree, and evaluation uses
+    running statistics: any input size is allowed, and a prediction does not depend on its batch. Over octaves, put it
+    into a :py:class:`ScalePyramid`.
 
     Args:
-        spatial_dims: number of spatial dimensions, 2 or 3.
+        spatial_dims: 2 or 3.
         in_channels, out_channels: numbers of channels.
         channels: channels (per scale) of the levels, top first; at least two levels.
         strides: down-sampling of the levels but the last, one number or one per axis; ``len(channels) - 1`` of them.
@@ -36,9 +46,8 @@ class SEUNet(nn.Module):
         dropout: probability of a channel to be dropped, at all scales at once.
         bias: whether the convolutions have a bias.
         adn_ordering: order of activation (A), normalisation (N) and dropout (D).
-        filters: a :py:class:`ScaleFilters`, a mapping with its arguments, or None for the defaults. With its
-            ``spacing``, scales are physical sizes: filters, blurs and down-sampling factors follow, so that each level
-            has the grid nearest to the one it has at spacing 1.
+        filters: a :py:class:`ScaleFilters`, a mapping with its arguments, or None for the defaults. Blurs and
+            down-sampling factors follow its ``spacing``, to the grids nearest to those at spacing 1.
         scale_size: number of neighbouring scales that interact in a convolution.
         projection: how scales are joined, a mode of :py:class:`ScaleProjection` or a module of its kind.
 
@@ -60,27 +69,18 @@ class SEUNet(nn.Module):
     """
 
     def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        channels: Sequence[int],
-        strides: Sequence[Sequence[int] | int],
-        num_res_units: int = 0,
-        act: tuple | str | None = "SILU",
-        norm: tuple | str | None = "BATCH",
-        dropout: float = 0.0,
-        bias: bool = True,
-        adn_ordering: str = "NDA",
-        filters: ScaleFilters | Mapping[str, Any] | None = None,
-        scale_size: int = 1,
+        self, spatial_dims: int, in_channels: int, out_channels: int, channels: Sequence[int],
+        strides: Sequence[Sequence[int] | int], num_res_units: int = 0, act: tuple | str | None = "SILU",
+        norm: tuple | str | None = "BATCH", dropout: float = 0.0, bias: bool = True, adn_ordering: str = "NDA",
+        filters: ScaleFilters | Mapping[str, Any] | None = None, scale_size: int = 1,
         projection: str | nn.Module = "mean",
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
+        counts = {"in_channels": in_channels, "out_channels": out_channels, "channels": channels, "strides": strides}
+        check_arguments(spatial_dims, **counts, num_res_units=num_res_units or 1)
         self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
-        self.channels, self.strides = tuple(channels), tuple(strides)
+        self.channels, self.strides = tuple(channels), _as_many(strides, len(channels) - 1)
         self.num_res_units, self.scale_size = num_res_units, scale_size
-        self._check_arguments()
         self.act, self.norm, self.adn_ordering = act, norm, adn_ordering
         self.dropout, self.bias = dropout, bias
         self.filters = ScaleFilters.of(filters)
@@ -92,56 +92,49 @@ class SEUNet(nn.Module):
         self._build_levels()
         self._set_spacing(self.filters.spacing)
 
-    def _check_arguments(self) -> None:
-        check_spatial_dims(self.spatial_dims)
-        levels = len(self.channels)
-        if levels < 2:
-            raise ValueError(f"the length of `channels` should be no less than 2, got {self.channels}.")
-        if not all(is_count(n) for n in (self.in_channels, self.out_channels, *self.channels)):
-            raise ValueError(
-                "in_channels, out_channels and channels must be whole numbers of at least 1, "
-                f"got in_channels={self.in_channels}, out_channels={self.out_channels}, channels={self.channels}."
-            )
-        if len(self.strides) < levels - 1:
-            raise ValueError(f"the length of `strides` should equal `len(channels) - 1`, got {self.strides}.")
-        if len(self.strides) > levels - 1:
-            warnings.warn(f"the last {len(self.strides) - levels + 1} values of `strides` are not used.", stacklevel=3)
-            self.strides = self.strides[: levels - 1]
-        if not all(is_count(factor) for stride in self.strides for factor in ensure_tuple(stride)):
-            raise ValueError(f"strides must be whole numbers of at least 1, got {self.strides}.")
-        if self.num_res_units != 0 and not is_count(self.num_res_units):
-            raise ValueError(f"num_res_units must be a whole number of at least 0, got {self.num_res_units}.")
-
     def _build_levels(self) -> None:
+        dims, channels = self.spatial_dims, self.channels
         unit_args = {name: getattr(self, name) for name in ("scale_size", "act", "norm", "dropout", "bias")}
         unit_args |= {"adn_ordering": self.adn_ordering, "filters": replace(self.filters, spacing=1.0)}
-        build = LevelBuilder(self.spatial_dims, self.num_res_units, unit_args)
-        channels = self.channels
+        conv: Callable[..., nn.Module] = partial(ScaleConvUnit, dims, **unit_args)
+        residual: Callable[..., nn.Module] = partial(ScaleResidualUnit, dims, **unit_args)
+        unit = partial(residual, subunits=self.num_res_units) if self.num_res_units else conv
         ins = [self.in_channels, *channels[:-2]]  # channels that enter each level from above
         for i, factor in enumerate(self._factors):
-            self.downs.append(build.down(ins[i], channels[i], factor, is_top=i == 0))
-        self.bottom = build.unit(channels[-2], channels[-1])
+            down: list[nn.Module] = [unit(ins[i], channels[i], lifting=i == 0 and max(factor) == 1)]
+            if max(factor) > 1:
+                image = [nn.Unflatten(1, (1, ins[0]))] if i == 0 else []
+                down = [*image, ScaleDownsample(dims, self.scales, factor), *down]
+            self.downs.append(nn.Sequential(*down))
+        self.bottom = unit(channels[-2], channels[-1])
         below = [*channels[:-2], channels[-1]]  # channels that come back to each level from below
         outs = [channels[0], *channels[:-2]]
-        for i in reversed(range(len(channels) - 1)):
-            head_channels = self.out_channels if i == 0 else None
-            self.ups.append(build.up(channels[i] + below[i], outs[i], self._factors[i], head_channels))
+        for i in reversed(range(len(self._factors))):
+            up: list[nn.Module] = [conv(channels[i] + below[i], outs[i])]
+            if self.num_res_units:
+                up.append(residual(outs[i], outs[i], subunits=1))
+            if i == 0:
+                up.append(ScalePointwiseConv(dims, outs[i], self.out_channels, self.bias))
+            self.ups.append(UpLevel(nn.Sequential(*up), ScaleUpsample(dims, self._factors[i])))
 
     def _set_spacing(self, spacing: Sequence[float] | float) -> None:
+        # A level's spacing is that of its grid, relative to the grid that it has at spacing 1.
         self.filters = replace(self.filters, spacing=spacing)
-        spacings = voxel_sizes(spacing, self.spatial_dims)
-        taken = set_spacings(self.downs, self.bottom, self.ups, self._factors, spacings)
-        self.total_stride = [math.prod(axis) for axis in zip(*taken, strict=True)]
+        grid = voxel_sizes(spacing, self.spatial_dims)
+        self.total_stride = [1] * self.spatial_dims
+        for *level, factor in zip(self.downs, reversed(self.ups), self._factors, strict=True):
+            taken = (set_spacing(level, SpacedResample, grid) or [factor])[-1]
+            grid = [r * g / f for r, f, g in zip(grid, factor, taken, strict=True)]
+            set_spacing(level, SteerableConv, grid)
+            self.total_stride = [n * g for n, g in zip(self.total_stride, taken, strict=True)]
+        set_spacing([self.bottom], SteerableConv, grid)
 
     def at_spacing(self, spacing: Sequence[float] | float) -> "SEUNet":
         """The same network for images of another voxel size, as it is at this moment.
 
-        Its modules are copies that hold this network's parameters, running statistics and hooks, the very same:
-        training either trains both. Only filters and down-sampling factors are its own. Ask anew after the network was
-        changed, or moved to another device or dtype.
-
-        Args:
-            spacing: edge of a voxel in the units of ``sigma``, one for all axes or one per axis.
+        It holds the very same parameters, running statistics and hooks: training either trains both. Only filters and
+        down-sampling factors are its own. Ask anew after the network was changed or moved. ``spacing`` is the edge of a
+        voxel in the units of ``sigma``, one for all axes or one per axis.
         """
         rounded = _rounded(spacing, self.spatial_dims)
         if rounded == _rounded(self.filters.spacing, self.spatial_dims):
@@ -151,12 +144,7 @@ class SEUNet(nn.Module):
         return network
 
     def forward(self, x: torch.Tensor, spacing: list[float] | None = None) -> torch.Tensor:
-        """Segments images.
-
-        Args:
-            x: images of shape (B, C, D, H, W).
-            spacing: voxel size per axis, as in :py:meth:`at_spacing`; None for that of ``filters``.
-        """
+        """Segments images (B, C, D, H, W), of voxel size ``spacing`` as in :py:meth:`at_spacing`."""
         if spacing is not None:
             if torch.jit.is_scripting():
                 raise ValueError("spacing is not known to a scripted network; script network.at_spacing(spacing).")
@@ -185,6 +173,16 @@ class SEUNet(nn.Module):
                 return x
         pad = [0, self.total_stride[-1] + 1 - x.shape[-1]] + [0] * (2 * self.spatial_dims - 2)
         return F.pad(x, pad, mode="replicate")
+
+
+def _as_many(strides: Sequence[Sequence[int] | int], levels: int) -> tuple[Sequence[int] | int, ...]:
+    if levels < 1:
+        raise ValueError(f"the length of `channels` should be no less than 2, got {levels + 1}.")
+    if len(strides) < levels:
+        raise ValueError(f"the length of `strides` should equal `len(channels) - 1`, got {tuple(strides)}.")
+    if len(strides) > levels:
+        warnings.warn(f"the last {len(strides) - levels} values of `strides` are not used.", stacklevel=3)
+    return tuple(strides[:levels])
 
 
 def _rounded(spacing: Sequence[float] | float, spatial_dims: int) -> list[float]:

@@ -15,9 +15,7 @@ def published_basis(
     kernel_size: int, scales: Sequence[float], effective_size: int, basis_type: str = "single",
     kernel_padding: bool = True, mult: float = 1.2, max_order: int = 4,
 ) -> torch.Tensor:  # fmt: skip
-    """Sampled Hermite-Gaussian basis with the published choice of functions, extents and normalisation.
-
-    Its shape is (effective_size ** 3, scales, *kernel), float64; each function has norm 1 at the first scale.
+    """Sampled Hermite-Gaussian basis (effective_size ** 3, scales, *kernel); each has norm 1 at the first scale.
 
     Args:
         kernel_size: edge of the kernel in voxels, odd.

@@ -19,14 +19,13 @@ _WRAPPERS = ("state_dict", "net", "model")
 def build_repuxnet(config: Mapping, state_dict: Mapping | None = None) -> RepUXNet:
     """Builds the published RepUX-Net from its own arguments and loads a published checkpoint.
 
-    A checkpoint holds the kernels as its last forward used them, the prior multiplied in. With ``deploy=True`` they are
-    taken as they are. Without, the network computes the same, in the form that trains under the prior.
+    A checkpoint holds kernels with the prior multiplied in. With ``deploy=True`` they are taken as they are. Without,
+    the network computes the same, in the form that trains under the prior.
 
     Args:
         config: arguments of the published constructor by name; those left out have its defaults.
-        state_dict: published state dict, also with a prefix such as ``module.`` before each name, or the checkpoint
-            that holds it under ``state_dict``, ``net`` or ``model``, for a network in evaluation mode; None for random
-            weights, in training mode.
+        state_dict: published state dict, also with a prefix such as ``module.``, or the checkpoint that holds it under
+            ``state_dict``, ``net`` or ``model``, for evaluation mode; None for random weights, in training mode.
 
     Raises:
         ValueError: when ``config`` holds an unknown argument or a value out of range, or ``state_dict`` no weights of

@@ -31,8 +31,8 @@ class BatchStatisticsNorm(nn.BatchNorm3d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight: torch.Tensor = self.weight
         if not self.training:
-            # (x - m) / sqrt(c v + e), c = n / (n - 1), is batch normalisation of sqrt(c) x, divided by sqrt(c). As
-            # tensors, for an exported graph would take numbers from the shape for constants.
+            # (x - m) / sqrt(c v + e), c = n / (n - 1), is batch normalisation of sqrt(c) x, divided by sqrt(c); c as a
+            # tensor, for an exported graph would take a number from the shape for a constant.
             count = torch.ones_like(x[:, 0]).sum()
             root = (count / (count - 1)).sqrt()
             x, weight = x * root, weight / root
@@ -105,16 +105,15 @@ def _unet_level(
 class PublishedSEUNet(nn.Module):
     """The scale-equivariant U-Net of Wimmer et al. 2023, with the published arguments and defaults.
 
-    It computes what the published code computes, its defects included: unpadded strided convolutions (an axis comes
-    back at its own size only if a size of 5 modulo 8 fits its three strides), transposed convolutions, statistics of
-    the batch also in evaluation. For new models use :py:class:`monai_scaleequiv.SEUNet`.
+    It computes what the published code computes, its defects included: unpadded strided convolutions (few sizes come
+    back), transposed convolutions, statistics of the batch also in evaluation. For new models use
+    :py:class:`monai_scaleequiv.SEUNet`.
 
     ``in_channels``, ``out_channels``, ``channels``, ``strides``, ``bias`` and ``dropout`` are as in MONAI's networks.
-    ``kernel_size``, ``effective_size``, ``basis_type``, ``mult``, ``max_order`` and ``scales`` (None for a single one
-    of 1) describe the filters, see :py:func:`published_basis`; ``scale_size`` neighbouring scales interact. A residual
-    unit has ``num_res_units`` convolutions, at least 1 (0 crashes in the published code). ``act`` is relu, silu, leaky
-    or elu; ``norm`` batch or None (the published instance normalisation cannot be trained); ``reduction`` over the
-    scales at the end max or avg.
+    ``kernel_size``, ``effective_size``, ``basis_type``, ``mult``, ``max_order`` and ``scales`` (None for 1 alone)
+    describe the filters, see :py:func:`published_basis`; ``scale_size`` neighbouring scales interact. Residual units
+    have ``num_res_units`` convolutions, at least 1. ``act`` is relu, silu, leaky or elu; ``norm`` batch or None;
+    ``reduction`` over the scales at the end max or avg.
 
     Raises:
         ValueError: when an argument is out of range.
@@ -135,16 +134,14 @@ class PublishedSEUNet(nn.Module):
         norm: str | None = "batch", reduction: str = "max", dropout: float = 0.0, mult: float = 1.2, max_order: int = 4,
     ) -> None:  # fmt: skip
         super().__init__()
-        for name, value, allowed in (
-            ("act", act, [*_ACTIVATIONS]), ("norm", norm, ["batch", None]), ("reduction", reduction, [*_PROJECTIONS])
-        ):  # fmt: skip
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
+        allowed: dict[str, list[str | None]] = {"act": [*_ACTIVATIONS], "norm": ["batch", None]}
+        allowed["reduction"] = [*_PROJECTIONS]
+        for name, value in (("act", act), ("norm", norm), ("reduction", reduction)):
+            if value not in allowed[name]:
+                raise ValueError(f"{name} must be one of {allowed[name]}, got {value!r}.")
         if num_res_units < 1 or len(channels) < 2 or len(strides) < len(channels) - 1:
-            raise ValueError(
-                "num_res_units must be at least 1, and channels have at least 2 entries and strides one fewer, got "
-                f"num_res_units={num_res_units}, {len(channels)} channels and {len(strides)} strides."
-            )
+            got = f"got num_res_units={num_res_units}, {len(channels)} channels and {len(strides)} strides"
+            raise ValueError(f"num_res_units must be at least 1, channels 2 or more and strides one fewer, {got}.")
         basis = published_basis(kernel_size, scales or [1.0], effective_size, basis_type, False, mult, max_order)
         unit = partial(_conv_unit, basis=basis, scale_size=scale_size, bias=bias, act=act, norm=norm, dropout=dropout)
         projection = _PROJECTIONS[reduction]
