@@ -563,7 +563,7 @@ def test_repuxnet(data):
         "drop_path_rate": st.sampled_from([0.0, 0.5, 1.0, -1.0]),
         "layer_scale_init_value": st.sampled_from([None, 0, 1, 0.1]),
         "frequency_prior": st.sampled_from([None, 1.0, 0.0, -1.0, math.inf, 1e-320]),
-        "prior_mode": st.sampled_from(["fixed", "learned", "other"]),
+        "prior_mode": st.sampled_from(["fixed", "gradient", "learned", "other"]),
         "full_size_channels": st.sampled_from([None, 0, 1, 3]),
         "deploy": st.booleans(),
     }

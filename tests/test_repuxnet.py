@@ -14,14 +14,14 @@ from torch.nn.utils import prune
 
 from monai_scaleequiv import LargeKernelConv, RepUXNet
 from monai_scaleequiv.maths import frequency_prior
-from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, PriorKernelConv, ReceptiveBias
+from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, PriorKernelConv, ReceptiveBias, ScaledGradientConv
 from tests.conftest import BUNDLES, rule_weight
 from tests.network_tests import NetworkTests
 
 SMALL = {"depths": (1, 1), "feature_size": (4, 6), "kernel_size": 7, "hidden_size": 8}
 IN_2D = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, **SMALL, "kernel_size": 15}
 IN_3D = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, **SMALL}
-MODES = ("fixed", "learned")
+MODES = ("fixed", "gradient", "learned")
 SHORTCUT = {"layer_scale_init_value": 0.1, "depths": (2, 1)}
 
 
@@ -30,7 +30,7 @@ class TestRepUXNet(NetworkTests):
     cases = [  # noqa: RUF012
         (IN_2D, (1, 1, 16, 18), (1, 2, 16, 18)),
         (IN_3D, (1, 1, 9, 10, 11), (1, 2, 9, 10, 11)),
-        ({**IN_3D, "in_channels": 3}, (1, 3, 8, 8, 5), (1, 2, 8, 8, 5)),
+        ({**IN_3D, "in_channels": 3, "prior_mode": "gradient"}, (1, 3, 8, 8, 5), (1, 2, 8, 8, 5)),
         ({**IN_3D, "prior_mode": "learned", "kernel_size": (3, 5, 9)}, (1, 1, 8, 8, 8), (1, 2, 8, 8, 8)),
         ({**IN_2D, "prior_mode": "learned", "kernel_size": 1}, (2, 1, 8, 8), (2, 2, 8, 8)),
         ({**IN_3D, "frequency_prior": None, "res_block": False}, (1, 1, 8, 8, 8), (1, 2, 8, 8, 8)),
@@ -99,9 +99,9 @@ def test_pruned_kernels_are_the_current_ones():
         net, x = RepUXNet(**{**IN_2D, "prior_mode": mode}).eval(), torch.randn(1, 1, 48, 48)
         before = net(x)
         for conv in large_kernels(net):
-            prune.l1_unstructured(conv, "unscaled_weight", 0.0)
+            prune.l1_unstructured(conv, "weight" if mode == "gradient" else "unscaled_weight", 0.0)
         torch.testing.assert_close(net(x), before)
-        large_kernels(net)[0].unscaled_weight_mask.zero_()
+        getattr(large_kernels(net)[0], "weight_mask" if mode == "gradient" else "unscaled_weight_mask").zero_()
         pruned = net(x)
         assert not torch.allclose(pruned, before)
         net.switch_to_deploy()
@@ -162,6 +162,45 @@ def check_kernels_learn(net: nn.Module) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_kernels_learn(mode, float64):
     check_kernels_learn(RepUXNet(**{**IN_2D, "prior_mode": mode}))
+
+
+def compare_training(make_optimizer) -> float:
+    """Largest difference between the kernels of both forms after some steps, relative to what they moved by."""
+    nets = []
+    for mode in ("fixed", "gradient"):
+        torch.manual_seed(0)
+        nets.append(RepUXNet(**{**IN_2D, "prior_mode": mode}))
+    assert [type(large_kernels(net)[0]) for net in nets] == [PriorKernelConv, ScaledGradientConv]
+    starts = [conv.effective_kernel().detach().clone() for conv in large_kernels(nets[0])]
+    for net in nets:
+        torch.manual_seed(1)
+        train(net, 5, make_optimizer(net.parameters()))
+    pairs = zip(starts, *map(large_kernels, nets), strict=True)
+    return max(
+        ((b.effective_kernel() - a.effective_kernel()).norm() / (a.effective_kernel() - start).norm()).item()
+        for start, a, b in pairs
+    )
+
+
+def test_scaling_gradients_is_scaling_kernels_under_sgd(float64):
+    for options in ({}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}):
+        difference = compare_training(lambda parameters, o=options: torch.optim.SGD(parameters, lr=0.05, **o))
+        assert difference < 1e-10, options
+
+
+def test_scaling_gradients_is_another_thing_under_adam(float64):
+    assert compare_training(lambda parameters: torch.optim.Adam(parameters, lr=0.01)) > 0.1
+
+
+def test_gradient_is_that_of_the_kernel_times_the_squared_prior(float64):
+    conv = ScaledGradientConv(2, 3, 9)
+    plain = conv.folded()
+    assert torch.equal(conv.effective_kernel(), conv.weight)
+    for size in ((16, 14), (3, 4)):
+        x = torch.randn(1, 3, *size)
+        scaled = torch.autograd.grad(conv(x).square().sum(), conv.weight)[0]
+        expected = torch.autograd.grad(plain(x).square().sum(), plain.weight)[0]
+        torch.testing.assert_close(scaled, expected * frequency_prior(9, 1.0, 2).square())
 
 
 def test_published_way_does_not_learn(float64, monkeypatch):

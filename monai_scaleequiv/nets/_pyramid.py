@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from monai_scaleequiv.layers import ScaleProjection, check_arguments, check_image
 from monai_scaleequiv.maths import as_ratio, check_scales, resample_axis, voxel_sizes
+from monai_scaleequiv.nets._seunet import SEUNet
 
 _MOST_TIMES = 64  # coarser or finer than the image
 
@@ -32,7 +33,7 @@ class ScalePyramid(nn.Module):
         voxel_size: mm, one or per axis; copies have voxels of ``voxel_size * scale`` whatever the image's own, which is
             read from the MetaTensor or given with each call. None for scales in voxels.
         size_divisor: number that the copies' sizes must be multiples of, one or per axis, such as 32 for SwinUNETR;
-            None for the product of ``network.strides`` (of MONAI's UNet, of SEUNet), or 1 without such an attribute.
+            None for the product of ``network.strides`` (of MONAI's UNet), or 1 without it and around a SEUNet.
             What a copy reaches beyond the image is mirrored.
         use_checkpoint: whether training keeps only the copies' answers and computes the rest twice, to save memory.
         with_scale_map: whether a last channel is added: for each voxel the scale that contributed most to the
@@ -162,7 +163,8 @@ class ScalePyramid(nn.Module):
 
 
 def _strides_product(network: nn.Module, spatial_dims: int) -> list[int]:
-    strides = [ensure_tuple_rep(s, spatial_dims) for s in getattr(network, "strides", ())]
+    strides = () if isinstance(network, SEUNet) else getattr(network, "strides", ())  # which takes any size
+    strides = [ensure_tuple_rep(s, spatial_dims) for s in strides]
     return [math.prod(s[axis] for s in strides) for axis in range(spatial_dims)]
 
 

@@ -50,6 +50,25 @@ class PriorKernelConv(LargeKernelConv, DerivedBuffers):
         return conv.train(self.training)
 
 
+class ScaledGradientConv(PriorKernelConv):
+    r"""Convolution whose weight is the kernel itself, and whose gradient is scaled by the square of the prior.
+
+    Under SGD, with momentum and weight decay too, that is training v in :math:`w = p \odot v`; Adam undoes the scaling.
+    """
+
+    def __init__(self, spatial_dims: int, channels: int, kernel_size: Sequence[int] | int, alpha: float = 1.0) -> None:
+        super().__init__(spatial_dims, channels, kernel_size, alpha)
+        self.weight = self.unscaled_weight
+        del self.unscaled_weight
+        self.weight.data.mul_(self.prior)
+
+    def effective_kernel(self) -> torch.Tensor:
+        # Exactly the weight, for the difference is zero. Part of the graph rather than a hook on the parameter, which
+        # copies of the module would lose.
+        value = self.weight.detach()
+        return value + self.prior.square() * (self.weight - value)
+
+
 class ReceptiveBias(nn.Module):
     r"""What is learned on top of the prior: :math:`N(c_2 * \sigma(N(c_1 * p)))`, one map for all channels.
 

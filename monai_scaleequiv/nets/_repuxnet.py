@@ -11,7 +11,7 @@ from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from torch import nn
 
 from monai_scaleequiv.layers import LargeKernelConv, check_arguments, check_image
-from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, PriorKernelConv, RepUXStage
+from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, PriorKernelConv, RepUXStage, ScaledGradientConv
 
 
 class RepUXNet(nn.Module):
@@ -37,7 +37,8 @@ class RepUXNet(nn.Module):
         layer_scale_init_value: None for blocks without a shortcut, as published; a number for blocks
             :math:`x + \gamma \odot f(x)`, the learned :math:`\gamma` starting there.
         frequency_prior: alpha of the prior alpha / (distance + alpha) in voxels; None for none.
-        prior_mode: ``"fixed"``, or ``"learned"`` for a learned map added to the prior.
+        prior_mode: ``"fixed"`` scales each kernel by the prior, ``"gradient"`` its gradient by the prior's square, the
+            same under SGD but not under Adam; ``"learned"`` adds a learned map to the prior.
         deploy: whether to build the network that :py:meth:`switch_to_deploy` leaves: plain kernels without a prior.
         full_size_channels: channels of the decoder at the image's own size, where about half of a training step's time
             goes with the published ``feature_size[0]``, the default.
@@ -83,8 +84,8 @@ class RepUXNet(nn.Module):
             raise ValueError(
                 f"drop_path_rate must be below 1, and 0 without the shortcut of layer_scale_init_value, {got}."
             )
-        if prior_mode not in ("fixed", "learned"):
-            raise ValueError(f"prior_mode must be one of 'fixed' and 'learned', got {prior_mode!r}.")
+        if prior_mode not in ("fixed", "gradient", "learned"):
+            raise ValueError(f"prior_mode must be one of 'fixed', 'gradient' and 'learned', got {prior_mode!r}.")
         if frequency_prior is None and prior_mode != "fixed":
             raise ValueError(f"prior_mode {prior_mode!r} needs a frequency_prior, got None; leave prior_mode out.")
         self.divisor = 2 ** len(depths)
@@ -97,6 +98,8 @@ class RepUXNet(nn.Module):
         def block(channels: int) -> LargeKernelBlock:
             if alpha is None:
                 conv = LargeKernelConv(spatial_dims, channels, kernel_size, bias=True)
+            elif prior_mode == "gradient":
+                conv = ScaledGradientConv(spatial_dims, channels, kernel_size, alpha)
             else:
                 conv = PriorKernelConv(spatial_dims, channels, kernel_size, alpha, prior_mode == "learned")
             return LargeKernelBlock(conv, encoder_norm, encoder_act, next(drop_paths), layer_scale_init_value)
