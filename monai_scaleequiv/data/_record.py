@@ -32,7 +32,9 @@ def definition_of(network: nn.Module) -> dict[str, Any]:
     network = unwrapped(network)
     names = inspect.signature(type(network).__init__).parameters
     arguments = {name: getattr(network, name) for name in names if hasattr(network, name)}
-    return {"_target_": type(network).__name__, **plain(arguments)}
+    name = type(network).__name__
+    # Configs find classes of MONAI and its plugins by their name, those of torch by their path.
+    return {"_target_": f"torch.nn.{name}" if getattr(nn, name, None) is type(network) else name, **plain(arguments)}
 
 
 def plain(value: Any) -> Any:
@@ -112,6 +114,9 @@ def _executable(value: Any, key: str = "") -> Iterator[str]:
 
 def _is_harmless(target: str) -> bool:
     """Whether a config that names this makes a network, or finds nothing: its own config alone knows a user's class."""
+    if target.startswith("torch.nn."):
+        kind = getattr(nn, target.removeprefix("torch.nn."), None)
+        return isinstance(kind, type) and issubclass(kind, nn.Module)
     homes = ensure_tuple(ComponentLocator().get_component_module_name(target) or ())
     kinds = [getattr(import_module(home), target) for home in homes]
     if kinds and all(home.startswith(("monai.networks.", "monai_scaleequiv.")) for home in homes):

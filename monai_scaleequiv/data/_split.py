@@ -41,15 +41,17 @@ def load_datalist(source: PathLike, key: str = "training") -> Data:
     return data
 
 
-def split_datalist(source: PathLike, fold: int = 0) -> tuple[Data, Data]:
+def split_datalist(source: PathLike, fold: int = 0, ratio: float = 0.8, seed: int = 0) -> tuple[Data, Data]:
     """Splits labelled cases into those to train on and those to validate on.
 
     Validated on is the list ``validation`` of ``dataset.json``; without one, the cases of ``fold`` where cases have
-    such a key; without any, a fifth of the cases, drawn by MONAI's ``partition_dataset`` with seed 0.
+    such a key; without any, a part of the cases that MONAI's ``partition_dataset`` draws.
 
     Args:
         source: see ``load_datalist``.
         fold: number of the fold to validate on.
+        ratio: share of the cases to train on, where they are drawn.
+        seed: of the draw.
 
     Raises:
         ValueError: when either part would be empty.
@@ -70,7 +72,7 @@ def split_datalist(source: PathLike, fold: int = 0) -> tuple[Data, Data]:
         validation = [item for item in training if str(item.get("fold")) == str(fold)]
         training = [item for item in training if str(item.get("fold")) != str(fold)]
     elif not validation and training:
-        training, validation = partition_dataset(training, ratios=[0.8, 0.2], shuffle=True, seed=0)
+        training, validation = partition_dataset(training, ratios=[ratio, 1 - ratio], shuffle=True, seed=seed)
     if not training or not validation:
         found = f"expected labelled cases to train on and to validate on, got {len(training)} and {len(validation)}"
         raise ValueError(f"{listing.source}: {found}; add some.")
