@@ -276,7 +276,6 @@ def test_torchscript_computes_the_same(bundle, shipped, tmp_path):
 
 
 @pytest.mark.slow
-@EACH
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_onnx_computes_the_same_at_any_size(bundle, shipped, tmp_path):
     axes = {0: "batch", 2: "x", 3: "y", 4: "z"}

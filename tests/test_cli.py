@@ -510,13 +510,12 @@ def test_sizes_meet_the_ratio_where_they_can():
         assert used == pytest.approx([ratio] * len(size), abs=1e-12 if exact else 0.5 / min(size) + 0.005)
 
 
-@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_demo(capsys, tmp_path, monkeypatch, quick):
+def test_demo(capsys, tmp_path, monkeypatch):
+    # In small: `.ci/run` runs it whole, with a limit for its Dice.
     folder = tmp_path / "demo"
-    if quick:
-        monkeypatch.setattr(_demo, "TRAINING", {"epochs": 1, "val_interval": 1, "network_def": POINTWISE})
-        monkeypatch.setattr(_demo, "TRAINING_CASES", 5)
-        monkeypatch.setattr(_demo, "HELD_OUT_CASES", 2)
+    monkeypatch.setattr(_demo, "TRAINING", {"epochs": 1, "val_interval": 1, "network_def": POINTWISE})
+    monkeypatch.setattr(_demo, "TRAINING_CASES", 5)
+    monkeypatch.setattr(_demo, "HELD_OUT_CASES", 2)
     assert main(["demo", f"--output={folder}"]) == 0
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -530,10 +529,8 @@ def test_demo(capsys, tmp_path, monkeypatch, quick):
     for mean, group in ((body, cases[::2]), (core, cases[1::2]), (both, cases)):
         assert mean["case"] == "mean"
         assert float(mean["dice"]) == pytest.approx(np.mean([float(row["dice"]) for row in group]), abs=1e-4)
-    assert quick or float(both["dice"]) > 0.85
     (labels,) = folder.glob("*_seg.nii.gz")
     labels, image = nib.load(labels), nib.load(folder / "held_out" / "imagesTr" / "phantom_000.nii.gz")
     np.testing.assert_array_equal(labels.affine, image.affine)
-    assert quick or np.unique(labels.dataobj).tolist() == [0, 1, 2]
     assert (folder / "overlay.png").stat().st_size > 10_000
     assert str(folder / "overlay.png") in capsys.readouterr().out

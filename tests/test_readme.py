@@ -1,6 +1,7 @@
 """What the README shows runs as shown."""
 
 import re
+from pathlib import Path
 
 import pytest
 from monai.bundle import ConfigParser
@@ -38,7 +39,11 @@ def test_commands_name_options_that_exist(text):
         assert options <= set(parser.config), command
 
 
-def test_tests_that_the_reliability_page_names_exist():
+def test_tests_that_texts_name_exist():
+    sources = {f"tests/{path.name}": path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py")}
     named = re.findall(r"`(tests/\w+\.py)::(\w+)`", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"))
     assert len(named) > 40
-    assert [name for file, name in named if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")] == []
+    assert [name for file, name in named if f"def {name}(" not in sources[file]] == []
+    known = {Path(file).stem for file in sources} | set(re.findall(r"def (test_\w+)", "".join(sources.values())))
+    for text in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *BUNDLES.glob("*/docs/README.md")):
+        assert set(re.findall(r"\b(test_\w+)", text.read_text(encoding="utf-8"))) <= known, text
