@@ -11,13 +11,16 @@ from torch import nn
 
 from monai_scaleequiv.layers._derived import DerivedBuffers
 from monai_scaleequiv.layers._input_checks import check_arguments, check_features, check_image
-from monai_scaleequiv.maths import ScaleFilters, hermite_gaussian_basis
+from monai_scaleequiv.layers._steerable_op import steerable_conv
+from monai_scaleequiv.maths import ScaleFilters, hermite_gaussian_basis, separable_filters
 
 
 class SteerableConv(DerivedBuffers):
     """Base of lifting and group convolution, with ``weight`` (O, I, J * F) for J interacting scales, F functions."""
 
     basis: torch.Tensor  # (S, F, K)
+    lines: torch.Tensor | None  # (axes, S, N + 1, taps)
+    gains: torch.Tensor | None  # (F), which are there unless the basis was given
 
     def __init__(
         self, spatial_dims: int, in_channels: int, out_channels: int,
@@ -37,7 +40,9 @@ class SteerableConv(DerivedBuffers):
         self.is_transposed = is_transposed
         self.filters = ScaleFilters.of(filters) if basis is None else None
         self.scales = None if self.filters is None else list(self.filters.scales)
-        self._set_basis(hermite_gaussian_basis(self.filters, spatial_dims) if basis is None else basis)
+        self.register_buffer("lines", None, persistent=False)
+        self.register_buffer("gains", None, persistent=False)
+        self._set_basis(basis)
         self.num_scales, functions = self.basis.shape[0], self.basis.shape[1]
         if not 1 <= scale_size <= self.num_scales:
             raise ValueError(f"scale_size must be from 1 to the {self.num_scales} scales there are, got {scale_size}.")
@@ -51,9 +56,16 @@ class SteerableConv(DerivedBuffers):
         if self.filters is None:
             raise ValueError("a convolution with a basis of its own has no filters for another spacing.")
         self.filters = replace(self.filters, spacing=spacing)
-        self._set_basis(hermite_gaussian_basis(self.filters, self.spatial_dims))
+        self._set_basis(None)
 
-    def _set_basis(self, basis: torch.Tensor) -> None:
+    def _set_basis(self, basis: torch.Tensor | None) -> None:
+        if basis is None:
+            lines, gains = separable_filters(self.filters, self.spatial_dims)
+            longest = max(line.shape[2] for line in lines)
+            padded = [F.pad(line, [(longest - line.shape[2]) // 2] * 2) for line in lines]
+            self.derive_buffer("lines", torch.stack, padded)  # (axes, S, N + 1, taps)
+            self.derive_buffer("gains", torch.clone, gains)  # (F)
+            basis = hermite_gaussian_basis(self.filters, self.spatial_dims)
         self.kernel_size = list(basis.shape[2:])
         if self._keeps_size:
             self.padding = [k // 2 for k in self.kernel_size]
@@ -96,6 +108,27 @@ class SteerableConv(DerivedBuffers):
         else:
             y = F.conv2d(x, kernel, bias, self.stride, self.padding, groups=groups)
         return y.unflatten(1, (self.num_scales, self.out_channels))
+
+    def _gather_scales(self, x: torch.Tensor) -> torch.Tensor:
+        # (B, S, C, ...) -> (B, S * J * C, ...): each scale beside the J - 1 that follow it
+        shifted = [x]
+        for j in range(1, self.scale_size):
+            last = x[:, -1:].expand([-1, j] + [-1] * (x.dim() - 2))
+            shifted.append(torch.cat([x[:, j:], last], dim=1))
+        return torch.cat(shifted, dim=2).flatten(1, 2)
+
+    @torch.jit.unused
+    def _fast(self, x: torch.Tensor) -> torch.Tensor:
+        # (B, S or 1, I, ...) -> (B, S, O, ...)
+        # Whoever loads an exported network need not have this package.
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            groups = x.shape[1]
+            return self._convolve(x.flatten(1, 2) if groups == 1 else self._gather_scales(x), groups)
+        device = x.device.type
+        if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(device))
+        args = self.kernel_size, self.stride, self.padding, self.scale_size, self.is_transposed
+        return steerable_conv(x, self.weight, self.bias, self.basis, self.lines, self.gains, *args)
 
     def extra_repr(self) -> str:
         sizes = f"scales={self.num_scales}, kernel_size={self.kernel_size}, scale_size={self.scale_size}"
@@ -141,7 +174,9 @@ class ScaleLiftingConv(SteerableConv):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_image(x, self.spatial_dims, self.in_channels)
-        return self._convolve(x, 1)
+        if torch.jit.is_scripting():
+            return self._convolve(x, 1)
+        return self._fast(x.unsqueeze(1))
 
 
 class ScaleGroupConv(SteerableConv):
@@ -173,17 +208,9 @@ class ScaleGroupConv(SteerableConv):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_features(x, self.spatial_dims, [self.num_scales], self.in_channels)
-        if self.scale_size > 1:
-            x = self._gather_scales(x)
-        return self._convolve(x.flatten(1, 2), self.num_scales)
-
-    def _gather_scales(self, x: torch.Tensor) -> torch.Tensor:
-        # (B, S, C, ...) -> (B, S, J * C, ...): each scale beside the J - 1 that follow it
-        shifted = [x]
-        for j in range(1, self.scale_size):
-            last = x[:, -1:].expand([-1, j] + [-1] * (x.dim() - 2))
-            shifted.append(torch.cat([x[:, j:], last], dim=1))
-        return torch.cat(shifted, dim=2)
+        if torch.jit.is_scripting():
+            return self._convolve(self._gather_scales(x), self.num_scales)
+        return self._fast(x)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Weights were once stored as (O, I, J, F), a shape that `to(memory_format=...)` takes for an image's.

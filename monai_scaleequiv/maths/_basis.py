@@ -43,27 +43,45 @@ def hermite_gaussian_basis(
 
     Source: Sosnovik et al. 2020 (arXiv 1910.11093), section 3; in 3D Wimmer et al. 2023 (arXiv 2304.05864), section 3.
     """
+    lines, gains = separable_filters(filters, spatial_dims)
+    return _products(lines) * gains.reshape(-1, *[1] * (spatial_dims + 1))
+
+
+def separable_filters(
+    filters: ScaleFilters | Mapping[str, Any] | None = None, spatial_dims: int = 3
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What :py:func:`hermite_gaussian_basis` is the product of.
+
+    For each axis its filters, (S, max_order + 1, taps), and a factor for each function of the basis, (functions).
+    """
     filters = ScaleFilters.of(filters)
     if spatial_dims not in (2, 3):
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
     spacings = voxel_sizes(filters.spacing, spatial_dims)
-    basis = _products(filters, spacings)
-    reference = basis if spacings == [1.0] * spatial_dims else _products(filters, [1.0] * spatial_dims)
-    energy = reference.flatten(2).pow(2).sum(dim=2).mean(dim=1)
-    return basis / energy.sqrt().reshape(-1, *[1] * (spatial_dims + 1))
+    lines = _lines(filters, spacings)
+    reference = lines if spacings == [1.0] * spatial_dims else _lines(filters, [1.0] * spatial_dims)
+    return lines, _products(reference).flatten(2).pow(2).sum(dim=2).mean(dim=1).rsqrt()
 
 
-def _products(filters: ScaleFilters, spacings: Sequence[float]) -> torch.Tensor:
-    orders = itertools.product(range(filters.max_order + 1), repeat=len(spacings))
-    kept = torch.tensor([o for o in orders if sum(o) <= filters.max_order], device="cpu")  # (F, axes)
-    edges = ensure_tuple_rep(filters.kernel_size, len(spacings))
-    product = torch.ones(len(kept), len(filters.scales), dtype=torch.float64, device="cpu")  # (F, S)
-    for axis, (edge, spacing) in enumerate(zip(edges, spacings, strict=True)):
+def _lines(filters: ScaleFilters, spacings: Sequence[float]) -> list[torch.Tensor]:
+    lines = []
+    for edge, spacing in zip(ensure_tuple_rep(filters.kernel_size, len(spacings)), spacings, strict=True):
         sigmas = [filters.sigma * s / spacing for s in filters.scales]
         taps = _taps(edge, spacing, max(sigmas))
-        lines = [hermite_gaussian_filters(taps, s, filters.max_order, filters.method)[kept[:, axis]] for s in sigmas]
-        factor = torch.stack(lines, dim=1)  # (F, S, taps)
-        product = product[..., None] * factor.reshape(*factor.shape[:2], *[1] * axis, taps)
+        lines.append(
+            torch.stack([hermite_gaussian_filters(taps, s, filters.max_order, filters.method) for s in sigmas])
+        )
+    return lines
+
+
+def _products(lines: Sequence[torch.Tensor]) -> torch.Tensor:
+    scales, count, _ = lines[0].shape
+    orders = itertools.product(range(count), repeat=len(lines))
+    kept = torch.tensor([o for o in orders if sum(o) < count], device="cpu")  # (F, axes)
+    product = torch.ones(len(kept), scales, dtype=torch.float64, device="cpu")  # (F, S)
+    for axis, line in enumerate(lines):
+        factor = line[:, kept[:, axis]].transpose(0, 1)  # (F, S, taps)
+        product = product[..., None] * factor.reshape(*factor.shape[:2], *[1] * axis, -1)
     return product
 
 
