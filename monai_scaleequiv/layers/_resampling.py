@@ -39,18 +39,23 @@ class SpacedResample(nn.Module):
         return f"factor={self.factor}"
 
 
-def _resample_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Tensor:
-    # matrix (S or 1, m, n) acts on one axis of (B, S, C, ...), whose length goes from n to m
-    # Five axes, also of length 1: to four, torch.compile tries to give an image's layout, and fails at symbolic sizes.
-    matrix = matrix.unsqueeze(0).unsqueeze(2)  # (1, S or 1, 1, m, n)
+def _resample_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int, first: int = 2) -> torch.Tensor:
+    # matrix (S or 1, m, n) acts on one axis, whose length goes from n to m; S is the axis before ``first``
+    # A batch and a line at least, also of length 1: to four axes, torch.compile tries to give an image's layout, and
+    # fails at symbolic sizes.
+    matrix = matrix.unsqueeze(1)
+    for _ in range(first - 1):
+        matrix = matrix.unsqueeze(0)  # (1, S or 1, 1, m, n)
     if axis == x.dim() - 1:
-        lines = x.shape[2:-1]
-        x = torch.matmul(x.flatten(2, -2).unsqueeze(2), matrix.transpose(3, 4))  # (B, S, 1, lines, m)
-        return x.squeeze(2).unflatten(2, lines)
-    leading, trailing = x.shape[2:axis], x.shape[axis + 1 :]
-    x = x.flatten(2, axis - 1).flatten(4)  # (B, S, leading, n, trailing)
-    x = torch.matmul(matrix, x)  # (B, S, leading, m, trailing)
-    return x.unflatten(-1, trailing).unflatten(2, leading)
+        lines = x.shape[first:-1]
+        x = torch.matmul(x.flatten(first, -2).unsqueeze(first), matrix.transpose(-2, -1))  # (B, S, 1, lines, m)
+        return x.squeeze(first).unflatten(first, lines)
+    leading, trailing = x.shape[first:axis], x.shape[axis + 1 :]
+    if axis > first:
+        x = x.flatten(first, axis - 1).flatten(first + 2)  # (B, S, leading, n, trailing)
+        return torch.matmul(matrix, x).unflatten(-1, trailing).unflatten(first, leading)
+    x = torch.matmul(matrix, x.flatten(first + 1).unsqueeze(first))
+    return x.squeeze(first).unflatten(-1, trailing)
 
 
 class ScaleDownsample(SpacedResample):
@@ -96,12 +101,33 @@ class ScaleDownsample(SpacedResample):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_features(x, len(self.factor), [1, len(self.scales)], 0)
-        x = x.expand([-1, len(self.scales)] + [-1] * (x.dim() - 2))
+        if x.shape[1] < len(self.scales):
+            return self._from_image(x)
         for axis in range(len(self.factor)):
             if self.widths[axis][0] > 0:
                 matrix = gaussian_downsampling_matrix(x.shape[3 + axis], self.factor[axis], self.widths[axis], x)
                 x = _resample_axis(x, matrix, 3 + axis)
         return x
+
+    def _from_image(self, x: torch.Tensor) -> torch.Tensor:
+        # (B, 1, C, ...) -> (B, S, C, ...). The first axis takes all scales at once, without a copy of x for each.
+        x = x.squeeze(1)  # (B, C, ...)
+        is_first = True
+        for axis in range(len(self.factor)):
+            if self.widths[axis][0] > 0:
+                size = x.shape[2 + axis] if is_first else x.shape[3 + axis]
+                matrix = gaussian_downsampling_matrix(size, self.factor[axis], self.widths[axis], x)
+                if is_first:
+                    x = x.movedim(2 + axis, 2)  # (B, C, n, ...)
+                    rest = x.shape[3:]
+                    x = torch.matmul(matrix.flatten(0, 1), x.flatten(3))  # (B, C, S * m, ...)
+                    x = x.unflatten(2, (len(self.scales), -1)).unflatten(4, rest).movedim(3, 3 + axis)
+                else:
+                    x = _resample_axis(x, matrix, 3 + axis, first=3)
+                is_first = False
+        if is_first:
+            x = x.unsqueeze(2).expand([-1, -1, len(self.scales)] + [-1] * len(self.factor))
+        return x.transpose(1, 2)
 
 
 def _interpolation_variance(factor: int) -> float:
@@ -147,5 +173,6 @@ class ScaleUpsample(SpacedResample):
                 matrix = linear_upsampling_matrix(x.shape[3 + axis], self.factor[axis], size[axis], x)
                 x = _resample_axis(x, matrix.unsqueeze(0), 3 + axis)
             if self.widths[axis][0] > 0:
-                x = _resample_axis(x, gaussian_downsampling_matrix(size[axis], 1, self.widths[axis], x), 3 + axis)
+                matrix = gaussian_downsampling_matrix(size[axis], 1, self.widths[axis], x)
+                x = _resample_axis(x, matrix, 3 + axis)
         return x
