@@ -1,6 +1,5 @@
 """Which form of a steerable convolution is fastest, by device, type and sizes: one table, from measurements."""
 
-from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -74,7 +73,7 @@ def choose_form(x: torch.Tensor, outputs: int, basis, geometry, lines) -> ConvFo
     keeps_size = all(s == 1 and 2 * p == k - 1 for k, s, p in axes) and not geometry.is_transposed
     if lines is not None and keeps_size and x.dtype in (torch.float32, torch.float64):
         voxels = prod(x.shape[3:])
-        separable = _ADVANTAGE * _separable_work(sizes, x.shape[3:], functions, lines.shape[2])
+        separable = _ADVANTAGE * _separable_work(sizes, x.shape[3:], functions, lines.shape[1])
         if separable * voxels + scales * _OVERHEAD < work * voxels:
             return ConvForm((1,) * dims, is_separable=True)
     return ConvForm(phases, dense)

@@ -48,7 +48,8 @@ class _BlockConv:
         if geometry.is_transposed:
             fine, coarse = coarse, fine
         axes = [
-            polyphase_axis(*axis) for axis in zip(geometry.edges, geometry.stride, geometry.padding, self.form.phases)
+            polyphase_axis(*axis)
+            for axis in zip(geometry.edges, geometry.stride, geometry.padding, self.form.phases, strict=True)
         ]
         counts = [block_counts(axis, n, m) for axis, n, m in zip(axes, fine, coarse, strict=True)]
         inner = [axis.inputs for axis in axes], [n for n, _ in counts], [axis.padding for axis in axes]
@@ -158,9 +159,7 @@ def _from_dense(dense: torch.Tensor, interactions: int) -> torch.Tensor:
     return kernel
 
 
-# An operator, so that torch.compile has one node, whose form may depend on the sizes at hand.
-@torch.library.custom_op("monai_scaleequiv::steerable_conv", mutates_args=())
-def steerable_conv(
+def steerable_forward(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, basis: torch.Tensor, lines: torch.Tensor | None,
     gains: torch.Tensor | None, edges: list[int], stride: list[int], padding: list[int], scale_size: int,
     is_transposed: bool,
@@ -174,12 +173,16 @@ def steerable_conv(
     with torch.autocast(x.device.type, enabled=False):
         form = choose_form(x, weight.shape[0], basis.shape, geometry, lines)
         if form.is_separable:
-            return SeparableConv(lines, gains, weight, x.shape[3:]).forward(x, bias)
+            return SeparableConv(lines.unflatten(0, (len(edges), -1)), gains, weight, x.shape[3:]).forward(x, bias)
         conv = _BlockConv(x, weight, basis, geometry, form)
         if bias is not None:
             bias = bias.to(x.dtype).repeat(conv.scales * prod(conv.phases_out))
         y = conv.convolve(conv.split_input(x), conv.kernel().to(x.dtype), conv.padding, bias)
         return conv.join_output(y)
+
+
+# An operator, so that torch.compile has one node, whose form may depend on the sizes at hand.
+steerable_conv = torch.library.custom_op("monai_scaleequiv::steerable_conv", steerable_forward, mutates_args=())
 
 
 @torch.library.custom_op("monai_scaleequiv::steerable_gradients", mutates_args=())
@@ -193,7 +196,9 @@ def steerable_gradients(
     with torch.autocast(x.device.type, enabled=False):
         form = choose_form(x, weight.shape[0], basis.shape, geometry, lines)
         if form.is_separable:
-            return SeparableConv(lines, gains, weight, x.shape[3:]).gradients(grad, x, of_input, of_weight)
+            return SeparableConv(lines.unflatten(0, (len(edges), -1)), gains, weight, x.shape[3:]).gradients(
+                grad, x, of_input, of_weight
+            )
         return _BlockConv(x, weight, basis, geometry, form).gradients(grad, x, of_input, of_weight)
 
 

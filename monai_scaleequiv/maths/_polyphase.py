@@ -11,6 +11,7 @@ zeros that are added cost less than the lanes that would stay empty.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -65,7 +66,7 @@ def polyphase_basis(
             kernel = torch.cat([kernel, zero], dim=i).index_select(i, index)
     count = len(axes)
     for i in reversed(range(count)):
-        kernel = kernel.unflatten(2 + i, axes[i][:2] + (axes[i].taps,))
+        kernel = kernel.unflatten(2 + i, (axes[i].outputs, axes[i].inputs, axes[i].taps))
     outputs, inputs, taps = ([2 + 3 * i + part for i in range(count)] for part in range(3))
     if is_transposed:
         outputs, inputs, kernel = inputs, outputs, kernel.flip(taps)
@@ -79,9 +80,10 @@ def split_phases(x: torch.Tensor, phases: Sequence[int], blocks: Sequence[int], 
     The last scale is repeated past the end, and space is continued by zeros.
     """
     batch, scales, channels = x.shape[:3]
-    count = _product(phases)
-    y = x.new_empty([batch, scales, interactions, count, channels, *blocks])
-    for p, (voxels, filled) in enumerate(_phases(phases, blocks, x.shape[3:])):
+    if interactions == 1 and prod(phases) == 1 and list(blocks) == list(x.shape[3:]):
+        return x[:, :, None, None]
+    y = x.new_empty([batch, scales, interactions, prod(phases), channels, *blocks])
+    for p, (voxels, filled) in enumerate(_phases(tuple(phases), tuple(x.shape[3:]))):
         source = x[(..., *voxels)]
         for j in range(interactions):
             part = y[:, :, j, p][(..., *filled)]
@@ -96,9 +98,11 @@ def split_phases(x: torch.Tensor, phases: Sequence[int], blocks: Sequence[int], 
 
 def join_phases(y: torch.Tensor, phases: Sequence[int], size: Sequence[int]) -> torch.Tensor:
     """The adjoint of :py:func:`split_phases`: blocks (B, S, J, P, C, ...) as features (B, S, C, *size)."""
-    batch, scales, interactions, _, channels = y.shape[:5]
+    batch, scales, interactions, count, channels = y.shape[:5]
+    if interactions == 1 and count == 1 and list(y.shape[5:]) == list(size):
+        return y[:, :, 0, 0]
     x = y.new_empty([batch, scales, channels, *size])
-    for p, (voxels, filled) in enumerate(_phases(phases, y.shape[5:], size)):
+    for p, (voxels, filled) in enumerate(_phases(tuple(phases), tuple(size))):
         target, source = x[(..., *voxels)], y[:, :, :, p][(..., *filled)]
         target.copy_(source[:, :, 0])
         for j in range(1, interactions):
@@ -107,17 +111,11 @@ def join_phases(y: torch.Tensor, phases: Sequence[int], size: Sequence[int]) -> 
     return x
 
 
-def _phases(phases: Sequence[int], blocks: Sequence[int], size: Sequence[int]) -> list[tuple[list[slice], list[slice]]]:
-    # For each phase, last axis fastest: its voxels, and its blocks that hold any
+@lru_cache(maxsize=256)
+def _phases(phases: Sequence[int], size: Sequence[int]) -> list[tuple[list[slice], list[slice]]]:
+    # For each phase, last axis fastest: its voxels, and the blocks that hold them
     slices: list[tuple[list[slice], list[slice]]] = [([], [])]
     for count, n in zip(phases, size, strict=True):
         axis = [(slice(b, None, count), slice(0, -(-(n - b) // count) if b < n else 0)) for b in range(count)]
         slices = [([*voxels, v], [*filled, f]) for voxels, filled in slices for v, f in axis]
     return slices
-
-
-def _product(numbers: Sequence[int]) -> int:
-    product = 1
-    for n in numbers:
-        product *= n
-    return product

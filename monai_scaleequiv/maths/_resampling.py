@@ -6,7 +6,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-
 _NEGLIGIBLE = 1e-20  # of what double precision resolves of a sum of 1, a ten-thousandth
 
 

@@ -62,7 +62,17 @@ class SeparableConv:
         kept = max(m.shape[0] + m.shape[1] for m in self.mixing)
         planes = min(self.depth, max(1, _SLAB // (kept * self.height * self.width)))
         self.planes = -(-self.depth // -(-self.depth // planes))  # slabs of one size
+        # Matrices (J * I, orders * planes, D) of each slab, scale and c, made once for all images
+        self.depth_matrices = {
+            start: [[self._depth_matrix(s, c, start, count) for c in range(orders)] for s in range(self.scales)]
+            for start, count in self._slabs()
+        }
         self.buffers: dict[str, torch.Tensor] = {}
+
+    def _depth_matrix(self, scale: int, c: int, start: int, count: int) -> torch.Tensor:
+        orders = max(a for a, _, _ in self.places[c]) + 1
+        matrix = self.along_depth[scale, :orders, start : start + count].reshape(-1, self.depth)
+        return matrix.expand(self.interactions * self.inputs, -1, -1)
 
     def _mixing(self, weight: torch.Tensor, c: int) -> torch.Tensor:
         a, b, place = zip(*self.places[c], strict=True)
@@ -79,7 +89,7 @@ class SeparableConv:
             for start, count in self._slabs():
                 mixed = self._buffer("mixed", x, self.along_height.shape[1] * self.outputs, count)
                 for c, mixing in enumerate(self.mixing):
-                    responses = self._along_depth(lines[c], scale, c, start, count)
+                    responses = self._along_depth(lines[c], scale, c, start)
                     mixed[: len(mixing)].flatten(1).addmm_(mixing, responses, beta=min(c, 1))
                 total = self._buffer("total", x, self.outputs, count)
                 for b, part in enumerate(mixed.split(self.outputs)):
@@ -103,7 +113,7 @@ class SeparableConv:
                 for c, mixing in enumerate(self.mixing):
                     part = mixed[: len(mixing)].flatten(1)
                     if lines is not None:
-                        grads[c].addmm_(part, self._along_depth(lines[c], scale, c, start, count).t())
+                        grads[c].addmm_(part, self._along_depth(lines[c], scale, c, start).t())
                     if of_input:
                         self._back_along_depth(of_lines[c], part, scale, c, start)
             if of_input:
@@ -135,15 +145,9 @@ class SeparableConv:
             torch.mm(source, self.along_width[scale, c].t(), out=out)
         return lines
 
-    def _depth_matrix(self, scale: int, c: int, start: int, count: int) -> torch.Tensor:
-        # (J * I, orders * planes, D)
-        orders = max(a for a, _, _ in self.places[c]) + 1
-        matrix = self.along_depth[scale, :orders, start : start + count].reshape(-1, self.depth)
-        return matrix.expand(self.interactions * self.inputs, -1, -1)
-
-    def _along_depth(self, lines: torch.Tensor, scale: int, c: int, start: int, count: int) -> torch.Tensor:
+    def _along_depth(self, lines: torch.Tensor, scale: int, c: int, start: int) -> torch.Tensor:
         # (J * I, D, H * W) -> (J * I * orders, planes * H * W)
-        matrix = self._depth_matrix(scale, c, start, count)
+        matrix = self.depth_matrices[start][scale][c]
         responses = self._buffer("responses", lines, matrix.shape[0] * matrix.shape[1], 1).view(*matrix.shape[:2], -1)
         torch.bmm(matrix, lines, out=responses)
         return responses.view(self.mixing[c].shape[1], -1)
@@ -158,7 +162,7 @@ class SeparableConv:
         return mixed
 
     def _back_along_depth(self, of_lines: torch.Tensor, mixed: torch.Tensor, scale: int, c: int, start: int) -> None:
-        matrix = self._depth_matrix(scale, c, start, mixed.shape[1] // (self.height * self.width))
+        matrix = self.depth_matrices[start][scale][c]
         responses = self._buffer("responses", mixed, matrix.shape[0] * matrix.shape[1], 1)
         torch.mm(self.mixing[c].t(), mixed, out=responses.view(self.mixing[c].shape[1], -1))
         of_lines.baddbmm_(matrix.transpose(1, 2), responses.view(*matrix.shape[:2], -1), beta=min(start, 1))

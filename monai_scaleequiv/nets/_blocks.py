@@ -64,6 +64,39 @@ class ScaleConvUnit(nn.Sequential):
             elif letter == "A" and act is not None:
                 self.add_module("act", PerScale(get_act_layer(act)))
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        folded = self._folded(x)
+        if folded is not None:
+            return folded
+        for module in self:
+            x = module(x)
+        return x
+
+    @torch.jit.unused
+    def _folded(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The unit with the norm's running statistics folded into the convolution, where nothing would notice."""
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()
+        if self.training or torch.is_grad_enabled() or traced or len(self) < 2:
+            return None
+        conv, norm, *others = self
+        if type(conv) not in (ScaleLiftingConv, ScaleGroupConv) or type(norm) is not ScaleNorm:
+            return None
+        statistics = norm.layer
+        if type(statistics) not in (nn.BatchNorm2d, nn.BatchNorm3d) or statistics.running_mean is None:
+            return None
+        if any(m.training or m._forward_hooks or m._forward_pre_hooks for m in (conv, norm, statistics)):
+            return None
+        scale = (statistics.running_var + statistics.eps).rsqrt()
+        if statistics.weight is not None:
+            scale = scale * statistics.weight
+        shift = -statistics.running_mean * scale
+        if statistics.bias is not None:
+            shift = shift + statistics.bias
+        x = conv.scaled_and_shifted(x, scale, shift)
+        for module in others:
+            x = module(x)
+        return x
+
 
 class ScaleResidualUnit(nn.Module):
     """Several :py:class:`ScaleConvUnit` in a row beside a shortcut.
