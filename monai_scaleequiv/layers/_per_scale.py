@@ -64,6 +64,18 @@ class ScaleNorm(PerScale):
         super().__init__(layer)
         self.spatial_dims, self.channels = spatial_dims, channels
 
+    @torch.jit.unused
+    def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Factor and summand of each channel, where these are constants: batch normalisation by running statistics."""
+        norm = self.layer
+        if type(norm) not in (nn.BatchNorm2d, nn.BatchNorm3d) or norm.training:
+            return None
+        mean, variance, weight, bias = (getattr(norm, n) for n in ("running_mean", "running_var", "weight", "bias"))
+        if mean is None:
+            return None
+        scale = torch.rsqrt(variance + norm.eps) * (1.0 if weight is None else weight)
+        return scale, (0.0 if bias is None else bias) - mean * scale
+
 
 class ScalePool(PerScale):
     """Any MONAI pooling over space on features with a scale axis.

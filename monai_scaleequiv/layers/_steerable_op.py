@@ -172,7 +172,7 @@ def steerable_forward(
     geometry = ConvGeometry(edges, stride, padding, scale_size, is_transposed)
     with torch.autocast(x.device.type, enabled=False):
         form = choose_form(x, weight.shape[0], basis.shape, geometry, lines)
-        if form.is_separable:
+        if form.is_separable and lines is not None and gains is not None:
             return SeparableConv(lines.unflatten(0, (len(edges), -1)), gains, weight, x.shape[3:]).forward(x, bias)
         conv = _BlockConv(x, weight, basis, geometry, form)
         if bias is not None:
@@ -195,7 +195,7 @@ def steerable_gradients(
     geometry = ConvGeometry(edges, stride, padding, scale_size, is_transposed)
     with torch.autocast(x.device.type, enabled=False):
         form = choose_form(x, weight.shape[0], basis.shape, geometry, lines)
-        if form.is_separable:
+        if form.is_separable and lines is not None and gains is not None:
             return SeparableConv(lines.unflatten(0, (len(edges), -1)), gains, weight, x.shape[3:]).gradients(
                 grad, x, of_input, of_weight
             )

@@ -12,7 +12,7 @@ zeros that are added cost less than the lanes that would stay empty.
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,7 +24,7 @@ class PolyphaseAxis(NamedTuple):
     inputs: int  # voxels of a block of the input, q
     padding: int  # blocks of zeros on either side
     taps: int  # edge of the kernel on blocks
-    index: tuple[int, ...]  # tap of the kernel on voxels for each (a, b, delta), flat; its edge where there is none
+    tap_index: tuple[int, ...]  # tap of the kernel on voxels for each (a, b, delta), flat; its edge where there is none
 
 
 @lru_cache(maxsize=256)
@@ -62,7 +62,7 @@ def polyphase_basis(
     for i, axis in enumerate(axes, 2):  # (S, F, A1 B1 T1, ...)
         if axis.inputs > 1:
             zero = kernel.new_zeros([*kernel.shape[:i], 1, *kernel.shape[i + 1 :]])
-            index = torch.tensor(axis.index, device=basis.device)
+            index = torch.tensor(axis.tap_index, device=basis.device)
             kernel = torch.cat([kernel, zero], dim=i).index_select(i, index)
     count = len(axes)
     for i in reversed(range(count)):
@@ -84,13 +84,13 @@ def split_phases(x: torch.Tensor, phases: Sequence[int], blocks: Sequence[int], 
         return x[:, :, None, None]
     y = x.new_empty([batch, scales, interactions, prod(phases), channels, *blocks])
     for p, (voxels, filled) in enumerate(_phases(tuple(phases), tuple(x.shape[3:]))):
-        source = x[(..., *voxels)]
+        source = x[voxels]
         for j in range(interactions):
-            part = y[:, :, j, p][(..., *filled)]
+            part = y[:, :, j, p][filled]
             part[:, : scales - j].copy_(source[:, j:])
             if j > 0:
                 part[:, scales - j :].copy_(source[:, -1:].expand(-1, j, *source.shape[2:]))
-        for axis, piece in enumerate(filled):
+        for axis, piece in enumerate(filled[1:]):
             if piece.stop < blocks[axis]:
                 y[:, :, :, p].narrow(4 + axis, piece.stop, blocks[axis] - piece.stop).zero_()
     return y
@@ -103,7 +103,7 @@ def join_phases(y: torch.Tensor, phases: Sequence[int], size: Sequence[int]) -> 
         return y[:, :, 0, 0]
     x = y.new_empty([batch, scales, channels, *size])
     for p, (voxels, filled) in enumerate(_phases(tuple(phases), tuple(size))):
-        target, source = x[(..., *voxels)], y[:, :, :, p][(..., *filled)]
+        target, source = x[voxels], y[:, :, :, p][filled]
         target.copy_(source[:, :, 0])
         for j in range(1, interactions):
             target[:, j:].add_(source[:, : scales - j, j])
@@ -112,10 +112,10 @@ def join_phases(y: torch.Tensor, phases: Sequence[int], size: Sequence[int]) -> 
 
 
 @lru_cache(maxsize=256)
-def _phases(phases: Sequence[int], size: Sequence[int]) -> list[tuple[list[slice], list[slice]]]:
-    # For each phase, last axis fastest: its voxels, and the blocks that hold them
+def _phases(phases: tuple[int, ...], size: tuple[int, ...]) -> list[tuple[Any, Any]]:
+    # Indices, for each phase, last axis fastest: its voxels, and the blocks that hold them
     slices: list[tuple[list[slice], list[slice]]] = [([], [])]
     for count, n in zip(phases, size, strict=True):
         axis = [(slice(b, None, count), slice(0, -(-(n - b) // count) if b < n else 0)) for b in range(count)]
         slices = [([*voxels, v], [*filled, f]) for voxels, filled in slices for v, f in axis]
-    return slices
+    return [((..., *voxels), (..., *filled)) for voxels, filled in slices]

@@ -6,8 +6,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-_NEGLIGIBLE = 1e-20  # of what double precision resolves of a sum of 1, a ten-thousandth
-
 
 def gaussian_downsampling_matrix(size: int, factor: int, sigma: list[float], like: torch.Tensor) -> torch.Tensor:
     r"""Matrices (S, ceil(size / factor), size) that blur an axis with S Gaussians and keep every ``factor``-th sample.
@@ -23,8 +21,8 @@ def gaussian_downsampling_matrix(size: int, factor: int, sigma: list[float], lik
     distance = (_positions(size, like)[None, :] - centres[:, None])[None] / widths  # (S, rows, size)
     # Softmax is the Gaussian divided by its sum, and stays finite when the last centre lies beyond the last voxel.
     weights = torch.softmax(-0.5 * distance**2, dim=-1)
-    # Without its far end, of subnormal numbers, with which a CPU multiplies fifty times slower.
-    return torch.where(weights < _NEGLIGIBLE, torch.zeros_like(weights), weights).to(like.dtype)
+    # Without its far end: among it are subnormal numbers, with which a CPU multiplies fifty times slower.
+    return torch.where(weights < 1e-20, torch.zeros_like(weights), weights).to(like.dtype)
 
 
 @lru_cache(maxsize=512)

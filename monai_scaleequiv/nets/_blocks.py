@@ -14,6 +14,7 @@ from monai_scaleequiv.layers import (
     ScaleLiftingConv,
     ScaleNorm,
     ScalePointwiseConv,
+    SteerableConv,
     check_arguments,
 )
 from monai_scaleequiv.maths import ScaleFilters
@@ -65,9 +66,10 @@ class ScaleConvUnit(nn.Sequential):
                 self.add_module("act", PerScale(get_act_layer(act)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        folded = self._folded(x)
-        if folded is not None:
-            return folded
+        if not torch.jit.is_scripting():
+            folded = self._folded(x)
+            if folded is not None:
+                return folded
         for module in self:
             x = module(x)
         return x
@@ -79,20 +81,14 @@ class ScaleConvUnit(nn.Sequential):
         if self.training or torch.is_grad_enabled() or traced or len(self) < 2:
             return None
         conv, norm, *others = self
-        if type(conv) not in (ScaleLiftingConv, ScaleGroupConv) or type(norm) is not ScaleNorm:
+        if not isinstance(conv, SteerableConv) or not isinstance(norm, ScaleNorm):
             return None
-        statistics = norm.layer
-        if type(statistics) not in (nn.BatchNorm2d, nn.BatchNorm3d) or statistics.running_mean is None:
+        if any(m._forward_hooks or m._forward_pre_hooks for m in (conv, norm, norm.layer)):
             return None
-        if any(m.training or m._forward_hooks or m._forward_pre_hooks for m in (conv, norm, statistics)):
+        constants = norm.scale_and_shift()
+        if constants is None:
             return None
-        scale = (statistics.running_var + statistics.eps).rsqrt()
-        if statistics.weight is not None:
-            scale = scale * statistics.weight
-        shift = -statistics.running_mean * scale
-        if statistics.bias is not None:
-            shift = shift + statistics.bias
-        x = conv.scaled_and_shifted(x, scale, shift)
+        x = conv.scaled_and_shifted(x, *constants)
         for module in others:
             x = module(x)
         return x

@@ -19,8 +19,11 @@ class UpLevel(nn.Module):
         self.unit = unit
         self.upsample = upsample
 
-    def forward(self, x: torch.Tensor, size: list[int]) -> torch.Tensor:
-        return self.upsample(self.unit(x), size)
+    def forward(self, x: torch.Tensor, size: list[int], takes_mean: bool = False) -> torch.Tensor:
+        x = self.unit(x)
+        if takes_mean:  # over the scales, which commutes with up-sampling and before it costs a fraction
+            x = x.mean(dim=1, keepdim=True)
+        return self.upsample(x, size)
 
 
 _Network = TypeVar("_Network", bound=nn.Module)

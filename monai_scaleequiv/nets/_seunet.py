@@ -87,7 +87,7 @@ class SEUNet(nn.Module):
         self.scales = list(self.filters.scales)
         joined = ScaleProjection(projection, channels=out_channels) if isinstance(projection, str) else projection
         self.projection: nn.Module = joined
-        self._joins_first = isinstance(joined, ScaleProjection) and joined.mode == "mean"
+        self._projects_mean = isinstance(joined, ScaleProjection) and joined.mode == "mean"
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         self._factors = [list(ensure_tuple_rep(s, spatial_dims)) for s in self.strides]  # at spacing 1
         self._build_levels()
@@ -161,16 +161,13 @@ class SEUNet(nn.Module):
             skips.append(x)
             sizes.append(x.shape[3:])
         x = self.bottom(x)
+        takes_mean = self._projects_mean
+        if not torch.jit.is_scripting():  # whoever watches the projection is to see all scales
+            takes_mean = takes_mean and not self.projection._forward_pre_hooks
         for i, up in enumerate(self.ups):
             level = len(skips) - 1 - i
-            x = torch.cat([skips[level], x], dim=2)
-            if level == 0 and self._joins_first:
-                # The mean over scales and up-sampling, in this order a fraction of the work
-                x = up.upsample(self.projection(up.unit(x)).unsqueeze(1), sizes[0]).squeeze(1)
-            else:
-                x = up(x, sizes[level])
-        if not self._joins_first:
-            x = self.projection(x)
+            x = up(torch.cat([skips[level], x], dim=2), sizes[level], takes_mean and level == 0)
+        x = self.projection(x)
         return x if x.shape[-1] == width else x.narrow(-1, 0, width)
 
     def _pad_lone_voxel(self, x: torch.Tensor) -> torch.Tensor:
