@@ -51,7 +51,7 @@ class RepUXNet(nn.Module):
         full_size_channels: channels of the decoder at the image's own size, where about half of a training step's time
             goes with the published ``feature_size[0]``, the default.
         use_checkpoint: whether training keeps only what enters each stage and each block of the decoder and computes
-            the rest twice: less than half the memory, for a forward pass more per step.
+            the rest twice: less than half the activations, for a forward pass more per step.
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or channels.

@@ -57,7 +57,7 @@ class SEUNet(nn.Module):
         scale_size: number of neighbouring scales that interact in a convolution.
         projection: how scales are joined, a mode of :py:class:`ScaleProjection` or a module of its kind.
         use_checkpoint: whether training keeps only what enters each convolution or residual unit and computes the rest
-            twice: less than half the memory, for a forward pass more per step.
+            twice: less than half the activations, for a forward pass more per step.
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or channels.
