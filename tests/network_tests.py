@@ -29,6 +29,7 @@ class NetworkTests:
     compile_args: ClassVar[dict[str, Any]] = {}
     stored: ClassVar[str] = ""  # file of stored logits, where its name is not that of the network
     name_prefix: ClassVar[str] = ""  # of the parameters when these logits were stored
+    checkpoint_case: ClassVar[tuple[dict[str, Any], tuple[int, ...]] | None] = None  # arguments, shape
     # How equivariant the network is on a smooth image: arguments, sizes of the image and the rescaled one, tolerance.
     equivariance: ClassVar[tuple[dict[str, Any], tuple[int, ...], tuple[int, ...], float] | None] = None
 
@@ -140,6 +141,55 @@ class NetworkTests:
             (y,) = session.run(None, {"image": value.numpy()})
             np.testing.assert_allclose(y, net(value).detach(), atol=1e-4)
 
+    def checkpointed(self) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+        """A network that keeps its activations, the same one that computes them twice, and an input."""
+        if self.checkpoint_case is None:
+            pytest.skip(f"{self.network.__name__} has its own test of it, or no such option")
+        args, shape = self.checkpoint_case
+        twice = self.network(**args, use_checkpoint=True)
+        plain = self.network(**args)
+        plain.load_state_dict(twice.state_dict())
+        return plain, twice, torch.rand(shape)
+
+    @pytest.mark.parametrize("is_compiled", [False, True])
+    def test_checkpointing_changes_neither_gradients_nor_statistics(self, float64, is_compiled):
+        *networks, x = self.checkpointed()
+        x.requires_grad_()
+        gradients = []
+        for network in networks:
+            torch.compiler.reset()
+            torch.manual_seed(1)  # of dropout
+            call = torch.compile(network, backend="aot_eager", fullgraph=True) if is_compiled else network
+            # Compiled, torch refuses two passes through a batch norm before one backward.
+            loss = call(x).square().mean() + (0 if is_compiled else call(2 * x).square().mean())
+            gradients.append(torch.autograd.grad(loss, [x, *network.parameters()]))
+        torch.testing.assert_close(*gradients, atol=1e-12, rtol=1e-9)
+        plain, twice = (network.state_dict() for network in networks)  # statistics, counted once
+        torch.testing.assert_close(plain, twice, atol=1e-12, rtol=1e-9)
+
+    def test_checkpointed_graph_can_be_gone_through_twice(self):
+        _, twice, x = self.checkpointed()
+        loss = twice(x).square().mean()
+        first = torch.autograd.grad(loss, list(twice.parameters()), retain_graph=True)
+        statistics = {name: value.clone() for name, value in twice.state_dict().items()}
+        torch.testing.assert_close(torch.autograd.grad(loss, list(twice.parameters())), first, atol=0, rtol=0)
+        torch.testing.assert_close(twice.state_dict(), statistics, atol=0, rtol=0)
+
+    def test_checkpointing_under_autocast(self):
+        *networks, x = self.checkpointed()
+        gradients = []
+        for network in networks:
+            torch.manual_seed(1)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = network(x).float().square().mean()
+            gradients.append(torch.autograd.grad(loss, list(network.parameters())))
+        torch.testing.assert_close(*gradients, atol=0, rtol=0)
+
+    def test_checkpointing_halves_what_is_kept(self):
+        plain, twice, x = self.checkpointed()
+        assert 0 < kept(twice, x) <= 0.5 * kept(plain, x)
+        assert kept(twice.eval(), x) == kept(plain.eval(), x)  # in evaluation it does nothing
+
     @pytest.mark.slow
     def test_compile(self):
         net, x, other = self.exported()
@@ -214,3 +264,19 @@ class NetworkTests:
         net.load_state_dict(net.state_dict() | {k: v.abs() if "running_var" in k else v for k, v in rules.items()})
         x = torch.from_numpy(np.random.default_rng(0).standard_normal(shape))
         return net(x).detach().numpy()
+
+
+def kept(network: nn.Module, x: torch.Tensor) -> int:
+    """Bytes of activations that autograd keeps between the forward and the backward pass."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        y = network(x)
+    for parameter in network.parameters():
+        storages.pop(parameter.untyped_storage().data_ptr(), None)
+    assert y.requires_grad
+    return sum(storage.nbytes() for storage in storages.values())

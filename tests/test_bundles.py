@@ -63,6 +63,7 @@ CALLS = {
     "max",
     "min",
     "monai.utils.set_determinism",
+    "monai_scaleequiv.data.loader_workers",
     "monai_scaleequiv.handlers.leave_process_group",
     "reference.exit_if_stopped",
     "reference.parameters",
@@ -551,6 +552,9 @@ def test_volume_smaller_than_the_crop(bundle, trained, tmp_path):
     for transform in parser.get_parsed_content("train#random_transforms"):
         crop = transform(crop)
     assert [list(crop[key].shape) for key in case] == [[1, *config(bundle, "train")["patch_size"]]] * 2
+    # Each field of a header would be sent by the loader's workers as a tensor of its own.
+    assert not {"sizeof_hdr", "pixdim", "srow_x"} & set(crop["image"].meta)
+    assert crop["image"].meta["filename_or_obj"] == case["image"]
     weights = {"ckpt_path": trained / "models" / "model.pt", **tiny(bundle)}
     run(bundle, "inference", dataset_dir=case["image"], output_dir=tmp_path / "out", **weights)
     assert nib.load(tmp_path / "out" / "a_seg.nii.gz").shape == (5, 9, 1)

@@ -16,7 +16,13 @@ import torch
 from monai.data import ITKReader, MetaTensor
 from monai.transforms import LoadImaged, SaveImaged
 
-from monai_scaleequiv.data import CheckedNibabelReader, InputGridWriter, check_output_dir, nifti_datalist
+from monai_scaleequiv.data import (
+    CheckedNibabelReader,
+    InputGridWriter,
+    check_output_dir,
+    loader_workers,
+    nifti_datalist,
+)
 
 from .fault_files import write_volume
 
@@ -412,3 +418,17 @@ def test_folder_for_results(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryFile", full)
     with pytest.raises(OSError, match=r"output_dir: expected a folder .*No space left on device"):
         check_output_dir(tmp_path / "new")
+
+
+def test_workers_load_for_a_gpu_alone(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: range(16), raising=False)
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["fork", "spawn"])
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert loader_workers("cpu") == loader_workers(torch.device("cpu")) == 0
+    assert loader_workers("cuda:1") == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # processes that share the cores
+    assert loader_workers("cuda") == 1
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: range(1))
+    assert loader_workers("cuda") == 0
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])  # as on Windows
+    assert loader_workers("cuda") == 0

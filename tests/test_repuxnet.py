@@ -58,6 +58,7 @@ class TestRepUXNet(NetworkTests):
         ({"full_size_channels": 0}, "full_size_channels must be a whole number"),
     ]
     export_case = ({**IN_3D, "prior_mode": "learned", **SHORTCUT}, (1, 1, 12, 10, 8), (1, 1, 9, 11, 7))
+    checkpoint_case = {**IN_3D, **SHORTCUT, "drop_path_rate": 0.2, "norm_name": "batch"}, (2, 1, 12, 10, 8)
 
     @classmethod
     def reference_logits(cls):

@@ -15,7 +15,8 @@ from torch.nn.utils import parametrize, prune
 from monai_scaleequiv import PerScale, ScaleFilters, ScaleProjection, SEUNet, rescale
 from monai_scaleequiv.layers import SteerableConv
 from monai_scaleequiv.metrics import relative_error
-from tests.network_tests import NetworkTests
+from monai_scaleequiv.nets._checkpoint import set_checkpointing
+from tests.network_tests import NetworkTests, kept
 
 FILTERS = {"scales": (1.0, 0.8), "sigma": 1.0}
 SMALL = {"in_channels": 1, "out_channels": 2, "channels": (4, 8), "strides": (2,), "filters": FILTERS}
@@ -65,6 +66,7 @@ class TestSEUNet(NetworkTests):
     ]
     export_case = ({**IN_3D, **DEEP, "num_res_units": 1}, (1, 1, 12, 10, 8), (1, 1, 9, 11, 7))
     dynamic_case = ({**IN_3D, "strides": ((1, 2, 2),), "num_res_units": 1}, (1, 1, 12, 10, 8), (1, 1, 9, 11, 7))
+    checkpoint_case = {**IN_3D, **DEEP, "strides": (2, 2, 1), "num_res_units": 2, "dropout": 0.2}, (2, 1, 13, 12, 11)
     equivariance = (
         with_filters(kernel_size=7, sigma=1.25, scales=(1.0, 0.9, 0.81)),
         (54, 54, 54),
@@ -80,6 +82,18 @@ def test_compile_in_2d_trains_with_one_compilation_per_size():
     for size in [(16, 18), (13, 11)]:
         compiled(torch.rand(2, 1, *size)).square().mean().backward()
     assert all(p.grad is not None for p in net.parameters())
+
+
+def test_checkpointing_follows_to_another_spacing():
+    net = SEUNet(**IN_3D, use_checkpoint=True)
+    plain = copy.deepcopy(net)
+    set_checkpointing(plain, False)
+    x = torch.rand(2, 1, 8, 8, 4)
+    for network in (plain, net):
+        network(x, spacing=[1.0, 1.0, 2.0]).square().mean().backward()
+    for p, q in zip(plain.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=0, rtol=0)
+    assert kept(net.at_spacing([1.0, 1.0, 2.0]), x) < 0.7 * kept(plain.at_spacing([1.0, 1.0, 2.0]), x)
 
 
 def test_arguments_are_those_of_monais_unet():

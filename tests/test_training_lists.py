@@ -149,6 +149,8 @@ def test_definition_of_networks():
     seunet = definition_of(SEUNet(2, 1, 2, (4, 8), (2,), filters={"scales": (1.0, 0.9), "max_order": 1}))
     assert seunet["filters"]["scales"] == [1.0, 0.9]
     compare_records({"network_def": seunet}, {"network_def": json.loads(json.dumps(seunet))}, "model.pt")
+    checkpointed = SEUNet(2, 1, 2, (4, 8), (2,), filters={"scales": (1.0, 0.9), "max_order": 1}, use_checkpoint=True)
+    assert definition_of(checkpointed) == seunet  # the same answers, at another cost
 
 
 def test_records_are_compared_where_both_have_a_value(tmp_path):

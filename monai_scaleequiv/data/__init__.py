@@ -11,6 +11,7 @@ from monai_scaleequiv.data._read import CheckedNibabelReader, VolumeFacts, read_
 from monai_scaleequiv.data._record import case_sizes, compare_records, definition_of, read_record, write_record
 from monai_scaleequiv.data._split import held_out, load_datalist, split_datalist
 from monai_scaleequiv.data._weights import file_finding, load_weights, read_weights
+from monai_scaleequiv.data._workers import loader_workers
 from monai_scaleequiv.data._writer import InputGridWriter
 from monai_scaleequiv.data.rules import Finding
 
@@ -30,6 +31,7 @@ __all__ = [
     "held_out",
     "load_datalist",
     "load_weights",
+    "loader_workers",
     "make_phantom_dataset",
     "nifti_datalist",
     "one_line",

@@ -24,13 +24,15 @@ from monai_scaleequiv.data._weights import unwrapped
 def definition_of(network: nn.Module) -> dict[str, Any]:
     """How a network was made: its class, and the constructor's arguments as its attributes of the same names have them.
 
+    Gradient checkpointing is left out, for it changes nothing that a network computes.
+
     Example::
 
         >>> definition_of(nn.Conv3d(1, 2, 3))["kernel_size"]
         [3, 3, 3]
     """
     network = unwrapped(network)
-    names = inspect.signature(type(network).__init__).parameters
+    names = [name for name in inspect.signature(type(network).__init__).parameters if name != "use_checkpoint"]
     arguments = {name: getattr(network, name) for name in names if hasattr(network, name)}
     name = type(network).__name__
     # Configs find classes of MONAI and its plugins by their name, those of torch by their path.

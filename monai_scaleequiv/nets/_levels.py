@@ -6,6 +6,16 @@ import torch
 from torch import nn
 
 from monai_scaleequiv.layers import ScaleUpsample, SpacedResample, SteerableConv
+from monai_scaleequiv.nets._blocks import ScaleConvUnit, ScaleResidualUnit
+from monai_scaleequiv.nets._checkpoint import Checkpointed
+
+
+class CheckpointedConvUnit(Checkpointed, ScaleConvUnit):
+    """Convolution of a level, its activations kept or computed twice."""
+
+
+class CheckpointedResidualUnit(Checkpointed, ScaleResidualUnit):
+    """Residual unit of a level, its activations kept or computed twice."""
 
 
 class UpLevel(nn.Module):

@@ -1,17 +1,16 @@
 """Scale-equivariance for any segmentation network: each scale on its own grid."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 
 import torch
 from monai.data import MetaTensor
 from monai.utils import ensure_tuple_rep
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from monai_scaleequiv.layers import ScaleProjection, check_arguments, check_image
 from monai_scaleequiv.maths import as_ratio, check_scales, resample_axis, voxel_sizes
+from monai_scaleequiv.nets._checkpoint import run_checkpointed
 from monai_scaleequiv.nets._seunet import SEUNet
 
 _MOST_TIMES = 64  # coarser or finer than the image
@@ -121,8 +120,7 @@ class ScalePyramid(nn.Module):
 
     @torch.jit.unused
     def _checkpointed(self, x: torch.Tensor) -> torch.Tensor:
-        contexts = nullcontext(), _spare_buffers(self.network)
-        return checkpoint(self.network, x, use_reentrant=False, context_fn=lambda: contexts)
+        return run_checkpointed(self.network, self.network, x)
 
     def _steps(self, spacing: list[float] | None) -> list[list[tuple[int, int]]]:
         # For each scale and axis: the copy's voxel in voxels of the image, as a quotient
@@ -166,16 +164,3 @@ def _strides_product(network: nn.Module, spatial_dims: int) -> list[int]:
     strides = () if isinstance(network, SEUNet) else getattr(network, "strides", ())  # which takes any size
     strides = [ensure_tuple_rep(s, spatial_dims) for s in strides]
     return [math.prod(s[axis] for s in strides) for axis in range(spatial_dims)]
-
-
-@contextmanager
-def _spare_buffers(network: nn.Module) -> Iterator[None]:
-    """Clones in place of the buffers: what is computed a second time leaves running statistics as they are."""
-    kept = [(module._buffers, dict(module._buffers)) for module in network.modules()]
-    try:
-        for buffers, originals in kept:
-            buffers.update({k: v if v is None else v.clone() for k, v in originals.items()})
-        yield
-    finally:
-        for buffers, originals in kept:
-            buffers.update(originals)

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import UnetrBasicBlock
+from monai.networks.blocks import UnetrBasicBlock, UnetrUpBlock
 from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from torch import nn
 
 from monai_scaleequiv.layers import DerivedBuffers, LargeKernelConv
 from monai_scaleequiv.maths import frequency_prior
+from monai_scaleequiv.nets._checkpoint import Checkpointed
 
 
 class PriorKernelConv(LargeKernelConv, DerivedBuffers):
@@ -138,7 +139,7 @@ class LargeKernelBlock(nn.Module):
         return x + y * factor.reshape(factor.shape + (1,) * (x.dim() - 2))
 
 
-class RepUXStage(nn.Module):
+class RepUXStage(Checkpointed):
     """Half the size, large-kernel blocks, and the features for the decoder beside those for the next stage."""
 
     def __init__(
@@ -159,3 +160,11 @@ class RepUXStage(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.blocks(self.down(x))
         return x, self.skip(self.norm(x))
+
+
+class CheckpointedBasicBlock(Checkpointed, UnetrBasicBlock):
+    """MONAI's block of the decoder, its activations kept or computed twice."""
+
+
+class CheckpointedUpBlock(Checkpointed, UnetrUpBlock):
+    """MONAI's up-sampling block of the decoder, its activations kept or computed twice."""

@@ -7,11 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
+from monai.networks.blocks import UnetOutBlock
 from torch import nn
 
 from monai_scaleequiv.layers import LargeKernelConv, check_arguments, check_image
-from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, PriorKernelConv, RepUXStage, ScaledGradientConv
+from monai_scaleequiv.nets._checkpoint import set_checkpointing
+from monai_scaleequiv.nets._repux_blocks import (
+    CheckpointedBasicBlock,
+    CheckpointedUpBlock,
+    LargeKernelBlock,
+    PriorKernelConv,
+    RepUXStage,
+    ScaledGradientConv,
+)
 
 
 class RepUXNet(nn.Module):
@@ -42,6 +50,8 @@ class RepUXNet(nn.Module):
         deploy: whether to build the network that :py:meth:`switch_to_deploy` leaves: plain kernels without a prior.
         full_size_channels: channels of the decoder at the image's own size, where about half of a training step's time
             goes with the published ``feature_size[0]``, the default.
+        use_checkpoint: whether training keeps only what enters each stage and each block of the decoder and computes
+            the rest twice: less than half the activations, for a forward pass more per step.
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or channels.
@@ -68,7 +78,7 @@ class RepUXNet(nn.Module):
         norm_name: tuple | str | None = "instance", res_block: bool = True, encoder_norm: tuple | str | None = "batch",
         encoder_act: tuple | str | None = "gelu", drop_path_rate: float = 0.0,
         layer_scale_init_value: float | None = None, frequency_prior: float | None = 1.0, prior_mode: str = "fixed",
-        deploy: bool = False, full_size_channels: int | None = None,
+        deploy: bool = False, full_size_channels: int | None = None, use_checkpoint: bool = False,
     ) -> None:  # fmt: skip
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -92,8 +102,8 @@ class RepUXNet(nn.Module):
         alpha = None if deploy else frequency_prior
         drop_paths = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
         decoder: dict[str, Any] = {"kernel_size": 3, "norm_name": norm_name or "", "res_block": res_block}
-        up = partial(UnetrUpBlock, spatial_dims, upsample_kernel_size=2, **decoder)
-        full_size = partial(UnetrBasicBlock, spatial_dims, out_channels=top, stride=1, **decoder)
+        up = partial(CheckpointedUpBlock, spatial_dims, upsample_kernel_size=2, **decoder)
+        full_size = partial(CheckpointedBasicBlock, spatial_dims, out_channels=top, stride=1, **decoder)
 
         def block(channels: int) -> LargeKernelBlock:
             if alpha is None:
@@ -114,6 +124,7 @@ class RepUXNet(nn.Module):
         self.ups = nn.ModuleList(up(in_channels=below, out_channels=above) for below, above in reversed(list(ups)))
         self.last = full_size(in_channels=top)
         self.head = UnetOutBlock(spatial_dims, top, out_channels)
+        set_checkpointing(self, use_checkpoint)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_image(x, self.spatial_dims, self.in_channels)

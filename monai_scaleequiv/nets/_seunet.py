@@ -22,8 +22,14 @@ from monai_scaleequiv.layers import (
     check_image,
 )
 from monai_scaleequiv.maths import ScaleFilters, voxel_sizes
-from monai_scaleequiv.nets._blocks import ScaleConvUnit, ScaleResidualUnit
-from monai_scaleequiv.nets._levels import UpLevel, set_spacing, shallow_copy
+from monai_scaleequiv.nets._checkpoint import set_checkpointing
+from monai_scaleequiv.nets._levels import (
+    CheckpointedConvUnit,
+    CheckpointedResidualUnit,
+    UpLevel,
+    set_spacing,
+    shallow_copy,
+)
 
 
 class SEUNet(nn.Module):
@@ -50,6 +56,8 @@ class SEUNet(nn.Module):
             down-sampling factors follow its ``spacing``, to the grids nearest to those at spacing 1.
         scale_size: number of neighbouring scales that interact in a convolution.
         projection: how scales are joined, a mode of :py:class:`ScaleProjection` or a module of its kind.
+        use_checkpoint: whether training keeps only what enters each convolution or residual unit and computes the rest
+            twice: less than half the activations, for a forward pass more per step.
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or channels.
@@ -73,7 +81,7 @@ class SEUNet(nn.Module):
         strides: Sequence[Sequence[int] | int], num_res_units: int = 0, act: tuple | str | None = "SILU",
         norm: tuple | str | None = "BATCH", dropout: float = 0.0, bias: bool = True, adn_ordering: str = "NDA",
         filters: ScaleFilters | Mapping[str, Any] | None = None, scale_size: int = 1,
-        projection: str | nn.Module = "mean",
+        projection: str | nn.Module = "mean", use_checkpoint: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         counts = {"in_channels": in_channels, "out_channels": out_channels, "channels": channels, "strides": strides}
@@ -91,14 +99,16 @@ class SEUNet(nn.Module):
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         self._factors = [list(ensure_tuple_rep(s, spatial_dims)) for s in self.strides]  # at spacing 1
         self._build_levels()
+        self.use_checkpoint = use_checkpoint
+        set_checkpointing(self, use_checkpoint)
         self._set_spacing(self.filters.spacing)
 
     def _build_levels(self) -> None:
         dims, channels = self.spatial_dims, self.channels
         unit_args = {name: getattr(self, name) for name in ("scale_size", "act", "norm", "dropout", "bias")}
         unit_args |= {"adn_ordering": self.adn_ordering, "filters": replace(self.filters, spacing=1.0)}
-        conv: Callable[..., nn.Module] = partial(ScaleConvUnit, dims, **unit_args)
-        residual: Callable[..., nn.Module] = partial(ScaleResidualUnit, dims, **unit_args)
+        conv: Callable[..., nn.Module] = partial(CheckpointedConvUnit, dims, **unit_args)
+        residual: Callable[..., nn.Module] = partial(CheckpointedResidualUnit, dims, **unit_args)
         unit = partial(residual, subunits=self.num_res_units) if self.num_res_units else conv
         ins = [self.in_channels, *channels[:-2]]  # channels that enter each level from above
         for i, factor in enumerate(self._factors):
