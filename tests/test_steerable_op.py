@@ -8,8 +8,8 @@ from torch import nn
 
 from monai_scaleequiv import ScaleFilters, ScaleGroupConv, ScaleLiftingConv, SEUNet
 from monai_scaleequiv.layers import _steerable_op as operator
-from monai_scaleequiv.layers._conv_form import ConvForm, choose_form
-from monai_scaleequiv.layers._steerable_op import ConvGeometry, steerable_conv
+from monai_scaleequiv.layers._conv_form import ConvForm, ConvGeometry, choose_form
+from monai_scaleequiv.layers._steerable_op import steerable_conv
 from monai_scaleequiv.maths import block_counts, gaussian_downsampling_matrix, polyphase_axis
 from monai_scaleequiv.nets._blocks import ScaleConvUnit
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from monai_scaleequiv.layers._conv_form import ConvForm, choose_form
+from monai_scaleequiv.layers._conv_form import ConvForm, ConvGeometry, choose_form
 from monai_scaleequiv.maths import (
     SeparableConv,
     block_counts,
@@ -15,23 +15,6 @@ from monai_scaleequiv.maths import (
     polyphase_basis,
     split_phases,
 )
-
-
-class ConvGeometry(NamedTuple):
-    """What a convolution on voxels is, beside its weights; numbers along the axes."""
-
-    edges: list[int]
-    stride: list[int]
-    padding: list[int]
-    scale_size: int
-    is_transposed: bool
-
-    def output_size(self, size: Sequence[int]) -> list[int]:
-        """Size of the output, as torch has it."""
-        axes = list(zip(size, self.edges, self.stride, self.padding, strict=True))
-        if self.is_transposed:
-            return [(n - 1) * s - 2 * p + k for n, k, s, p in axes]
-        return [(n + 2 * p - k) // s + 1 for n, k, s, p in axes]
 
 
 class _BlockConv:

@@ -62,7 +62,7 @@ def polyphase_basis(
     for i, axis in enumerate(axes, 2):  # (S, F, A1 B1 T1, ...)
         if axis.inputs > 1:
             zero = kernel.new_zeros([*kernel.shape[:i], 1, *kernel.shape[i + 1 :]])
-            index = torch.tensor(axis.tap_index, device=basis.device)
+            index = _on_device(axis.tap_index, basis.device)
             kernel = torch.cat([kernel, zero], dim=i).index_select(i, index)
     count = len(axes)
     for i in reversed(range(count)):
@@ -72,6 +72,11 @@ def polyphase_basis(
         outputs, inputs, kernel = inputs, outputs, kernel.flip(taps)
     kernel = kernel.permute(0, 1, *outputs, *inputs, *taps)
     return kernel.flatten(2 + 2 * count).flatten(2 + count, 1 + 2 * count).flatten(2, 1 + count)
+
+
+@lru_cache(maxsize=256)  # once a device: a copy to it would stop a stream of work
+def _on_device(index: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(index, device=device)
 
 
 def split_phases(x: torch.Tensor, phases: Sequence[int], blocks: Sequence[int], interactions: int) -> torch.Tensor:
