@@ -79,8 +79,8 @@ def choose_form(
         return ConvForm(one)
     scales, functions, _ = basis
     channels, voxels = _Channels(x.shape[2], outputs, x.shape[1], scales), prod(x.shape[3:])
-    edges, stride, padding, *others = geometry
-    geometry = ConvGeometry(tuple(edges), tuple(stride), tuple(padding), *others)  # to be found in a cache
+    axes = tuple(geometry.edges), tuple(geometry.stride), tuple(geometry.padding)  # to be found in a cache
+    geometry = ConvGeometry(*axes, geometry.scale_size, geometry.is_transposed)
     work, phases, is_dense = _best_blocks(channels, geometry)
     # Processors that multiply half precision fast do so in convolutions.
     if lines is not None and geometry.keeps_size() and x.dtype in (torch.float32, torch.float64):
