@@ -1,6 +1,7 @@
 """What is measured beside what, on the CPU (speed.py) and on a GPU (gpu.py)."""
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from monai.networks.nets import UNet
 from torch import nn
 
-from benchmarks.measuring import FORWARD, STEP, Side
+from benchmarks.measuring import FORWARD, MEMORY, STEP, Side
 from benchmarks.published_path import PublishedPath
 from monai_scaleequiv import LargeKernelConv, RepUXNet, ScaleFilters, ScalePyramid, SEUNet
 from monai_scaleequiv.published import build_seunet
@@ -91,6 +92,13 @@ def _conv3d(conv: LargeKernelConv, x: torch.Tensor) -> torch.Tensor:
     return F.conv3d(x, conv.effective_kernel(), conv.bias, padding=padding, groups=conv.channels)
 
 
+def _checkpointed(build: Callable[..., nn.Module]) -> Pair:
+    plain = build()
+    net = build(use_checkpoint=True)
+    net.load_state_dict(plain.state_dict())
+    return net, plain
+
+
 def _large_kernels(build: Callable[[], nn.Module]) -> Pair:
     net = build()
     return net, by_conv3d(net)
@@ -104,7 +112,7 @@ def networks(small: bool = False) -> dict[str, Case]:
         narrow, wide, plain, edge, unet_edge, crop = (2, 2, 2), (2, 2, 2), (2, 2, 2), 13, 16, 8
     cases = []
     for size in (1, 3):
-        goals = {"cpu": {FORWARD: 2.0, STEP: 3.5}, "cuda": {FORWARD: 3.0, STEP: 3.0}}
+        goals = {"cpu": {FORWARD: 2.0, STEP: 3.5, MEMORY: 2.0}, "cuda": {FORWARD: 3.0, STEP: 3.0, MEMORY: 2.0}}
         name = f"SEUNet published / scale_size {size} / {edge}^3"
         cases.append(Case(name, partial(_beside_published, narrow, size), (1, 4, *[edge] * 3), goals=goals))
     for size in (1, 3):
@@ -135,8 +143,35 @@ def large_kernels(small: bool = False) -> dict[str, Case]:
         name = f"depthwise 21^3 / {channels} @ {edge} x {batch}"
         goals = {"cpu": {FORWARD: 1.0}, "cuda": {FORWARD: 3.0 if edge == 12 else 1.0}}
         cases.append(Case(name, layer, (batch, channels, *[edge] * 3), True, True, goals=goals))
-    options = {"depths": (1, 1), "feature_size": (2, 4), "kernel_size": 7, "hidden_size": 4} if small else {}
-    edge = 8 if small else 96
-    net = partial(_large_kernels, partial(RepUXNet, 3, 1, 14, **options))
-    cases.append(Case(f"RepUXNet / {edge}^3", net, (1, 1, *[edge] * 3), True))
+    build, shape = _repuxnet(small)
+    cases.append(Case(f"RepUXNet / {shape[-1]}^3", partial(_large_kernels, build), shape, True))
     return {case.name: case for case in cases}
+
+
+def _repuxnet(small: bool) -> tuple[Callable[..., nn.Module], tuple[int, ...]]:
+    options = {"depths": (1, 1), "feature_size": (2, 4), "kernel_size": 7, "hidden_size": 4} if small else {}
+    return partial(RepUXNet, 3, 1, 14, **options), (1, 1, *[8 if small else 96] * 3)
+
+
+def checkpointed(small: bool = False) -> dict[str, Case]:
+    """Networks that compute activations twice to save memory, beside the same that keep them, by name."""
+    if "use_checkpoint" not in inspect.signature(SEUNet).parameters:
+        return {}
+    goals = {"cpu": {MEMORY: 2.0}, "cuda": {MEMORY: 2.0}}
+    channels, edge = ((2, 2, 2), 13) if small else ((4, 8, 16, 32), 93)
+    cases = [
+        Case(
+            f"SEUNet published / scale_size {size} / {edge}^3 / use_checkpoint",
+            partial(_checkpointed, partial(steerable_unet, channels, size)), (1, 4, *[edge] * 3), True, goals=goals,
+        )
+        for size in (1, 3)
+    ]  # fmt: skip
+    build, shape = _repuxnet(small)
+    name = f"RepUXNet / {shape[-1]}^3 / use_checkpoint"
+    cases.append(Case(name, partial(_checkpointed, build), shape, True, goals=goals))
+    return {case.name: case for case in cases}
+
+
+def every(small: bool = False) -> dict[str, Case]:
+    """All of them by name."""
+    return networks(small) | large_kernels(small) | checkpointed(small)

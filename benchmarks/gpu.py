@@ -23,7 +23,7 @@ import torch
 
 from benchmarks import cases, gpu_checks, gpu_parts
 from benchmarks.loader import loader_beside_step
-from benchmarks.measuring import FORWARD, STEP, Results, Side, difference, gain, gradients, peak_memory, timed
+from benchmarks.measuring import FORWARD, MEMORY, STEP, Results, Side, difference, gain, gradients, peak_memory, timed
 
 PARTS = ("check", "time", "profile", "graphs")
 PRECISIONS = {"float32": (False, False), "TF32": (True, False), "bfloat16": (True, True)}  # TF32 allowed, autocast
@@ -85,9 +85,11 @@ def measure_times(session: Session, data: str) -> None:
             continue
         which = ("float32", "bfloat16") if case.name.startswith("RepUXNet") else ("float32",)
         _case_times(session, case, which, (FORWARD, STEP))
-    for workers in (0, 4):
+    for case in cases.checkpointed(session.small).values():
+        _case_times(session, case, ("float32", "bfloat16"), (STEP,))
+    for workers in (None, 4):
         session.take(
-            f"{session.device} / hippocampus bundle / a batch, loader beside step / {workers} workers",
+            f"{session.device} / hippocampus bundle / a batch, loader beside step / {workers or 'own'} workers",
             lambda workers=workers: loader_beside_step(data, session.device, workers, session.small),
         )
 
@@ -99,8 +101,8 @@ def _case_times(session: Session, case: cases.Case, which: Sequence[str], modes:
             name = f"{session.device} / {kind} / {case.name} / {mode}"
             session.take(name, lambda args=(kind, mode): _timed(case, sides(), *args, session.small))
         if not case.is_layer:
-            name = f"{session.device} / {kind} / {case.name} / memory of a step"
-            session.take(name, lambda kind=kind: _memory(sides(), kind))
+            name = f"{session.device} / {kind} / {case.name} / {MEMORY}"
+            session.take(name, lambda kind=kind: _memory(case, sides(), kind))
     for mode in modes if {"TF32", "bfloat16"} <= set(which) else ():
         name = f"{session.device} / bfloat16 beside TF32 / {case.name} / {mode}"
         session.take(name, lambda mode=mode: _half_beside_tf32(session, case.name, mode))
@@ -118,8 +120,8 @@ def _timed(case: cases.Case, sides: dict[str, Side], kind: str, mode: str, small
     return row
 
 
-def _memory(sides: dict[str, Side], kind: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"unit": "MiB", "goal": 2.0}
+def _memory(case: cases.Case, sides: dict[str, Side], kind: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"unit": "MiB", "goal": case.goals.get("cuda", {}).get(MEMORY)}
     with precision(kind) as half:
         for name, side in sides.items():
             side.half = half
@@ -136,9 +138,8 @@ def _half_beside_tf32(session: Session, case: str, mode: str) -> dict[str, Any]:
 
 def profile(session: Session) -> None:
     """The kernels of the main steps in bfloat16."""
-    every = cases.networks(session.small) | cases.large_kernels(session.small)
-    for name, case in every.items():
-        if name.startswith(("SEUNet 4-32", "SEUNet 16-64", "RepUXNet")):
+    for name, case in cases.every(session.small).items():
+        if name.startswith(("SEUNet 4-32", "SEUNet 16-64", "RepUXNet")) and "checkpoint" not in name:
             with precision("bfloat16"):
                 session.take(
                     f"{session.device} / profile bfloat16 / {name} / {STEP}",

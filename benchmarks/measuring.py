@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-FORWARD, STEP = "forward", "step"  # a step is forward and backward, without an optimizer
+FORWARD, STEP, MEMORY = "forward", "step", "memory of a step"  # forward and backward, without an optimizer
 
 
 @dataclass

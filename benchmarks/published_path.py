@@ -86,7 +86,7 @@ def _sum_over_scales(layer: ScaleGroupConv, x: torch.Tensor) -> torch.Tensor:
     kernel = layer.assemble_kernel()  # (S, O, J, I, ...)
     scales, others = kernel.shape[0], kernel.shape[2]
     last = x[:, :, -1:].expand(-1, -1, others - 1, -1, -1, -1)
-    padded = torch.cat([x, last], dim=2)  # (B, C, S + J - 1, ...)
+    padded = torch.cat([x, last], dim=2) if others > 1 else x  # (B, C, S + J - 1, ...)
     parts = []
     for j in range(others):
         shifted = padded[:, :, j : j + scales].permute(0, 2, 1, 3, 4, 5).contiguous().flatten(1, 2)  # (B, S * C, ...)

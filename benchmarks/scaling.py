@@ -76,15 +76,15 @@ def plot(rows: Sequence[dict], slopes: dict[str, dict[str, float]], picture: str
         for axis in column:
             axis.set(xscale="log", yscale="log")
             axis.grid(True, which="major", alpha=0.4)
-            axis.legend(loc="lower right", fontsize="small")
+            axis.legend(loc="upper left", fontsize="small")
             axis.minorticks_off()
         ticks = {n: f"{row[name]}³" if name == "edge" else str(n) for n, row in zip(size, swept, strict=True)}
         column[1].set_xticks(list(ticks), list(ticks.values()))
         column[1].set_xlabel(label)
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("memory of a step, MiB")
-    middle = "64³ voxels, 4 scales, channels 4 to 32, scale_size 1 where not varied"
-    figure.suptitle(f"SEUNet, kernel 5, batch 1, single precision, CPU, {THREADS} threads; {middle}")
+    middle = "{edge}³ voxels, {scales} scales, {channels} channels, scale_size {scale_size}".format(**MIDDLE)
+    figure.suptitle(f"SEUNet, kernel 5, batch 1, single precision, CPU, {THREADS} threads; where not varied {middle}")
     figure.savefig(picture, dpi=110)
 
 

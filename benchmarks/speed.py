@@ -9,7 +9,6 @@ baseline's time over ours and ``goal`` what it is to be. Where both sides comput
 small image. Rows that are in speed.json already are kept; remove the file, or a row, to measure anew.
 """
 
-import inspect
 import os
 import platform
 import shlex
@@ -26,8 +25,7 @@ import torch
 
 from benchmarks import cases
 from benchmarks.loader import loader_beside_step
-from benchmarks.measuring import FORWARD, STEP, Results, Side, difference, gain, gradients, peak_memory, timed
-from monai_scaleequiv import SEUNet
+from benchmarks.measuring import FORWARD, MEMORY, STEP, Results, Side, difference, gain, gradients, peak_memory, timed
 
 THREADS = 2
 # glibc gives the memory of large tensors back to the system and gets it again, page by page; not with these.
@@ -56,9 +54,11 @@ def plan(small: bool, data: str) -> Iterator[Row]:
             if name.startswith("SEUNet") and "kernel 5" not in name:
                 yield Row(f"{name} / {mode} / bfloat16 beside float32", partial(half, name, mode, small, budget), {})
     for name in list(cases.networks(small))[:2]:
-        yield Row(f"{name} / memory of a step", partial(memory, name, small, False), None)
-        if "use_checkpoint" in inspect.signature(SEUNet).parameters:
-            yield Row(f"{name} / memory of a step / use_checkpoint", partial(memory, name, small, True), None)
+        yield Row(f"{name} / {MEMORY}", partial(memory, name, small), None)
+    for name in cases.checkpointed(small):
+        yield Row(f"{name} / {MEMORY}", partial(memory, name, small), None)
+        if name.startswith("SEUNet"):
+            yield Row(f"{name} / {STEP}", partial(beside, name, STEP, small, budget), {})
     for name in cases.large_kernels(small):
         if name.endswith("x 1"):
             yield Row(f"{name} / {FORWARD}", partial(beside, name, FORWARD, small, budget / 4), {})
@@ -67,7 +67,7 @@ def plan(small: bool, data: str) -> Iterator[Row]:
 
 def case_of(name: str, small: bool) -> cases.Case:
     torch.set_num_threads(THREADS)
-    return (cases.networks(small) | cases.large_kernels(small))[name]
+    return cases.every(small)[name]
 
 
 def beside(name: str, mode: str, small: bool, budget: float) -> dict[str, Any]:
@@ -98,19 +98,16 @@ def loader(data: str, small: bool) -> dict[str, Any]:
     return loader_beside_step(data, small=small)
 
 
-def memory(name: str, small: bool, use_checkpoint: bool) -> dict[str, Any]:
+def memory(name: str, small: bool) -> dict[str, Any]:
     """Peak memory of a step, each side in a process of its own."""
-    row: dict[str, Any] = {"unit": "MiB", "goal": None if use_checkpoint else 2.0}
+    row: dict[str, Any] = {"unit": "MiB", "goal": cases.every(small)[name].goals.get("cpu", {}).get(MEMORY)}
     for which in ("ours", "baseline"):
-        row[which] = in_new_process(partial(memory_of, name, which, small, use_checkpoint and which == "ours"))
+        row[which] = in_new_process(partial(memory_of, name, which, small))
     return {**row, "gain": gain(row)}
 
 
-def memory_of(name: str, which: str, small: bool, use_checkpoint: bool) -> float:
-    case = case_of(name, small)
-    side = case.sides()[which]
-    if use_checkpoint:
-        side.net.use_checkpoint = True
+def memory_of(name: str, which: str, small: bool) -> float:
+    side = case_of(name, small).sides()[which]
     Side(side.net, side.x[..., :SMALL_EDGE, :SMALL_EDGE, :SMALL_EDGE]).run(STEP)
     return peak_memory(lambda: side.run(STEP), torch.device("cpu"))
 

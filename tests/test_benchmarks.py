@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import compare, gpu, gpu_checks, scaling, speed
+from benchmarks import compare, gpu, gpu_checks, scaling, speed, table
 from benchmarks.measuring import Side, difference, gradients
 from benchmarks.published_path import PublishedPath
 from monai_scaleequiv.published import build_seunet
@@ -134,3 +134,11 @@ def test_commands_of_the_benchmarks():
     )  # fmt: skip
     assert shown.returncode == 1
     assert "no_such.json" in shown.stderr
+
+
+def test_table_of_results(tmp_path, capsys):
+    table.main(f"{write_rows(tmp_path / 'results', 0.5)}/speed.json")
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| a / step | 1000 ms | 500 ms | - | - |",
+        "| skipped | - | why | - | - |",
+    ]
