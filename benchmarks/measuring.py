@@ -131,7 +131,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> float:
 
 
 class Results:
-    """Rows in a JSON file, written as they come; those of an earlier run are kept.
+    """Rows in a JSON file, written as they come; those of an earlier run on the same machine are kept.
 
     Args:
         file: where they are.
@@ -141,6 +141,9 @@ class Results:
     def __init__(self, file: str | Path, **facts: Any) -> None:
         self.file = Path(file)
         stored = json.loads(self.file.read_text()) if self.file.exists() else {}
+        other = {key: stored[key] for key in facts if stored.get(key, facts[key]) != facts[key]}
+        if other:
+            raise SystemExit(f"{file}: expected rows of this machine, got those of {other}; remove or rename the file.")
         self.rows: list[dict] = stored.get("rows", [])
         self.facts = facts
         for row in self.rows:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import compare, gpu, gpu_checks, scaling, speed, table
-from benchmarks.measuring import Side, difference, gradients
+from benchmarks.measuring import Results, Side, difference, gradients
 from benchmarks.published_path import PublishedPath
 from monai_scaleequiv.published import build_seunet
 from tests.conftest import ROOT
@@ -87,6 +87,13 @@ def test_rows_of_the_speed_script_in_processes_of_their_own(tmp_path):
     assert memory["unit"] == "MiB"
     speed.main(str(tmp_path), rows=rows, smoke=True)
     assert (tmp_path / "speed.json").read_text() == stored
+
+
+def test_rows_of_two_machines_are_not_mixed(tmp_path):
+    Results(tmp_path / "gpu.json", card="one").add({"name": "a", "ours": 1.0})
+    assert "a" in Results(tmp_path / "gpu.json", card="one")
+    with pytest.raises(SystemExit, match=r"got those of \{'card': 'one'\}"):
+        Results(tmp_path / "gpu.json", card="two")
 
 
 def test_exponents_are_slopes_of_the_logarithms():
