@@ -21,19 +21,21 @@ Builder = Callable[[], nn.Module]
 
 def modules(small: bool = False) -> Iterator[tuple[str, Builder, tuple[int, ...]]]:
     """Name, how to build it, and the shape of an input."""
-    image, cube, large = ((9, 8, 7), 13, 12) if small else ((19, 17, 18), 37, 32)
+    image, cube, volume = ((9, 8, 7), 13, 13) if small else ((19, 17, 18), 37, 53)
     for dims in (3, 2):
         for size in (1, 2, 3):
             net = partial(SEUNet, dims, 2, 2, (4, 8), (2,), num_res_units=2, scale_size=size)
             yield f"SEUNet {dims}D, scale_size {size}", net, (2, 2, *image[:dims])
-    yield "SEUNet, published widths", partial(steerable_unet, (4, 8, 16, 32)), (1, 4, *[cube] * 3)
+    yield "SEUNet, published widths", partial(steerable_unet, (4, 8, 16, 32)), (1, 4, *[volume] * 3)
     for size in (1, 3):
         net = partial(build_seunet, published_config((4, 8, 8), size))
         yield f"build_seunet, scale_size {size}", net, (1, 4, *[cube] * 3)
     yield "ScalePyramid", lambda: ScalePyramid(UNet(3, 1, 2, (4, 8), (2,), num_res_units=1)), (2, 1, *image)
     for mode in ("fixed", "learned", "gradient"):
         options = {"depths": (1, 1), "feature_size": (8, 16), "kernel_size": 13, "hidden_size": 16}
-        yield f"RepUXNet, prior {mode}", partial(RepUXNet, 3, 1, 2, prior_mode=mode, **options), (2, 1, *[large] * 3)
+        build = partial(RepUXNet, 3, 1, 2, prior_mode=mode, **options)
+        yield f"RepUXNet, prior {mode}", build, (2, 1, *[cube - 5] * 3)
+    yield "RepUXNet, a large volume", partial(RepUXNet, 3, 1, 2, **options), (1, 1, *[volume] * 3)
     for edge in (6, 12) if small else (6, 12, 24):
         yield f"LargeKernelConv 21^3 @ {edge}", partial(LargeKernelConv, 3, 4, 21, bias=True), (2, 4, *[edge] * 3)
     yield "ScaleLiftingConv", partial(ScaleLiftingConv, 3, 3, 4), (2, 3, *image)
