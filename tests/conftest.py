@@ -56,6 +56,18 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.fixture
+def without_tf32():
+    """On a GPU single precision is what it says, for this test: by default cuDNN rounds inputs to ten bits."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]  # which monkeypatch cannot set
+    for place in places:
+        place.allow_tf32 = False
+    yield
+    for place, value in zip(places, before, strict=True):
+        place.allow_tf32 = value
+
+
 # Bundles, trained once for all tests. What imports MONAI stands in the fixtures, so that other tests start faster.
 
 

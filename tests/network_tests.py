@@ -232,6 +232,7 @@ class NetworkTests:
         assert all(p.grad.isfinite().all() for p in net.parameters())
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    @pytest.mark.usefixtures("without_tf32")
     def test_cuda_equals_cpu(self):
         net, x, _ = self.exported()
         expected = net(x)

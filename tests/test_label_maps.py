@@ -218,6 +218,7 @@ def test_out_of_memory_of_windows_put_together_on_a_gpu(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.usefixtures("without_tf32")
 def test_label_map_on_a_gpu(tmp_path):
     transform, net = preprocessing(), network().cuda()
     image = loaded(noise(tmp_path, "permuted"), transform).cuda()
