@@ -57,7 +57,9 @@ def _run(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     if isinstance(module, PublishedResidualUnit):
         return _run(module.conv, x) + _run(module.residual, x)
     if isinstance(module, ScaleLiftingConv):
-        return _with_bias(module, _convolve(module, x, module.assemble_kernel()[:, :, 0], groups=1))
+        return _with_bias(
+            module, _channels_first(module, _convolve(module, x, module.assemble_kernel()[:, :, 0], groups=1))
+        )
     if isinstance(module, ScaleGroupConv):
         return _with_bias(module, _sum_over_scales(module, x))
     if isinstance(module, ScalePointwiseConv):
@@ -72,14 +74,15 @@ def _run(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _convolve(layer: SteerableConv, x: torch.Tensor, kernel: torch.Tensor, groups: int) -> torch.Tensor:
-    # x (B, groups * I, ...), kernel (S, O, I, ...) -> (B, O, S, ...)
-    scales, out_channels = kernel.shape[:2]
+    # x (B, groups * I, ...), kernel (S, O, I, ...) -> (B, S * O, ...)
     if not layer.is_transposed:
-        y = F.conv3d(x, kernel.flatten(0, 1), None, layer.stride, layer.padding, groups=groups)
-    else:
-        kernel = kernel.transpose(1, 2).flatten(0, 1)  # (S * I, O, ...)
-        y = F.conv_transpose3d(x, kernel, None, layer.stride, layer.padding, groups=groups)
-    return y.unflatten(1, (scales, out_channels)).permute(0, 2, 1, 3, 4, 5).contiguous()
+        return F.conv3d(x, kernel.flatten(0, 1), None, layer.stride, layer.padding, groups=groups)
+    kernel = kernel.transpose(1, 2).flatten(0, 1)  # (S * I, O, ...)
+    return F.conv_transpose3d(x, kernel, None, layer.stride, layer.padding, groups=groups)
+
+
+def _channels_first(layer: SteerableConv, y: torch.Tensor) -> torch.Tensor:
+    return y.unflatten(1, (layer.num_scales, layer.out_channels)).permute(0, 2, 1, 3, 4, 5).contiguous()
 
 
 def _sum_over_scales(layer: ScaleGroupConv, x: torch.Tensor) -> torch.Tensor:
@@ -91,7 +94,7 @@ def _sum_over_scales(layer: ScaleGroupConv, x: torch.Tensor) -> torch.Tensor:
     for j in range(others):
         shifted = padded[:, :, j : j + scales].permute(0, 2, 1, 3, 4, 5).contiguous().flatten(1, 2)  # (B, S * C, ...)
         parts.append(_convolve(layer, shifted, kernel[:, :, j], groups=scales))
-    return reduce(torch.add, parts)
+    return _channels_first(layer, reduce(torch.add, parts))
 
 
 def _with_bias(layer: SteerableConv, y: torch.Tensor) -> torch.Tensor:
