@@ -9,11 +9,12 @@ from monai_scaleequiv.layers._large_kernel import LargeKernelConv
 from monai_scaleequiv.layers._per_scale import PerScale, ScaleNorm, ScalePointwiseConv, ScalePool
 from monai_scaleequiv.layers._projection import ScaleProjection
 from monai_scaleequiv.layers._resampling import ScaleDownsample, ScaleUpsample, SpacedResample
+from monai_scaleequiv.layers._single_image import SingleImageConvolutions
 
 register_layers()
 
 __all__ = [
     "DerivedBuffers", "LargeKernelConv", "PerScale", "ScaleDownsample", "ScaleDropout", "ScaleGroupConv",
     "ScaleLiftingConv", "ScaleNorm", "ScalePointwiseConv", "ScalePool", "ScaleProjection", "ScaleUpsample",
-    "SpacedResample", "SteerableConv", "check_arguments", "check_counts", "check_features", "check_image",
+    "SingleImageConvolutions", "SpacedResample", "SteerableConv", "check_arguments", "check_counts", "check_features", "check_image",
 ]  # fmt: skip

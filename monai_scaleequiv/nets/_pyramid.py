@@ -10,8 +10,8 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from monai_scaleequiv.layers import ScaleProjection, check_arguments, check_image
-from monai_scaleequiv.maths import as_ratio, check_scales, resample_axis, voxel_sizes
+from monai_scaleequiv.layers import ScaleProjection, SingleImageConvolutions, check_arguments, check_image
+from monai_scaleequiv.maths import as_ratio, check_scales, resample, voxel_sizes
 from monai_scaleequiv.nets._seunet import SEUNet
 
 _MOST_TIMES = 64  # coarser or finer than the image
@@ -97,17 +97,21 @@ class ScalePyramid(nn.Module):
 
     def _answer(self, x: torch.Tensor, step: list[tuple[int, int]]) -> torch.Tensor:
         size = [x.shape[2 + axis] for axis in range(self.spatial_dims)]
-        targets = self._copy_size(size, step)
-        copy = x
-        for axis, (numerator, denominator) in enumerate(step):
-            copy = resample_axis(copy, axis + 2, targets[axis], numerator, denominator, self.smoothing)
-        if self.use_checkpoint and self.training and not torch.jit.is_scripting():
+        copy = resample(x, self._copy_size(size, step), step, self.smoothing)
+        if torch.jit.is_scripting():
+            y = self.network(copy)
+        elif self.use_checkpoint and self.training:
             y = self._checkpointed(copy)
         else:
-            y = self.network(copy)
-        for axis, (numerator, denominator) in enumerate(step):
-            y = resample_axis(y, axis + 2, size[axis], denominator, numerator)
-        return y
+            y = self._run(copy)
+        return resample(y, size, [(denominator, numerator) for numerator, denominator in step])
+
+    @torch.jit.unused
+    def _run(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self.network(x)
+        with SingleImageConvolutions():
+            return self.network(x)
 
     def _copy_size(self, size: list[int], step: list[tuple[int, int]]) -> list[int]:
         multiples: list[int] = []
@@ -122,7 +126,7 @@ class ScalePyramid(nn.Module):
     @torch.jit.unused
     def _checkpointed(self, x: torch.Tensor) -> torch.Tensor:
         contexts = nullcontext(), _spare_buffers(self.network)
-        return checkpoint(self.network, x, use_reentrant=False, context_fn=lambda: contexts)
+        return checkpoint(self._run, x, use_reentrant=False, context_fn=lambda: contexts)
 
     def _steps(self, spacing: list[float] | None) -> list[list[tuple[int, int]]]:
         # For each scale and axis: the copy's voxel in voxels of the image, as a quotient
@@ -153,8 +157,8 @@ class ScalePyramid(nn.Module):
             support = torch.log_softmax(features, dim=2).gather(2, predicted)
         else:
             support = features * torch.sign(y).unsqueeze(1)
-        unit = float(torch.tensor(self._voxel, dtype=torch.float64).log().mean().exp())
-        sizes = torch.tensor(self.scales, dtype=y.dtype, device=y.device) * unit
+        unit = math.exp(sum([math.log(v) for v in self._voxel]) / self.spatial_dims)  # noqa: C419
+        sizes = torch.cat([y.new_full([1], s * unit) for s in self.scales])
         return sizes[support.argmax(dim=1)]  # (B, 1, D, H, W)
 
     def extra_repr(self) -> str:
