@@ -10,6 +10,9 @@ from monai.data import MetaTensor
 from monai.inferers import sliding_window_inference
 from monai.networks.nets import DynUNet, SegResNet, SwinUNETR, UNet
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_scaleequiv import (
     RepUXNet,
@@ -20,6 +23,7 @@ from monai_scaleequiv import (
     equivariance_error,
     rescale,
 )
+from monai_scaleequiv.maths import _rescaling
 from tests.network_tests import NetworkTests
 
 SCALES = (1.0, 1.5)
@@ -121,6 +125,45 @@ def test_any_size_is_mirrored_up_to_the_divisor():
     x = torch.rand(2, 1, 7, 9, 5)
     assert ScalePyramid(net, SCALES, size_divisor=2)(x).shape == (2, 2, 7, 9, 5)
     assert sizes == [(8, 10, 6), (6, 6, 4)]
+
+
+def test_sizes_are_rounded_from_half_a_voxel():
+    """Copies of 96 voxels hold 1.87 times the image's voxels where the divisor allows it, 2.0 times where it does not."""
+    for divisor, expected in ((1, [96, 76, 60, 48]), (4, [96, 76, 60, 48]), (8, [96, 80, 64, 48])):
+        pyramid = ScalePyramid(Square(), size_divisor=divisor)
+        assert [pyramid._copy_size([96] * 3, step)[0] for step in pyramid._steps(None)] == expected
+    pyramid = ScalePyramid(Square(), (1.0, 4.0))
+    assert [pyramid._copy_size([1, 2, 7], step) for step in pyramid._steps(None)] == [[1, 2, 7], [1, 1, 2]]
+
+
+@pytest.mark.parametrize("projection", ["logsumexp", "max", "mean"])
+def test_warm_forward_stays_on_its_device(projection):
+    """No tensor is made on the host and copied, which stops the device's stream and cannot be captured in a graph."""
+    x = torch.rand(2, 1, 16, 12, 8, device="meta")
+    pyramid = ScalePyramid(unet(), SCALES, projection, voxel_size=1.0, with_scale_map=True).to("meta")
+
+    class OnHost(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            y = func(*args, **(kwargs or {}))
+            tensors = [t for t in pytree.tree_leaves((args, y)) if isinstance(t, torch.Tensor)]
+            seen.extend(func for t in tensors if t.device.type != "meta")
+            return y
+
+    class FromNumbers(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.extend([func] * (func in (torch.tensor, torch.as_tensor, torch.from_numpy)))
+            return func(*args, **(kwargs or {}))
+
+    seen: list = []
+    _rescaling._kept.clear()
+    with OnHost(), FromNumbers():
+        pyramid(x, [1.0, 1.0, 2.0])
+        assert seen  # the control: matrices are computed on the host, once
+        seen.clear()
+        pyramid(x, [1.0, 1.0, 2.0]).sum().backward()
+        assert not seen
+        torch.tensor(pyramid.scales, device="meta")
+        assert seen.pop() is torch.tensor  # the control of the other way, from numbers
 
 
 def test_voxel_size_does_not_matter_in_millimetres(float64):

@@ -7,6 +7,7 @@ import torch
 
 _MOST_KEPT = 128  # a volume needs up to six for each scale; a large one's have some hundred kilobytes
 _kept: dict[tuple[object, ...], torch.Tensor] = {}
+_captured: list[torch.Tensor] = []  # for good: a CUDA graph replays on the memory that it was captured with
 
 
 def as_ratio(value: float, denominator: int = 5_040_000) -> tuple[int, int]:
@@ -97,6 +98,8 @@ def _cached(
             if len(_kept) >= _MOST_KEPT:
                 _kept.clear()
             _kept[key] = _cosine_series_matrix(*args, blank)
+        if blank.is_cuda and torch.cuda.is_current_stream_capturing():
+            _captured.append(_kept[key])
         return _kept[key]
 
 

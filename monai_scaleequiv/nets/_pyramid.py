@@ -34,7 +34,7 @@ class ScalePyramid(nn.Module):
             read from the MetaTensor or given with each call. None for scales in voxels.
         size_divisor: number that the copies' sizes must be multiples of, one or per axis, such as 32 for SwinUNETR;
             None for the product of ``network.strides`` (of MONAI's UNet), or 1 without it and around a SEUNet.
-            What a copy reaches beyond the image is mirrored.
+            What a copy reaches beyond the image is mirrored; it may end up to a quarter of its voxel before the image.
         use_checkpoint: whether training keeps only the copies' answers and computes the rest twice, to save memory.
         with_scale_map: whether a last channel is added: for each voxel the scale that contributed most to the
             predicted class, in mm with ``voxel_size`` (the geometric mean over axes), else relative.
@@ -116,8 +116,11 @@ class ScalePyramid(nn.Module):
     def _copy_size(self, size: list[int], step: list[tuple[int, int]]) -> list[int]:
         multiples: list[int] = []
         for axis, (numerator, denominator) in enumerate(step):
-            divisor = self.size_divisor[axis] * numerator
-            multiples.append((size[axis] * denominator + divisor - 1) // divisor)
+            # Rounded up from half a voxel less, so that 96 / 2**(1/3) = 76.2 voxels are 76 and not 80 where 4 divide.
+            divisor = 2 * self.size_divisor[axis] * numerator
+            multiples.append((2 * size[axis] * denominator - numerator + divisor - 1) // divisor)
+            if multiples[axis] < 1:
+                multiples[axis] = 1
         # A network's lowest level would hold a single voxel, of which no norm can take statistics.
         if max(multiples) == 1 and max(self.size_divisor) > 1:
             multiples[-1] = 2
