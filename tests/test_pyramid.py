@@ -128,7 +128,7 @@ def test_any_size_is_mirrored_up_to_the_divisor():
 
 
 def test_sizes_are_rounded_from_half_a_voxel():
-    """Copies of 96 voxels hold 1.87 times the image's voxels where the divisor allows it, 2.0 times where it does not."""
+    """The copies of 96 voxels hold 1.87 times its voxels where the divisor allows it, else 2.0 times."""
     for divisor, expected in ((1, [96, 76, 60, 48]), (4, [96, 76, 60, 48]), (8, [96, 80, 64, 48])):
         pyramid = ScalePyramid(Square(), size_divisor=divisor)
         assert [pyramid._copy_size([96] * 3, step)[0] for step in pyramid._steps(None)] == expected

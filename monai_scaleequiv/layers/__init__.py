@@ -16,5 +16,6 @@ register_layers()
 __all__ = [
     "DerivedBuffers", "LargeKernelConv", "PerScale", "ScaleDownsample", "ScaleDropout", "ScaleGroupConv",
     "ScaleLiftingConv", "ScaleNorm", "ScalePointwiseConv", "ScalePool", "ScaleProjection", "ScaleUpsample",
-    "SingleImageConvolutions", "SpacedResample", "SteerableConv", "check_arguments", "check_counts", "check_features", "check_image",
+    "SingleImageConvolutions", "SpacedResample", "SteerableConv", "check_arguments", "check_counts", "check_features",
+    "check_image",
 ]  # fmt: skip

@@ -73,8 +73,8 @@ class ScaleProjection(nn.Module):
 
 def _log_mean_probability(x: torch.Tensor) -> torch.Tensor:
     if x.shape[2] > 1:
-        # One scale after the other: logsumexp over an axis with so large a stride takes longer, and so does the gradient
-        # of a log_softmax of all of them, which is added up from as many maps that are zero elsewhere.
+        # One scale after the other: logsumexp over an axis with so large a stride takes longer, and so do gradients of
+        # a log_softmax of all of them, which are added up from as many maps that are zero elsewhere.
         scales = x.unbind(1)
         total = F.log_softmax(scales[0], dim=1)
         for y in scales[1:]:

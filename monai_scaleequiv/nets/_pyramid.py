@@ -160,7 +160,7 @@ class ScalePyramid(nn.Module):
             support = torch.log_softmax(features, dim=2).gather(2, predicted)
         else:
             support = features * torch.sign(y).unsqueeze(1)
-        unit = math.exp(sum([math.log(v) for v in self._voxel]) / self.spatial_dims)  # noqa: C419
+        unit = math.exp(sum([math.log(v) for v in self._voxel]) / self.spatial_dims)
         sizes = torch.cat([y.new_full([1], s * unit) for s in self.scales])
         return sizes[support.argmax(dim=1)]  # (B, 1, D, H, W)
 
