@@ -16,11 +16,11 @@ from monai_scaleequiv.maths._resampling import (
     linear_upsampling_matrix,
     sampled_gaussian_width,
 )
-from monai_scaleequiv.maths._rescaling import as_ratio, resample, resample_axis, rescale
+from monai_scaleequiv.maths._rescaling import as_ratio, resample_axes, resample_axis, rescale
 
 __all__ = [
     "ScaleFilters", "as_ratio", "check_scales", "crop_to_reach", "fft_depthwise_conv", "fft_depthwise_gradients",
     "fft_kernel_spectrum", "frequency_prior", "gaussian_downsampling_matrix", "hermite_gaussian_basis",
-    "hermite_gaussian_filters", "kernel_reach", "linear_upsampling_matrix", "resample", "resample_axis", "rescale",
+    "hermite_gaussian_filters", "kernel_reach", "linear_upsampling_matrix", "resample_axes", "resample_axis", "rescale",
     "sampled_gaussian_width", "voxel_sizes",
 ]  # fmt: skip

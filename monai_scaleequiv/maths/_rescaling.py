@@ -69,7 +69,9 @@ def resample_axis(
     return torch.matmul(matrix, x.flatten(axis + 1)).unflatten(axis + 1, after)
 
 
-def resample(x: torch.Tensor, size: list[int], steps: list[tuple[int, int]], smoothing: float = 0.0) -> torch.Tensor:
+def resample_axes(
+    x: torch.Tensor, size: list[int], steps: list[tuple[int, int]], smoothing: float = 0.0
+) -> torch.Tensor:
     """Resamples the last axes to ``size``, each by :py:func:`resample_axis` at its step, the work kept least.
 
     Axes that shrink most come first, so that the others are computed on the smallest image.
@@ -129,4 +131,4 @@ def rescale(x: torch.Tensor, size: Sequence[int], smoothing: float = 0.0) -> tor
                 f"got {list(x.shape)}, size={tuple(size)}, smoothing={smoothing}."
             )
     sizes = [int(n) for n in size]
-    return resample(x, sizes, list(zip(x.shape[x.dim() - len(size) :], sizes, strict=True)), smoothing)
+    return resample_axes(x, sizes, list(zip(x.shape[x.dim() - len(size) :], sizes, strict=True)), smoothing)

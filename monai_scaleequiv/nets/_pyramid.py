@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from monai_scaleequiv.layers import ScaleProjection, SingleImageConvolutions, check_arguments, check_image
-from monai_scaleequiv.maths import as_ratio, check_scales, resample, voxel_sizes
+from monai_scaleequiv.maths import as_ratio, check_scales, resample_axes, voxel_sizes
 from monai_scaleequiv.nets._seunet import SEUNet
 
 _MOST_TIMES = 64  # coarser or finer than the image
@@ -97,14 +97,14 @@ class ScalePyramid(nn.Module):
 
     def _answer(self, x: torch.Tensor, step: list[tuple[int, int]]) -> torch.Tensor:
         size = [x.shape[2 + axis] for axis in range(self.spatial_dims)]
-        copy = resample(x, self._copy_size(size, step), step, self.smoothing)
+        copy = resample_axes(x, self._copy_size(size, step), step, self.smoothing)
         if torch.jit.is_scripting():
             y = self.network(copy)
         elif self.use_checkpoint and self.training:
             y = self._checkpointed(copy)
         else:
             y = self._run(copy)
-        return resample(y, size, [(denominator, numerator) for numerator, denominator in step])
+        return resample_axes(y, size, [(denominator, numerator) for numerator, denominator in step])
 
     @torch.jit.unused
     def _run(self, x: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from torch import nn
 
-from monai_scaleequiv.layers import DerivedBuffers, LargeKernelConv
+from monai_scaleequiv.layers import DerivedBuffers, LargeKernelConv, with_split_sums
 from monai_scaleequiv.maths import frequency_prior
 
 
@@ -114,7 +114,7 @@ class LargeKernelBlock(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.conv = conv
-        self.norm = get_norm_layer(norm or "", conv.spatial_dims, conv.channels)
+        self.norm = get_norm_layer(with_split_sums(norm) or "", conv.spatial_dims, conv.channels)
         self.act = get_act_layer(act or "")
         self.drop_path = drop_path
         self.layer_scale: nn.Parameter | None = None

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from torch import nn
 
-from monai_scaleequiv.layers import LargeKernelConv, check_arguments, check_image
+from monai_scaleequiv.layers import LargeKernelConv, check_arguments, check_image, with_split_sums
 from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, PriorKernelConv, RepUXStage, ScaledGradientConv
 
 
@@ -91,7 +91,11 @@ class RepUXNet(nn.Module):
         self.divisor = 2 ** len(depths)
         alpha = None if deploy else frequency_prior
         drop_paths = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
-        decoder: dict[str, Any] = {"kernel_size": 3, "norm_name": norm_name or "", "res_block": res_block}
+        decoder: dict[str, Any] = {
+            "kernel_size": 3,
+            "norm_name": with_split_sums(norm_name) or "",
+            "res_block": res_block,
+        }
         up = partial(UnetrUpBlock, spatial_dims, upsample_kernel_size=2, **decoder)
         full_size = partial(UnetrBasicBlock, spatial_dims, out_channels=top, stride=1, **decoder)
 
