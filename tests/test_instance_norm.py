@@ -73,7 +73,18 @@ def test_only_large_volumes_on_cuda_are_split():
     assert not norm._is_split(OnCuda(1, 4, 32, 64, 63))
     assert not norm._is_split(OnCuda(1, 4, 1, 1, 131_101))  # a prime number of voxels
     assert not norm._is_split(OnCuda(4, 256, 64, 64, 64))  # blocks enough
-    assert not SplitInstanceNorm3d(4, track_running_stats=True)._is_split(OnCuda(1, 4, 64, 64, 64))
+    assert not SplitInstanceNorm3d(4, track_running_stats=True)._is_eager(x)
+
+
+def test_result_may_be_overwritten_without_copies():
+    """Torch's own is a view, so that the gradient of an activation in place passes through copies of the whole."""
+    x = torch.rand(1, 2, 6, 6, 6, requires_grad=True)
+    gradients = []
+    for norm, name in ((SplitInstanceNorm3d(2), "LeakyReluBackward"), (nn.InstanceNorm3d(2), "AsStridedBackward")):
+        y = F.leaky_relu(norm(x), 0.1, inplace=True)
+        assert name in type(y.grad_fn).__name__
+        gradients.append(torch.autograd.grad(y.square().sum(), x)[0])
+    torch.testing.assert_close(*gradients, atol=0, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

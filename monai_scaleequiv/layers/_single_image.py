@@ -42,7 +42,15 @@ def _is_unrolled(x: torch.Tensor, weight: torch.Tensor, *options: Any) -> bool:
         return False
     is_narrow = min(weight.shape[3:]) <= _WIDEST_UNROLLED and max(weight.shape[3:]) > 1
     is_small = x.shape[1] * x.shape[2] * x.shape[3] <= _MOST_UNROLLED
-    return is_narrow and is_small and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
+    # Else the halves' own copies, or arranging the weights, take longer than the unrolled volume.
+    pays = weight.shape[0] <= min(weight[0].numel() // 2, x.shape[2:].numel())
+    return (
+        is_narrow
+        and is_small
+        and pays
+        and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def _conv3d_in_halves(

@@ -90,10 +90,19 @@ class ScalePyramid(nn.Module):
             if len(spacings) > 1:
                 return torch.cat([self.forward(x[i : i + 1], spacings[i]) for i in range(len(spacings))])
             spacing = spacings[0]
+        if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
+            return self._with_metadata(x, spacing)
         answers = [self._answer(x, step) for step in self._steps(spacing)]
         features = torch.stack(answers, dim=1)  # (B, S, C', D, H, W)
         y = self.projection(features)
         return torch.cat([y, self._scale_map(features, y)], dim=1) if self.with_scale_map else y
+
+    @torch.jit.unused
+    def _with_metadata(self, x: MetaTensor, spacing: list[float] | None) -> MetaTensor:
+        # At once, rather than handed on from each step to the next.
+        y = MetaTensor(self.forward(x.as_tensor(), spacing))
+        y.copy_meta_from(x)
+        return y
 
     def _answer(self, x: torch.Tensor, step: list[tuple[int, int]]) -> torch.Tensor:
         size = [x.shape[2 + axis] for axis in range(self.spatial_dims)]

@@ -135,7 +135,7 @@ class LargeKernelBlock(nn.Module):
         # Drop path: each sample's update is left out at times, and made up for in the others.
         kept = F.dropout(y.new_ones([x.shape[0], 1]), self.drop_path, self.training)
         factor = self.layer_scale * kept  # (B, C)
-        return x + y * factor.reshape(factor.shape + (1,) * (x.dim() - 2))
+        return torch.addcmul(x, y, factor.reshape(factor.shape + (1,) * (x.dim() - 2)))
 
 
 class RepUXStage(nn.Module):
