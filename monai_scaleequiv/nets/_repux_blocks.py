@@ -102,7 +102,7 @@ class ChannelNorm(nn.LayerNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return y.movedim(-1, 1)
+        return y.movedim(-1, 1).to(x.dtype)  # which autocast may have made single precision
 
 
 class LargeKernelBlock(nn.Module):
