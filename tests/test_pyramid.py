@@ -242,6 +242,18 @@ def test_scale_map_names_the_scale_that_answers(out_channels, spatial_dims):
     torch.testing.assert_close(y[:, -1], torch.full_like(y[:, -1], 1.0))  # mm
 
 
+@pytest.mark.parametrize("use_checkpoint", [False, True])
+def test_single_images_are_convolved_in_halves_and_batches_are_not(use_checkpoint):
+    network, batches = nn.Conv3d(4, 4, 3, padding=1), []
+    network.register_forward_hook(lambda _, args, y: batches.append(type(y.grad_fn).__name__))
+    pyramid = ScalePyramid(network, SCALES, use_checkpoint=use_checkpoint)
+    for count, made_by in ((1, "CatBackward0"), (2, "ConvolutionBackward0")):
+        batches.clear()
+        pyramid(torch.rand(count, 4, 6, 6, 6)).sum().backward()
+        assert batches[:2] == [made_by] * 2
+        assert len(set(batches)) == 1  # also when it is computed a second time
+
+
 @pytest.mark.parametrize("norm", ["INSTANCE", "BATCH"])
 def test_checkpointing_changes_memory_alone(norm):
     x = torch.rand(2, 1, 8, 8, 6)

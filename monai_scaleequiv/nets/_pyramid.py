@@ -117,8 +117,9 @@ class ScalePyramid(nn.Module):
 
     @torch.jit.unused
     def _run(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return self.network(x)
+        is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if is_graph or x.device.type != "cpu" or x.shape[0] > 1:
+            return self.network(x)  # without what the context would cost at each of its operations
         with SingleImageConvolutions():
             return self.network(x)
 
