@@ -100,6 +100,8 @@ def test_way_chosen_is_the_one_measured_faster():
     for cases, expected in ((by_fft, True), (directly, False)):
         for size, edge in cases:
             assert op.is_fft_faster(size, ensure_tuple_rep(edge, len(size))) is expected, (size, edge)
+    assert op.is_fft_faster([12] * 3, [21] * 3, device_type="cuda")  # as measured on an H200
+    assert not op.is_fft_faster([6] * 3, [21] * 3, device_type="cuda")
     assert op.is_fft_faster([48] * 3, [7] * 3, is_shared=True)  # a transform that is there anyway is made use of
 
 
@@ -141,7 +143,7 @@ def test_autocast_computes_in_single_precision(size):
         torch.testing.assert_close(torch.autograd.grad(half.square().sum(), layer.weight)[0], grad, atol=0, rtol=0)
         with torch.no_grad():
             torch.testing.assert_close(layer.eval()(x), y)
-            assert layer(x.bfloat16()).dtype == torch.float32
+            assert layer(x.bfloat16()).dtype == torch.bfloat16  # stored as it came
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -152,6 +154,50 @@ def test_half_precision_is_rounded_once(dtype):
     torch.testing.assert_close(y, by_definition(x.float(), layer.weight.float()).to(dtype), atol=1e-6, rtol=1e-2)
     y.float().sum().backward()
     assert layer.weight.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [(16, 18), (5, 6)])
+def test_half_precision_rounds_the_sum_with_the_bias_once(size, dtype):
+    layer, x = LargeKernelConv(2, 2, 15, bias=True), torch.randn(1, 2, *size).to(dtype)
+    with torch.no_grad():
+        layer.bias.copy_(torch.tensor([300.0, -300.0]))  # beside which half precision knows no fractions
+        expected = by_definition(x.float(), layer.weight) + layer.bias[:, None, None]
+        for is_training in (True, False):
+            torch.testing.assert_close(layer.train(is_training)(x), expected.to(dtype), atol=0, rtol=1e-2)
+    torch.testing.assert_close(layer(x), expected.to(dtype), atol=0, rtol=1e-2)
+
+
+@pytest.mark.parametrize("size", [(16, 18), (5, 6)])
+@pytest.mark.parametrize("is_whole", [True, False], ids=["half", "autocast"])
+def test_half_precision_is_what_is_kept_for_the_backward(size, is_whole):
+    """Two bytes a voxel under autocast and in a network of half precision; the control keeps four."""
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    for dtype, width in ((torch.bfloat16, 2), (torch.float32, 4)):
+        layer = LargeKernelConv(2, 2, 15, bias=True).to(dtype if is_whole else torch.float32)
+        x = torch.randn(3, 2, *size, dtype=dtype, requires_grad=True)
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu"):
+            y = layer(x)
+        weight = layer.weight.numel() * layer.weight.element_size()
+        assert sorted(kept) == sorted([x.numel() * width, weight])
+        grads = torch.autograd.grad(y.square().sum(), (x, layer.weight, layer.bias))
+        assert [g.dtype for g in (y, *grads)] == [dtype, dtype, layer.weight.dtype, layer.bias.dtype]
+
+
+def test_half_precision_keeps_the_exact_gradients():
+    layer, x = LargeKernelConv(2, 2, 15, bias=True), torch.randn(2, 2, 16, 18).bfloat16()
+    twin, grad = copy.deepcopy(layer), torch.randn(2, 2, 16, 18).bfloat16()
+    found = torch.autograd.grad(layer(x.requires_grad_()), (x, *layer.parameters()), grad)
+    x = x.detach().float().requires_grad_()
+    expected = torch.autograd.grad(twin(x), (x, *twin.parameters()), grad.float())
+    torch.testing.assert_close(found[0], expected[0].bfloat16(), atol=1e-6, rtol=1e-2)
+    torch.testing.assert_close(found[1:], expected[1:], atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture
@@ -225,7 +271,7 @@ def test_cache_is_not_spoiled_by_calls_of_another_kind(spectra):
     assert copy.deepcopy(layer).to("meta")(x.to("meta")).is_meta
     for y in (first, layer(x), layer.requires_grad_(False)(x), pickle.loads(pickle.dumps(layer))(x)):
         torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
-    assert spectra.call_count == 5  # inference mode, twice fake, meta, and that of the copy
+    assert spectra.call_count == 2  # in inference mode, and that of the copy: what has no values is not kept
     twin = copy.deepcopy(layer)
     twin.weight.zero_()
     assert twin(x).abs().max() == 0
@@ -294,6 +340,25 @@ def test_compiled_graph_is_whole_and_trains(size):
         torch.testing.assert_close(compiled(value), layer(value))
     expected = torch.autograd.grad(layer(x).square().sum(), layer.weight)[0]
     torch.testing.assert_close(torch.autograd.grad(compiled(x).square().sum(), layer.weight)[0], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(16, 18), (6, 5)])
+def test_compiled_graph_without_gradients_is_one_operator(size):
+    layer, x = LargeKernelConv(2, 2, 15, bias=True).eval(), torch.randn(1, 2, *size)
+    calls = []
+
+    def backend(graph, _):
+        calls.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(layer, backend=backend, fullgraph=True)(x), layer(x))
+    assert sum("large_depthwise_conv" in call for call in calls) == 1
+    assert not any("fft" in call or "conv2d" in call for call in calls)
+    with mock.patch.object(layer_module, "large_depthwise_conv") as operator:
+        layer(x)
+        assert not operator.called  # which takes as long as a small convolution
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -258,3 +258,15 @@ def test_resampling_of_one_axis(axis):
     expected = torch.movedim(torch.movedim(x, axis, -1) @ matrix.T, -1, axis)
     torch.testing.assert_close(resample_axis(x, axis, 9, 1, 2), expected, atol=1e-12, rtol=0)
     assert resample_axis(x, axis, x.shape[axis], 1, 1) is x
+
+
+def test_axes_that_shrink_most_are_resampled_first(monkeypatch):
+    x = torch.randn(1, 1, 6, 8, 5, dtype=torch.float64)
+    size, steps = [12, 3, 5], [(1, 2), (8, 3), (1, 1)]
+    expected = x
+    for axis in range(3):
+        expected = resample_axis(expected, 2 + axis, size[axis], *steps[axis])
+    order = []
+    monkeypatch.setattr(rescaling, "resample_axis", lambda *args: order.append(args[1]) or resample_axis(*args))
+    torch.testing.assert_close(rescaling.resample_axes(x, size, steps), expected, atol=1e-12, rtol=0)
+    assert order == [3, 4, 2]

@@ -9,6 +9,9 @@ from monai.data import MetaTensor
 from monai.inferers import sliding_window_inference
 from monai.networks.nets import DynUNet, SegResNet, SwinUNETR, UNet
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_scaleequiv import (
     RepUXNet,
@@ -19,6 +22,7 @@ from monai_scaleequiv import (
     equivariance_error,
     rescale,
 )
+from monai_scaleequiv.maths import _rescaling
 from tests.network_tests import NetworkTests
 
 SCALES = (1.0, 1.5)
@@ -124,6 +128,45 @@ def test_any_size_is_mirrored_up_to_the_divisor():
     assert sizes == [(8, 10, 6), (6, 6, 4)]
 
 
+def test_sizes_are_rounded_from_half_a_voxel():
+    """The copies of 96 voxels hold 1.87 times its voxels where the divisor allows it, else 2.0 times."""
+    for divisor, expected in ((1, [96, 76, 60, 48]), (4, [96, 76, 60, 48]), (8, [96, 80, 64, 48])):
+        pyramid = ScalePyramid(Square(), size_divisor=divisor)
+        assert [pyramid._copy_size([96] * 3, step)[0] for step in pyramid._steps(None)] == expected
+    pyramid = ScalePyramid(Square(), (1.0, 4.0))
+    assert [pyramid._copy_size([1, 2, 7], step) for step in pyramid._steps(None)] == [[1, 2, 7], [1, 1, 2]]
+
+
+@pytest.mark.parametrize("projection", ["logsumexp", "max", "mean"])
+def test_warm_forward_stays_on_its_device(projection):
+    """No tensor is made on the host and copied, which stops the device's stream and cannot be captured in a graph."""
+    x = torch.rand(2, 1, 16, 12, 8, device="meta")
+    pyramid = ScalePyramid(unet(), SCALES, projection, voxel_size=1.0, with_scale_map=True).to("meta")
+
+    class OnHost(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            y = func(*args, **(kwargs or {}))
+            tensors = [t for t in pytree.tree_leaves((args, y)) if isinstance(t, torch.Tensor)]
+            seen.extend(func for t in tensors if t.device.type != "meta")
+            return y
+
+    class FromNumbers(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.extend([func] * (func in (torch.tensor, torch.as_tensor, torch.from_numpy)))
+            return func(*args, **(kwargs or {}))
+
+    seen: list = []
+    _rescaling._kept.clear()
+    with OnHost(), FromNumbers():
+        pyramid(x, [1.0, 1.0, 2.0])
+        assert seen  # the control: matrices are computed on the host, once
+        seen.clear()
+        pyramid(x, [1.0, 1.0, 2.0]).sum().backward()
+        assert not seen
+        torch.tensor(pyramid.scales, device="meta")
+        assert seen.pop() is torch.tensor  # the control of the other way, from numbers
+
+
 def test_voxel_size_does_not_matter_in_millimetres(float64):
     """The same head at 1 mm and at 2/3 mm or 2 mm: with scales in voxels the answer changes, in mm it does not."""
     torch.manual_seed(1)
@@ -198,6 +241,18 @@ def test_scale_map_names_the_scale_that_answers(out_channels, spatial_dims):
     y = pyramid(torch.zeros(2, 1, *[8] * spatial_dims), spacing=[0.5] * spatial_dims)
     assert y.shape == (2, out_channels + 1, *[8] * spatial_dims)
     torch.testing.assert_close(y[:, -1], torch.full_like(y[:, -1], 1.0))  # mm
+
+
+@pytest.mark.parametrize("use_checkpoint", [False, True])
+def test_single_images_are_convolved_in_halves_and_batches_are_not(use_checkpoint):
+    network, batches = nn.Conv3d(4, 4, 3, padding=1), []
+    network.register_forward_hook(lambda _, args, y: batches.append(type(y.grad_fn).__name__))
+    pyramid = ScalePyramid(network, SCALES, use_checkpoint=use_checkpoint)
+    for count, made_by in ((1, "CatBackward0"), (2, "ConvolutionBackward0")):
+        batches.clear()
+        pyramid(torch.rand(count, 4, 6, 6, 6)).sum().backward()
+        assert batches[:2] == [made_by] * 2
+        assert len(set(batches)) == 1  # also when it is computed a second time
 
 
 def test_size_divisor_follows_from_the_networks_strides():

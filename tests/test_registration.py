@@ -18,7 +18,7 @@ ADDED = {
     "Act": {"SILU"},
     "Conv": {"SCALE_GROUP", "SCALE_LIFTING", "SCALE_POINTWISE"},
     "Dropout": {"SCALE_DROPOUT"},
-    "Norm": {"SCALE_BATCH", "SCALE_GROUP", "SCALE_INSTANCE"},
+    "Norm": {"SCALE_BATCH", "SCALE_GROUP", "SCALE_INSTANCE", "SPLIT_INSTANCE"},
     "Pad": set(),
     "Pool": {"SCALE_AVG", "SCALE_MAX"},
 }

@@ -10,6 +10,7 @@ from torch import nn
 
 from monai_scaleequiv.layers._conv import ScaleGroupConv, ScaleLiftingConv
 from monai_scaleequiv.layers._dropout import ScaleDropout
+from monai_scaleequiv.layers._instance_norm import SplitInstanceNorm2d, SplitInstanceNorm3d
 from monai_scaleequiv.layers._per_scale import PerScale, ScalePointwiseConv
 
 _CONVS = {"SCALE_LIFTING": ScaleLiftingConv, "SCALE_GROUP": ScaleGroupConv, "SCALE_POINTWISE": ScalePointwiseConv}
@@ -22,6 +23,7 @@ def register_layers() -> None:
     for factory, names in ((Norm, ("BATCH", "INSTANCE", "GROUP")), (Pool, ("MAX", "AVG"))):
         for name in names:
             _add(factory, f"SCALE_{name}", partial(_per_scale_builder, factory, name))
+    _add(Norm, "SPLIT_INSTANCE", lambda dim: {2: SplitInstanceNorm2d, 3: SplitInstanceNorm3d}[dim])
     _add(Dropout, "SCALE_DROPOUT", lambda dim=None: ScaleDropout)
     _add(Act, "SILU", lambda: nn.SiLU)
 

@@ -8,7 +8,7 @@ import torch
 from monai.utils import ensure_tuple_rep
 from torch import nn
 
-from monai_scaleequiv.layers._depthwise_op import depthwise_conv, is_fft_faster, large_depthwise_conv
+from monai_scaleequiv.layers._depthwise_op import convolve, depthwise_conv, is_fft_faster, large_depthwise_conv
 from monai_scaleequiv.layers._input_checks import check_arguments, check_image
 from monai_scaleequiv.maths import fft_kernel_spectrum
 
@@ -18,7 +18,8 @@ class LargeKernelConv(nn.Module):
 
     :math:`y_c(i) = b_c + \sum_t w_c(t)\, x_c(i + t - p)`, p half the kernel, without the taps that can only meet
     padding, directly or by FFT, whichever is faster for the image's size; the weight's gradient by FFT. In evaluation
-    the kernel's spectrum is kept until the kernel changes. Under autocast it computes in single precision. Scripted,
+    the kernel's spectrum is kept until the kernel changes, on a CPU. It computes in single precision at least, and
+    stores in the image's own, under autocast too. Scripted,
     traced and exported it is torch's own convolution; under ``torch.compile`` it is one operator. There is no second
     derivative. Subclasses give another kernel by :py:meth:`effective_kernel`.
 
@@ -70,25 +71,24 @@ class LargeKernelConv(nn.Module):
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             return depthwise_conv(x, self.effective_kernel(), self.bias)
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
-            kernel = self.effective_kernel()
-            dtype = torch.promote_types(x.dtype, kernel.dtype)
-            exact = torch.promote_types(dtype, torch.float32)  # half precision is to store, not to transform
-            kernel, spectrum = kernel.to(exact), None
-            has_gradients = self.training or torch.is_grad_enabled()
-            if not (has_gradients or torch.compiler.is_compiling()) and is_fft_faster(x.shape[2:], self.kernel_size):
-                spectrum = self._cached_spectrum(kernel.detach(), tuple(x.shape[2:]))
-            y = large_depthwise_conv(x.to(exact), kernel, spectrum, self.training)
-            if self.bias is not None:
-                y = y + self.bias.to(exact).reshape([-1] + [1] * self.spatial_dims)
-            return y.to(dtype)
+            kernel, spectrum = self.effective_kernel(), None
+            is_plain = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+            if is_plain and not self.training:
+                spectrum = self._cached_spectrum(kernel.detach(), x)
+            # Without gradients the operator itself would only take time; subclasses of tensors go through it as one.
+            run = convolve if is_plain and type(x) is torch.Tensor else large_depthwise_conv
+            return run(x, kernel, self.bias, spectrum, self.training)
 
     @torch.jit.unused
-    def _cached_spectrum(self, kernel: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    def _cached_spectrum(self, kernel: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
         # Of the last size, found by the kernel's values (comparing them takes a hundredth of the transform), so that it
-        # cannot go stale. Fake tensors have no values to compare; while a CUDA graph is captured none can be read.
-        is_captured = kernel.is_cuda and torch.cuda.is_current_stream_capturing()
-        if type(kernel) is not torch.Tensor or kernel.is_meta or is_captured:
-            return fft_kernel_spectrum(kernel, size)
+        # cannot go stale. On other devices than the CPU a transform takes no longer than waiting for the comparison;
+        # fake tensors have no values to compare.
+        size = tuple(x.shape[2:])
+        is_kept = type(kernel) is torch.Tensor and kernel.device.type == x.device.type == "cpu"
+        if not is_kept or not is_fft_faster(size, self.kernel_size):
+            return None
+        kernel = kernel.to(torch.promote_types(torch.promote_types(x.dtype, kernel.dtype), torch.float32))
         cache = self._cache  # another thread may put another in its place meanwhile
         if cache is None or cache[0] != size or not _are_equal(cache[1], kernel):
             cache = (size, kernel.clone(), fft_kernel_spectrum(kernel, size))

@@ -73,9 +73,11 @@ class ScaleProjection(nn.Module):
 
 def _log_mean_probability(x: torch.Tensor) -> torch.Tensor:
     if x.shape[2] > 1:
-        y = F.log_softmax(x, dim=2)
-        total = y[:, 0]
-        for i in range(1, x.shape[1]):  # faster than logsumexp over an axis with so large a stride
-            total = torch.logaddexp(total, y[:, i])
+        # One scale after the other: logsumexp over an axis with so large a stride takes longer, and so do gradients of
+        # a log_softmax of all of them, which are added up from as many maps that are zero elsewhere.
+        scales = x.unbind(1)
+        total = F.log_softmax(scales[0], dim=1)
+        for y in scales[1:]:
+            total = torch.logaddexp(total, F.log_softmax(y, dim=1))
         return total - math.log(x.shape[1])
     return torch.logsumexp(F.logsigmoid(x), dim=1) - torch.logsumexp(F.logsigmoid(-x), dim=1)

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 
 # Real elements of one chunk of channels on a CPU: smaller ones leave threads without work, larger ones leave its cache.
-# Another device wants few, large transforms.
+# Another device wants few, large transforms, for launching its kernels takes longer than they do.
 _CHUNK = {"cpu": 2**20}
-_LEAST_CHUNKS = 4  # so that little memory is needed for small images as well
-_CHUNK_ELSEWHERE = 2**27
+_LEAST_CHUNKS = {"cpu": 4}  # so that little memory is needed for small images as well
+_CHUNK_ELSEWHERE = 2**24  # 64 MiB in single precision
 
 
 def kernel_reach(size: Sequence[int], kernel_size: Sequence[int]) -> list[int]:
@@ -34,12 +34,15 @@ def fft_kernel_spectrum(weight: torch.Tensor, size: Sequence[int]) -> torch.Tens
     return torch.conj_physical(_kernel_transform(kernel, _periods(size, kernel.shape[1:])))
 
 
-def fft_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Tensor | None = None) -> torch.Tensor:
+def fft_depthwise_conv(
+    x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Tensor | None = None, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     r"""Depthwise convolution with zero padding that keeps the size, by FFT.
 
-    :math:`y_c(i) = \sum_t w_c(t)\, x_c(i + t - p)`, p the reach of the kernel, for images (B, C, *size) in single or
-    double precision and odd kernels (C, 1, *kernel), whose :py:func:`fft_kernel_spectrum` may be given. With p zeros in
-    front the circle needs n + p points, the least without aliasing, rounded up to a product of 2, 3 and 5.
+    :math:`y_c(i) = b_c + \sum_t w_c(t)\, x_c(i + t - p)`, p the reach of the kernel, for images (B, C, *size) and odd
+    kernels (C, 1, *kernel), whose :py:func:`fft_kernel_spectrum` may be given. It computes in the kernel's precision,
+    single or double, whatever the image is stored in. With p zeros in front the circle needs n + p points, the least
+    without aliasing, rounded up to a product of 2, 3 and 5.
 
     Example::
 
@@ -54,8 +57,9 @@ def fft_depthwise_conv(x: torch.Tensor, weight: torch.Tensor, spectrum: torch.Te
     y = x.new_empty(x.shape)
     for channels in _chunks(x, periods):
         of_kernel = fft_kernel_spectrum(weight[channels], size) if spectrum is None else spectrum[channels]
-        product = _image_transform(x[:, channels], edges, periods).mul_(of_kernel)
-        y[:, channels] = _inverse(product, periods, [0] * len(size), size)
+        product = _image_transform(x[:, channels].to(weight.dtype), edges, periods).mul_(of_kernel)
+        part = _inverse(product, periods, [0] * len(size), size)
+        y[:, channels] = part if bias is None else part.add_(bias[channels].reshape([-1] + [1] * len(size)))
     return y
 
 
@@ -65,7 +69,7 @@ def fft_depthwise_gradients(
     r"""Gradients of :py:func:`fft_depthwise_conv` for the output's gradient ``grad``; None for one that is not wanted.
 
     :math:`\partial x_c(j) = \sum_t w_c(t)\, g_c(j - t + p)` and
-    :math:`\partial w_c(t) = \sum_i g_c(i)\, x_c(i + t - p)`, on the same circle.
+    :math:`\partial w_c(t) = \sum_i g_c(i)\, x_c(i + t - p)`, on the same circle, as x and the kernel are stored.
     """
     size = x.shape[2:]
     kernel = crop_to_reach(weight, size).flatten(0, 1)
@@ -74,9 +78,13 @@ def fft_depthwise_gradients(
     grad_x = x.new_empty(x.shape) if of_input else None
     grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format) if of_weight else None
     for channels in _chunks(x, periods):
-        of_grad = _transform(grad[:, channels], periods)
+        of_grad = _transform(grad[:, channels].to(weight.dtype), periods)
         if grad_weight is not None:
-            product = _image_transform(x[:, channels], edges, periods).mul_(torch.conj_physical(of_grad)).sum(0)
+            product = (
+                _image_transform(x[:, channels].to(weight.dtype), edges, periods)
+                .mul_(torch.conj_physical(of_grad))
+                .sum(0)
+            )
             inner = crop_to_reach(grad_weight, size).squeeze(1)
             inner[channels] = _inverse(product, periods, [0] * len(size), edges)
         if grad_x is not None:
@@ -92,7 +100,7 @@ def _periods(size: Sequence[int], edges: Sequence[int]) -> list[int]:
 def _chunks(x: torch.Tensor, periods: Sequence[int]) -> list[slice]:
     channels = x.shape[1] if x.numel() > 0 else 0  # an empty batch is none that MKL transforms
     most = _CHUNK.get(x.device.type, _CHUNK_ELSEWHERE) // max(1, x.shape[0] * prod(periods))
-    step = max(1, min(most, -(-channels // _LEAST_CHUNKS)))
+    step = max(1, min(most, -(-channels // _LEAST_CHUNKS.get(x.device.type, 1))))
     return [slice(start, start + step) for start in range(0, channels, step)]
 
 

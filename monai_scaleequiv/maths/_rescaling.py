@@ -7,6 +7,7 @@ import torch
 
 _MOST_KEPT = 128  # a volume needs up to six for each scale; a large one's have some hundred kilobytes
 _kept: dict[tuple[object, ...], torch.Tensor] = {}
+_captured: list[torch.Tensor] = []  # for good: a CUDA graph replays on the memory that it was captured with
 
 
 def as_ratio(value: float, denominator: int = 5_040_000) -> tuple[int, int]:
@@ -68,6 +69,20 @@ def resample_axis(
     return torch.matmul(matrix, x.flatten(axis + 1)).unflatten(axis + 1, after)
 
 
+def resample_axes(
+    x: torch.Tensor, size: list[int], steps: list[tuple[int, int]], smoothing: float = 0.0
+) -> torch.Tensor:
+    """Resamples the last axes to ``size``, each by :py:func:`resample_axis` at its step, the work kept least.
+
+    Axes that shrink most come first, so that the others are computed on the smallest image.
+    """
+    first = x.dim() - len(size)
+    for _, axis in sorted([(-steps[axis][0] / steps[axis][1], axis) for axis in range(len(size))]):
+        numerator, denominator = steps[axis]
+        x = resample_axis(x, first + axis, size[axis], numerator, denominator, smoothing)
+    return x
+
+
 @torch.jit.unused
 def _cached(
     size: int, target_size: int, numerator: int, denominator: int, smoothing: float, like: torch.Tensor
@@ -85,6 +100,8 @@ def _cached(
             if len(_kept) >= _MOST_KEPT:
                 _kept.clear()
             _kept[key] = _cosine_series_matrix(*args, blank)
+        if blank.is_cuda and torch.cuda.is_current_stream_capturing():
+            _captured.append(_kept[key])
         return _kept[key]
 
 
@@ -113,5 +130,5 @@ def rescale(x: torch.Tensor, size: Sequence[int], smoothing: float = 0.0) -> tor
                 "sizes must be at least 1 and smoothing at least 0, "
                 f"got {list(x.shape)}, size={tuple(size)}, smoothing={smoothing}."
             )
-        x = resample_axis(x, axis, int(target), x.shape[axis], int(target), smoothing)
-    return x
+    sizes = [int(n) for n in size]
+    return resample_axes(x, sizes, list(zip(x.shape[x.dim() - len(size) :], sizes, strict=True)), smoothing)

@@ -8,8 +8,8 @@ from monai.data import MetaTensor
 from monai.utils import ensure_tuple_rep
 from torch import nn
 
-from monai_scaleequiv.layers import ScaleProjection, check_arguments, check_image
-from monai_scaleequiv.maths import as_ratio, check_scales, resample_axis, voxel_sizes
+from monai_scaleequiv.layers import ScaleProjection, SingleImageConvolutions, check_arguments, check_image
+from monai_scaleequiv.maths import as_ratio, check_scales, resample_axes, voxel_sizes
 from monai_scaleequiv.nets._checkpoint import run_checkpointed
 from monai_scaleequiv.nets._seunet import SEUNet
 
@@ -33,7 +33,7 @@ class ScalePyramid(nn.Module):
             read from the MetaTensor or given with each call. None for scales in voxels.
         size_divisor: number that the copies' sizes must be multiples of, one or per axis, such as 32 for SwinUNETR;
             None for the product of ``network.strides`` (of MONAI's UNet), or 1 without it and around a SEUNet.
-            What a copy reaches beyond the image is mirrored.
+            What a copy reaches beyond the image is mirrored; it may end up to a quarter of its voxel before the image.
         use_checkpoint: whether training keeps only the copies' answers and computes the rest twice, to save memory.
         with_scale_map: whether a last channel is added: for each voxel the scale that contributed most to the
             predicted class, in mm with ``voxel_size`` (the geometric mean over axes), else relative.
@@ -89,30 +89,47 @@ class ScalePyramid(nn.Module):
             if len(spacings) > 1:
                 return torch.cat([self.forward(x[i : i + 1], spacings[i]) for i in range(len(spacings))])
             spacing = spacings[0]
+        if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
+            return self._with_metadata(x, spacing)
         answers = [self._answer(x, step) for step in self._steps(spacing)]
         features = torch.stack(answers, dim=1)  # (B, S, C', D, H, W)
         y = self.projection(features)
         return torch.cat([y, self._scale_map(features, y)], dim=1) if self.with_scale_map else y
 
+    @torch.jit.unused
+    def _with_metadata(self, x: MetaTensor, spacing: list[float] | None) -> MetaTensor:
+        # At once, rather than handed on from each step to the next.
+        y = MetaTensor(self.forward(x.as_tensor(), spacing))
+        y.copy_meta_from(x)
+        return y
+
     def _answer(self, x: torch.Tensor, step: list[tuple[int, int]]) -> torch.Tensor:
         size = [x.shape[2 + axis] for axis in range(self.spatial_dims)]
-        targets = self._copy_size(size, step)
-        copy = x
-        for axis, (numerator, denominator) in enumerate(step):
-            copy = resample_axis(copy, axis + 2, targets[axis], numerator, denominator, self.smoothing)
-        if self.use_checkpoint and self.training and not torch.jit.is_scripting():
+        copy = resample_axes(x, self._copy_size(size, step), step, self.smoothing)
+        if torch.jit.is_scripting():
+            y = self.network(copy)
+        elif self.use_checkpoint and self.training:
             y = self._checkpointed(copy)
         else:
-            y = self.network(copy)
-        for axis, (numerator, denominator) in enumerate(step):
-            y = resample_axis(y, axis + 2, size[axis], denominator, numerator)
-        return y
+            y = self._run(copy)
+        return resample_axes(y, size, [(denominator, numerator) for numerator, denominator in step])
+
+    @torch.jit.unused
+    def _run(self, x: torch.Tensor) -> torch.Tensor:
+        is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if is_graph or x.device.type != "cpu" or x.shape[0] > 1:
+            return self.network(x)  # without what the context would cost at each of its operations
+        with SingleImageConvolutions():
+            return self.network(x)
 
     def _copy_size(self, size: list[int], step: list[tuple[int, int]]) -> list[int]:
         multiples: list[int] = []
         for axis, (numerator, denominator) in enumerate(step):
-            divisor = self.size_divisor[axis] * numerator
-            multiples.append((size[axis] * denominator + divisor - 1) // divisor)
+            # Rounded up from half a voxel less, so that 96 / 2**(1/3) = 76.2 voxels are 76 and not 80 where 4 divide.
+            divisor = 2 * self.size_divisor[axis] * numerator
+            multiples.append((2 * size[axis] * denominator - numerator + divisor - 1) // divisor)
+            if multiples[axis] < 1:
+                multiples[axis] = 1
         # A network's lowest level would hold a single voxel, of which no norm can take statistics.
         if max(multiples) == 1 and max(self.size_divisor) > 1:
             multiples[-1] = 2
@@ -120,7 +137,7 @@ class ScalePyramid(nn.Module):
 
     @torch.jit.unused
     def _checkpointed(self, x: torch.Tensor) -> torch.Tensor:
-        return run_checkpointed(self.network, self.network, x)
+        return run_checkpointed(self.network, self._run, x)
 
     def _steps(self, spacing: list[float] | None) -> list[list[tuple[int, int]]]:
         # For each scale and axis: the copy's voxel in voxels of the image, as a quotient
@@ -151,8 +168,8 @@ class ScalePyramid(nn.Module):
             support = torch.log_softmax(features, dim=2).gather(2, predicted)
         else:
             support = features * torch.sign(y).unsqueeze(1)
-        unit = float(torch.tensor(self._voxel, dtype=torch.float64).log().mean().exp())
-        sizes = torch.tensor(self.scales, dtype=y.dtype, device=y.device) * unit
+        unit = math.exp(sum([math.log(v) for v in self._voxel]) / self.spatial_dims)
+        sizes = torch.cat([y.new_full([1], s * unit) for s in self.scales])
         return sizes[support.argmax(dim=1)]  # (B, 1, D, H, W)
 
     def extra_repr(self) -> str:

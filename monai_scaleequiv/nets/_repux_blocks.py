@@ -10,7 +10,7 @@ from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from torch import nn
 
-from monai_scaleequiv.layers import DerivedBuffers, LargeKernelConv
+from monai_scaleequiv.layers import DerivedBuffers, LargeKernelConv, with_split_sums
 from monai_scaleequiv.maths import frequency_prior
 from monai_scaleequiv.nets._checkpoint import Checkpointed
 
@@ -103,7 +103,7 @@ class ChannelNorm(nn.LayerNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return y.movedim(-1, 1)
+        return y.movedim(-1, 1).to(x.dtype)  # which autocast may have made single precision
 
 
 class LargeKernelBlock(nn.Module):
@@ -115,7 +115,7 @@ class LargeKernelBlock(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.conv = conv
-        self.norm = get_norm_layer(norm or "", conv.spatial_dims, conv.channels)
+        self.norm = get_norm_layer(with_split_sums(norm) or "", conv.spatial_dims, conv.channels)
         self.act = get_act_layer(act or "")
         self.drop_path = drop_path
         self.layer_scale: nn.Parameter | None = None
@@ -136,7 +136,7 @@ class LargeKernelBlock(nn.Module):
         # Drop path: each sample's update is left out at times, and made up for in the others.
         kept = F.dropout(y.new_ones([x.shape[0], 1]), self.drop_path, self.training)
         factor = self.layer_scale * kept  # (B, C)
-        return x + y * factor.reshape(factor.shape + (1,) * (x.dim() - 2))
+        return torch.addcmul(x, y, factor.reshape(factor.shape + (1,) * (x.dim() - 2)))
 
 
 class RepUXStage(Checkpointed):

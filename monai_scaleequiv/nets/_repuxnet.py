@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from monai.networks.blocks import UnetOutBlock
 from torch import nn
 
-from monai_scaleequiv.layers import LargeKernelConv, check_arguments, check_image
+from monai_scaleequiv.layers import LargeKernelConv, check_arguments, check_image, with_split_sums
 from monai_scaleequiv.nets._checkpoint import set_checkpointing
 from monai_scaleequiv.nets._repux_blocks import (
     CheckpointedBasicBlock,
@@ -101,7 +102,8 @@ class RepUXNet(nn.Module):
         self.divisor = 2 ** len(depths)
         alpha = None if deploy else frequency_prior
         drop_paths = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
-        decoder: dict[str, Any] = {"kernel_size": 3, "norm_name": norm_name or "", "res_block": res_block}
+        norm = with_split_sums(norm_name) or ""
+        decoder: dict[str, Any] = {"kernel_size": 3, "norm_name": norm, "res_block": res_block}
         up = partial(CheckpointedUpBlock, spatial_dims, upsample_kernel_size=2, **decoder)
         full_size = partial(CheckpointedBasicBlock, spatial_dims, out_channels=top, stride=1, **decoder)
 
@@ -128,18 +130,34 @@ class RepUXNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_image(x, self.spatial_dims, self.in_channels)
+        if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
+            return self._with_metadata(x)
         pad = self._surplus(list(x.shape[2:]))
         x = F.pad(x, pad)
         skips = [self.first(x)]
         for stage in self.stages:
             x, skip = stage(x)
             skips.append(skip)
-        y = skips[-1]
-        for i, up in enumerate(self.ups):
-            y = up(y, skips[len(skips) - 2 - i])
+        y = skips.pop()
+        for up in self.ups:
+            y = up(y, skips.pop())
         y = self.head(self.last(y))
+        if not torch.jit.is_scripting() and self._is_whole(pad):
+            return y
         # Not a view: an exported graph would hold on to whether the example's is contiguous.
         return F.pad(y, [-p for p in pad])
+
+    @torch.jit.unused
+    def _with_metadata(self, x: MetaTensor) -> MetaTensor:
+        # At once, rather than handed on from each layer to the next.
+        y = MetaTensor(self.forward(x.as_tensor()))
+        y.copy_meta_from(x)
+        return y
+
+    @torch.jit.unused
+    def _is_whole(self, pad: list[int]) -> bool:
+        is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return not is_graph and not any(pad)  # a graph must not depend on the example's size
 
     def _surplus(self, size: list[int]) -> list[int]:
         """What to add at the end of each axis, as ``F.pad`` takes it."""
