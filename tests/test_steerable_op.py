@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import nn
 
 from monai_scaleequiv import ScaleFilters, ScaleGroupConv, ScaleLiftingConv, SEUNet
@@ -128,6 +129,16 @@ def test_a_second_derivative_is_refused():
     (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="steerable_gradients"):
         grad.square().sum().backward()
+
+
+@pytest.mark.parametrize("form", [FORMS[2], SEPARABLE], ids=str)
+def test_layers_train_on_metatensors(form, monkeypatch):
+    use_form(monkeypatch, form)
+    layer, x = case(3, ScaleGroupConv, {})
+    expected = torch.autograd.grad(layer(x).square().sum(), layer.weight)
+    y = layer(MetaTensor(x.detach()))
+    assert isinstance(y, MetaTensor)
+    torch.testing.assert_close(torch.autograd.grad(y.as_tensor().square().sum(), layer.weight), expected)
 
 
 def test_nothing_but_input_and_weights_is_kept():

@@ -68,7 +68,7 @@ class _BlockConv:
         self, grad: torch.Tensor, x: torch.Tensor, of_input: bool, of_weight: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Gradients for input and weights, empty where they are not wanted."""
-        grad_x, grad_weight = x.new_empty(0), self.weight.new_empty(0)
+        grad_x, grad_weight = x.new_empty([0]), self.weight.new_empty([0])
         grad = self.split_output(grad)
         kernel = self.kernel().to(x.dtype)
         if of_input:
@@ -142,6 +142,10 @@ def _from_dense(dense: torch.Tensor, interactions: int) -> torch.Tensor:
     return kernel
 
 
+def _plain(x: torch.Tensor) -> torch.Tensor:
+    return x.as_subclass(torch.Tensor)  # a MetaTensor would hand its metadata on at every step
+
+
 def steerable_forward(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, basis: torch.Tensor, lines: torch.Tensor | None,
     gains: torch.Tensor | None, edges: list[int], stride: list[int], padding: list[int], scale_size: int,
@@ -152,7 +156,7 @@ def steerable_forward(
     :math:`y_s = b + \sum_{j < J} \sum_i \sum_f w_{oijf}\, \psi_{fs} * x_{s + j, i}`, the last scale repeated.
     ``lines`` and ``gains`` are what the basis is the product of, see :py:func:`separable_filters`, if it is one.
     """
-    geometry = ConvGeometry(edges, stride, padding, scale_size, is_transposed)
+    geometry, x = ConvGeometry(edges, stride, padding, scale_size, is_transposed), _plain(x)
     with torch.autocast(x.device.type, enabled=False):
         form = choose_form(x, weight.shape[0], basis.shape, geometry, lines)
         if form.is_separable and lines is not None and gains is not None:
@@ -175,6 +179,7 @@ def steerable_gradients(
     is_transposed: bool, of_input: bool, of_weight: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients for input and weights; an empty tensor stands for one that is not wanted."""
+    grad, x = _plain(grad), _plain(x)
     geometry = ConvGeometry(edges, stride, padding, scale_size, is_transposed)
     with torch.autocast(x.device.type, enabled=False):
         form = choose_form(x, weight.shape[0], basis.shape, geometry, lines)

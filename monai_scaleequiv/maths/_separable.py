@@ -102,7 +102,7 @@ class SeparableConv:
         self, grad: torch.Tensor, x: torch.Tensor, of_input: bool, of_weight: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Gradients for features and weights, empty where they are not wanted."""
-        grad_x = x.new_zeros(x.shape if of_input else 0)
+        grad_x = x.new_zeros(list(x.shape) if of_input else [0])
         grads = [torch.zeros_like(mixing) for mixing in self.mixing]
         grad = grad.reshape(*grad.shape[:3], self.depth, self.height, self.width)
         for image, scale in itertools.product(range(len(x)), range(self.scales)):
@@ -118,7 +118,7 @@ class SeparableConv:
                         self._back_along_depth(of_lines[c], part, scale, c, start)
             if of_input:
                 self._back_along_width(grad_x[image], of_lines, scale)
-        return grad_x, self._weight_gradient(grads) if of_weight else x.new_empty(0)
+        return grad_x, self._weight_gradient(grads) if of_weight else x.new_empty([0])
 
     def _slabs(self) -> Iterator[tuple[int, int]]:
         # First and number of the planes of the output that are computed at once
@@ -128,7 +128,7 @@ class SeparableConv:
         # Memory that is used again and again: (channels, planes, H, W)
         count = channels * planes * self.height * self.width
         if name not in self.buffers or self.buffers[name].numel() < count:
-            self.buffers[name] = like.new_empty(count)
+            self.buffers[name] = like.new_empty([count])
         return self.buffers[name][:count].view(channels, planes, self.height, self.width)
 
     def _lines(self, name: str, like: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 from monai_scaleequiv.layers import ScaleProjection, SingleImageConvolutions, check_arguments, check_image
 from monai_scaleequiv.maths import as_ratio, check_scales, resample_axes, voxel_sizes
 from monai_scaleequiv.nets._checkpoint import run_checkpointed
+from monai_scaleequiv.nets._metadata import with_metadata
 from monai_scaleequiv.nets._seunet import SEUNet
 
 _MOST_TIMES = 64  # coarser or finer than the image
@@ -98,10 +99,7 @@ class ScalePyramid(nn.Module):
 
     @torch.jit.unused
     def _with_metadata(self, x: MetaTensor, spacing: list[float] | None) -> MetaTensor:
-        # At once, rather than handed on from each step to the next.
-        y = MetaTensor(self.forward(x.as_tensor(), spacing))
-        y.copy_meta_from(x)
-        return y
+        return with_metadata(self.forward, x, spacing)
 
     def _answer(self, x: torch.Tensor, step: list[tuple[int, int]]) -> torch.Tensor:
         size = [x.shape[2 + axis] for axis in range(self.spatial_dims)]

@@ -13,6 +13,7 @@ from torch import nn
 
 from monai_scaleequiv.layers import LargeKernelConv, check_arguments, check_image, with_split_sums
 from monai_scaleequiv.nets._checkpoint import set_checkpointing
+from monai_scaleequiv.nets._metadata import with_metadata
 from monai_scaleequiv.nets._repux_blocks import (
     CheckpointedBasicBlock,
     CheckpointedUpBlock,
@@ -149,10 +150,7 @@ class RepUXNet(nn.Module):
 
     @torch.jit.unused
     def _with_metadata(self, x: MetaTensor) -> MetaTensor:
-        # At once, rather than handed on from each layer to the next.
-        y = MetaTensor(self.forward(x.as_tensor()))
-        y.copy_meta_from(x)
-        return y
+        return with_metadata(self.forward, x)
 
     @torch.jit.unused
     def _is_whole(self, pad: list[int]) -> bool:

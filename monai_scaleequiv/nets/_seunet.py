@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from monai.utils import ensure_tuple_rep
 from torch import nn
 
@@ -30,6 +31,7 @@ from monai_scaleequiv.nets._levels import (
     set_spacing,
     shallow_copy,
 )
+from monai_scaleequiv.nets._metadata import with_metadata
 
 
 class SEUNet(nn.Module):
@@ -162,6 +164,8 @@ class SEUNet(nn.Module):
             else:
                 return self.at_spacing(spacing)(x)
         check_image(x, self.spatial_dims, self.in_channels)
+        if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
+            return self._with_metadata(x)
         width = x.shape[-1]
         x = self._pad_lone_voxel(x)
         skips: list[torch.Tensor] = []
@@ -179,6 +183,10 @@ class SEUNet(nn.Module):
             x = up(torch.cat([skips[level], x], dim=2), sizes[level], takes_mean and level == 0)
         x = self.projection(x)
         return x if x.shape[-1] == width else x.narrow(-1, 0, width)
+
+    @torch.jit.unused
+    def _with_metadata(self, x: MetaTensor) -> MetaTensor:
+        return with_metadata(self.forward, x)
 
     def _pad_lone_voxel(self, x: torch.Tensor) -> torch.Tensor:
         # Statistics over space need two voxels at the bottom level.
