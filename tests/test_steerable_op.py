@@ -117,11 +117,51 @@ def test_blocks_hold_every_voxel():
         assert blocks_out == blocks_in + 2 * axis.padding - axis.taps + 1  # of an ordinary convolution
 
 
-def test_operators_are_well_formed():
+ON_CUDA = ConvForm((1, 1, 1), is_dense=True, layout=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("form", [FORMS[0], FORMS[2], SEPARABLE, ON_CUDA], ids=str)
+def test_operators_are_well_formed(form, monkeypatch):
+    use_form(monkeypatch, form)
     layer, x = case(3, ScaleGroupConv, {}, torch.float32)
     args = layer.kernel_size, layer.stride, layer.padding, 1, False
-    tensors = x, layer.weight, layer.bias, layer.basis, layer.lines, layer.gains
-    torch.library.opcheck(steerable_conv, (*tensors, *args))
+    tensors = [layer.weight, layer.basis, layer.lines, layer.gains]
+    torch.library.opcheck(steerable_conv, (x, tensors[0], layer.bias, *tensors[1:], *args))
+    grad = torch.randn_like(layer(x)).detach()
+    tests = "test_schema", "test_faketensor"
+    inputs = [t.detach() for t in (grad, x, *tensors)]
+    torch.library.opcheck(operator.steerable_gradients, (*inputs, *args, True, True), test_utils=tests)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias", "input", "all but the bias"])
+def test_frozen_parts(frozen):
+    layer, x = case(3, ScaleGroupConv, {})
+    expected = torch.autograd.grad(plainly(layer, x).square().sum(), [x, layer.weight, layer.bias])
+    parts = {"input": x, "weight": layer.weight, "bias": layer.bias}
+    for name, part in parts.items():
+        part.requires_grad_(name != frozen if frozen in parts else name == "bias")
+    layer(x).square().sum().backward()
+    for part, gradient in zip(parts.values(), expected, strict=True):
+        assert (part.grad is None) == (not part.requires_grad)
+        if part.grad is not None:
+            torch.testing.assert_close(part.grad, gradient)
+
+
+def test_inputs_that_lie_elsewhere_in_memory(monkeypatch):
+    for form in (FORMS[0], FORMS[2], SEPARABLE):
+        use_form(monkeypatch, form)
+        layer, x = case(3, ScaleGroupConv, {})
+        other = x.detach().transpose(3, 5).contiguous().transpose(3, 5)
+        torch.testing.assert_close(layer(other), plainly(layer, x))
+        repeated = x.detach()[:, :1].expand(-1, 4, -1, -1, -1, -1)
+        torch.testing.assert_close(layer(repeated), plainly(layer, repeated.contiguous()))
+
+
+def test_another_precision_than_the_weights_is_an_error():
+    for channels in ((3, 2), (32, 32)):  # in either form
+        layer, x = case(3, ScaleGroupConv, {}, torch.float32, channels, (12, 12, 12))
+        with pytest.raises(ValueError, match=r"weights' type torch\.float32, got torch\.float64"):
+            layer(x.double())
 
 
 def test_a_second_derivative_is_refused():
@@ -172,14 +212,65 @@ def test_running_statistics_are_folded_into_the_convolution(norm, monkeypatch):
             assert (doubled - expected).abs().max() > (0.01 if has_statistics else -1)
 
 
+class ClampedConv(ScaleLiftingConv):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).clamp(min=0)
+
+
+def patched(layer: nn.Module) -> nn.Module:
+    layer.forward = lambda x, forward=layer.forward: 2 * forward(x)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda unit: setattr(unit, "conv", ClampedConv(3, 2, 3)),
+        lambda unit: patched(unit.conv),
+        lambda unit: patched(unit.norm.layer),
+        lambda unit: unit.norm.register_forward_hook(lambda _, args, y: 2 * y),
+        lambda unit: nn.utils.parametrizations.weight_norm(unit.conv),
+        lambda unit: [m.bfloat16() for m in (unit.conv, unit.norm)] and unit.norm.float(),
+    ],
+    ids=["subclass", "patched convolution", "patched norm", "hook", "parametrisation", "norm in single precision"],
+)
+def test_folding_changes_no_answer(change):
+    unit = ScaleConvUnit(3, 2, 3, lifting=True)
+    unit(3 * torch.randn(2, 2, 6, 6, 6) + 1)
+    change(unit.eval())
+    x = torch.randn(2, 2, 6, 6, 6, dtype=unit.conv.weight.dtype)
+    expected = unit(x).detach()
+    with torch.no_grad():
+        tolerance = 1e-5 if x.dtype == torch.float32 else 0.1
+        torch.testing.assert_close(unit(x), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_folding_takes_no_input_of_another_shape():
+    with torch.no_grad():
+        for unit, x in ((ScaleConvUnit(3, 2, 3), torch.rand(1, 2, 8, 8, 8)), (ScaleConvUnit(3, 2, 3, True), None)):
+            with pytest.raises(ValueError, match="expected input of shape"):
+                unit.eval()(torch.rand(1, 4, 2, 8, 8, 8) if x is None else x)
+
+
 def test_the_mean_over_scales_commutes_with_the_last_up_sampling(float64):
     net = SEUNet(3, 1, 2, (2, 3), (2,)).eval()
     x = torch.randn(1, 1, 9, 8, 7)
-    seen = []
     expected = net(x)
-    net.projection.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
-    torch.testing.assert_close(net(x), expected, atol=1e-12, rtol=0)
-    assert seen == [(1, 4, 2, 9, 8, 7)]
+    for watch in (nn.Module.register_forward_pre_hook, nn.Module.register_forward_hook):
+        seen = []
+        handle = watch(net.projection, lambda _, args, *y, seen=seen: seen.append(tuple(args[0].shape)))
+        torch.testing.assert_close(net(x), expected, atol=1e-12, rtol=0)
+        assert seen == [(1, 4, 2, 9, 8, 7)]
+        handle.remove()
+
+
+def test_a_projection_put_in_later_is_the_one_that_counts(float64):
+    net = SEUNet(3, 1, 2, (2, 3), (2,)).eval()
+    twin = SEUNet(3, 1, 2, (2, 3), (2,), projection="max").eval()
+    twin.load_state_dict(net.state_dict())
+    net.projection = twin.projection
+    x = torch.randn(1, 1, 9, 8, 7)
+    torch.testing.assert_close(net(x), twin(x), atol=0, rtol=0)
 
 
 def test_no_weight_of_the_down_sampling_is_subnormal():

@@ -16,10 +16,14 @@ from monai_scaleequiv.maths import ScaleFilters, hermite_gaussian_basis, separab
 
 
 class SteerableConv(DerivedBuffers):
-    """Base of lifting and group convolution, with ``weight`` (O, I, J * F) for J interacting scales, F functions."""
+    """Base of lifting and group convolution, with ``weight`` (O, I, J * F) for J interacting scales, F functions.
+
+    It runs as one operator, in the form that is fastest for its sizes and device; scripted, traced and exported as
+    torch's own convolution with :py:meth:`assemble_kernel`. There is no second derivative, and no forward-mode one.
+    """
 
     basis: torch.Tensor  # (S, F, K)
-    lines: torch.Tensor | None  # (axes * S, N + 1, taps), for converting a module takes four axes for an image's
+    lines: torch.Tensor | None  # (axes * S, N + 1, taps), for `to(memory_format=...)` takes four axes for an image
     gains: torch.Tensor | None  # (F), which are there unless the basis was given
 
     def __init__(
@@ -127,20 +131,24 @@ class SteerableConv(DerivedBuffers):
         return self._by_operator(x, self.weight, self.bias)
 
     def _by_operator(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        device = x.device.type
+        device = "cpu" if x.is_meta else x.device.type
         if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(device))
+        elif x.dtype != self.weight.dtype:
+            raise ValueError(f"expected input of the weights' type {self.weight.dtype}, got {x.dtype}; convert either.")
         args = self.kernel_size, self.stride, self.padding, self.scale_size, self.is_transposed
-        # An operator costs a third of a millisecond, which small images notice.
         is_plain = type(x) is torch.Tensor and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        convolve = steerable_forward if is_plain else steerable_conv
+        convolve = steerable_forward if is_plain else steerable_conv  # calling an operator takes 0.3 ms
         return convolve(x, weight, bias, self.basis, self.lines, self.gains, *args)
 
     def scaled_and_shifted(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         """The convolution, then each output channel multiplied by ``scale`` (O) and ``shift`` (O) added, in one."""
-        weight = self.weight * scale[:, None, None]
+        weight = (self.weight * scale[:, None, None]).to(self.weight.dtype)
         bias = shift if self.bias is None else self.bias * scale + shift
-        return self._by_operator(x if x.dim() == 3 + self.spatial_dims else x.unsqueeze(1), weight, bias)
+        return self._by_operator(self._checked(x), weight, bias)
+
+    def _checked(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError  # the input as features (B, S or 1, I, ...)
 
     def extra_repr(self) -> str:
         sizes = f"scales={self.num_scales}, kernel_size={self.kernel_size}, scale_size={self.scale_size}"
@@ -185,10 +193,14 @@ class ScaleLiftingConv(SteerableConv):
         super().__init__(*sizes, filters, 1, stride, padding, bias, is_transposed, basis)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        check_image(x, self.spatial_dims, self.in_channels)
+        x = self._checked(x)
         if torch.jit.is_scripting():
-            return self._convolve(x, 1)
-        return self._fast(x.unsqueeze(1))
+            return self._convolve(x.squeeze(1), 1)
+        return self._fast(x)
+
+    def _checked(self, x: torch.Tensor) -> torch.Tensor:
+        check_image(x, self.spatial_dims, self.in_channels)
+        return x.unsqueeze(1)
 
 
 class ScaleGroupConv(SteerableConv):
@@ -219,13 +231,17 @@ class ScaleGroupConv(SteerableConv):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        check_features(x, self.spatial_dims, [self.num_scales], self.in_channels)
+        x = self._checked(x)
         if torch.jit.is_scripting():
             return self._convolve(self._gather_scales(x), self.num_scales)
         return self._fast(x)
 
+    def _checked(self, x: torch.Tensor) -> torch.Tensor:
+        check_features(x, self.spatial_dims, [self.num_scales], self.in_channels)
+        return x
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Weights were once stored as (O, I, J, F), a shape that `to(memory_format=...)` takes for an image's.
+        # Weights were once stored as (O, I, J, F).
         for key, value in state_dict.items():
             if key.startswith(f"{prefix}weight") and value.dim() == 4:
                 state_dict[key] = value.flatten(2)

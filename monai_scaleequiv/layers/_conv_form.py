@@ -22,6 +22,7 @@ _PHASES = {  # tried one after another; along the last axis voxels lie beside ea
     3: ((1, 1, 1), (1, 2, 1), (2, 2, 1), (2, 2, 2), (2, 4, 2), (4, 4, 2)),
 }
 _COPIES = 1.1  # what gathering voxels and interacting scales adds
+_MOST_DENSE = 512  # channels of all scales on a GPU: kernels with more would take gigabytes
 _SEPARABLE = 2.7  # time of a product in small matrices, compared with one in a convolution
 _SEPARABLE_START = 1.2e7  # what the many small calls cost for each image and scale
 
@@ -72,9 +73,11 @@ def choose_form(
     one = (1,) * len(geometry.edges)
     if x.device.type == "cuda":
         # Libraries there compute one group after another; tensor cores have products to spare, channels last.
-        has_tensor_cores = x.dtype in (torch.bfloat16, torch.float16) or torch.backends.cudnn.allow_tf32
+        single = x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
         last = torch.channels_last_3d if len(one) == 3 else torch.channels_last
-        return ConvForm(one, is_dense=True, layout=last if has_tensor_cores else torch.contiguous_format)
+        layout = last if single or x.dtype in (torch.bfloat16, torch.float16) else torch.contiguous_format
+        is_dense = basis[0] * max(x.shape[2], outputs) <= _MOST_DENSE
+        return ConvForm(one, is_dense=is_dense, layout=layout)
     if x.device.type != "cpu":
         return ConvForm(one)
     scales, functions, _ = basis

@@ -59,7 +59,7 @@ def convolve(
     bias = None if bias is None else bias.to(exact)
     if spectrum is not None or is_fft_faster(size, weight.shape[2:], is_shared, device_type):
         return fft_depthwise_conv(x, weight.to(exact), spectrum, bias)
-    return depthwise_conv(x.to(exact), inner.to(exact), bias).to(x.dtype)
+    return depthwise_conv(x.to(exact), inner.to(exact).contiguous(), bias).to(x.dtype)
 
 
 # An operator rather than an autograd.Function: the graph that torch.compile makes holds one node, so that the sizes of
@@ -87,10 +87,11 @@ def large_depthwise_gradients(
         kernel = weight.to(exact)
         grad_x, grad_weight = fft_depthwise_gradients(grad, x, kernel, input_by_fft, of_weight)
         if of_input and not input_by_fft:
-            grad_x = depthwise_conv(grad.to(exact), crop_to_reach(kernel, size), flip=True).to(x.dtype)
+            inner = crop_to_reach(kernel, size).contiguous()
+            grad_x = depthwise_conv(grad.to(exact), inner, flip=True).to(x.dtype)
     return (
-        x.new_empty(0) if grad_x is None else grad_x,
-        weight.new_empty(0) if grad_weight is None else grad_weight.to(weight.dtype),
+        x.new_empty([0]) if grad_x is None else grad_x,
+        weight.new_empty([0]) if grad_weight is None else grad_weight.to(weight.dtype),
     )
 
 

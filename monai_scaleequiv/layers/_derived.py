@@ -1,6 +1,6 @@
 """Buffers that follow from a module's arguments: in no state dict, and exact whatever happens to the module."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import numpy as np
@@ -38,16 +38,17 @@ class DerivedBuffers(nn.Module):
             buffer = torch.tensor(self._exact[name], dtype=torch.get_default_dtype())
             self.register_buffer(name, buffer, persistent=False)
         else:
-            self._fill(old.device, old.dtype)
+            self._fill(old.device, old.dtype, [name])
 
-    def _fill(self, device: torch.device, dtype: torch.dtype) -> None:
-        filled = {name: torch.tensor(values, dtype=dtype, device=device) for name, values in self._exact.items()}
+    def _fill(self, device: torch.device, dtype: torch.dtype, names: Iterable[str] | None = None) -> None:
+        exact = {name: self._exact[name] for name in (self._exact if names is None else names)}
+        filled = {name: torch.tensor(values, dtype=dtype, device=device) for name, values in exact.items()}
         self._buffers = {**self._buffers, **filled}
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         for name in self._exact:
-            self._fill(self.get_buffer(name).device, self.get_buffer(name).dtype)
+            self._fill(self.get_buffer(name).device, self.get_buffer(name).dtype, [name])
         return self
 
 

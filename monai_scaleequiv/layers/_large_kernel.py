@@ -19,9 +19,9 @@ class LargeKernelConv(nn.Module):
     :math:`y_c(i) = b_c + \sum_t w_c(t)\, x_c(i + t - p)`, p half the kernel, without the taps that can only meet
     padding, directly or by FFT, whichever is faster for the image's size; the weight's gradient by FFT. In evaluation
     the kernel's spectrum is kept until the kernel changes, on a CPU. It computes in single precision at least, and
-    stores in the image's own, under autocast too. Scripted,
-    traced and exported it is torch's own convolution; under ``torch.compile`` it is one operator. There is no second
-    derivative. Subclasses give another kernel by :py:meth:`effective_kernel`.
+    stores in the image's own, under autocast too. Scripted, traced and exported it is torch's own convolution; under
+    ``torch.compile`` it is one operator. There is no second derivative. Subclasses give another kernel by
+    :py:meth:`effective_kernel`.
 
     Args:
         spatial_dims: 2 or 3.

@@ -68,13 +68,16 @@ class ScaleNorm(PerScale):
     def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Factor and summand of each channel, where these are constants: batch normalisation by running statistics."""
         norm = self.layer
-        if type(norm) not in (nn.BatchNorm2d, nn.BatchNorm3d) or norm.training:
+        if not isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d) or type(norm).__module__ != nn.BatchNorm3d.__module__:
             return None
-        mean, variance, weight, bias = (getattr(norm, n) for n in ("running_mean", "running_var", "weight", "bias"))
-        if mean is None:
+        if norm.training or norm.running_mean is None or norm.running_var is None:
             return None
-        scale = torch.rsqrt(variance + norm.eps) * (1.0 if weight is None else weight)
-        return scale, (0.0 if bias is None else bias) - mean * scale
+        exact = torch.promote_types(norm.running_var.dtype, torch.float32)
+        scale = torch.rsqrt(norm.running_var.to(exact) + norm.eps)
+        if norm.weight is not None:
+            scale = scale * norm.weight
+        shift = -norm.running_mean.to(exact) * scale
+        return scale, shift if norm.bias is None else shift + norm.bias
 
 
 class ScalePool(PerScale):

@@ -51,11 +51,8 @@ def _resample_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int, first: int 
         x = torch.matmul(x.flatten(first, -2).unsqueeze(first), matrix.transpose(-2, -1))  # (B, S, 1, lines, m)
         return x.squeeze(first).unflatten(first, lines)
     leading, trailing = x.shape[first:axis], x.shape[axis + 1 :]
-    if axis > first:
-        x = x.flatten(first, axis - 1).flatten(first + 2)  # (B, S, leading, n, trailing)
-        return torch.matmul(matrix, x).unflatten(-1, trailing).unflatten(first, leading)
-    x = torch.matmul(matrix, x.flatten(first + 1).unsqueeze(first))
-    return x.squeeze(first).unflatten(-1, trailing)
+    x = x.flatten(first, axis - 1).flatten(first + 2)  # (B, S, leading, n, trailing)
+    return torch.matmul(matrix, x).unflatten(-1, trailing).unflatten(first, leading)
 
 
 class ScaleDownsample(SpacedResample):

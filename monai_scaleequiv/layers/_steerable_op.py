@@ -73,7 +73,7 @@ class _BlockConv:
         kernel = self.kernel().to(x.dtype)
         if of_input:
             y = self.convolve(grad, self.flipped(kernel), self.flipped_padding)
-            grad_x = self.join_input(y, x.shape[2])
+            grad_x = self.join_input(y, x.shape[2]).contiguous()
         if of_weight:
             grad_weight = self.weight_gradient(self.kernel_gradient(grad, self.split_input(x), kernel))
         return grad_x, grad_weight.to(self.weight.dtype)
@@ -157,7 +157,7 @@ def steerable_forward(
     ``lines`` and ``gains`` are what the basis is the product of, see :py:func:`separable_filters`, if it is one.
     """
     geometry, x = ConvGeometry(edges, stride, padding, scale_size, is_transposed), _plain(x)
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
         form = choose_form(x, weight.shape[0], basis.shape, geometry, lines)
         if form.is_separable and lines is not None and gains is not None:
             return SeparableConv(lines.unflatten(0, (len(edges), -1)), gains, weight, x.shape[3:]).forward(x, bias)
@@ -165,7 +165,7 @@ def steerable_forward(
         if bias is not None:
             bias = bias.to(x.dtype).repeat(conv.scales * prod(conv.phases_out))
         y = conv.convolve(conv.split_input(x), conv.kernel().to(x.dtype), conv.padding, bias)
-        return conv.join_output(y)
+        return conv.join_output(y).contiguous()  # as a compiled graph is told
 
 
 # An operator, so that torch.compile has one node, whose form may depend on the sizes at hand.
@@ -181,7 +181,7 @@ def steerable_gradients(
     """Gradients for input and weights; an empty tensor stands for one that is not wanted."""
     grad, x = _plain(grad), _plain(x)
     geometry = ConvGeometry(edges, stride, padding, scale_size, is_transposed)
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
         form = choose_form(x, weight.shape[0], basis.shape, geometry, lines)
         if form.is_separable and lines is not None and gains is not None:
             return SeparableConv(lines.unflatten(0, (len(edges), -1)), gains, weight, x.shape[3:]).gradients(
@@ -203,15 +203,19 @@ def _(grad, x, weight, *args):  # type: ignore[no-untyped-def]
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    x, weight, _, *constants = inputs
+    x, weight, bias, *constants = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.constants = constants  # the basis needs no gradient, and lives as long as its layer
     ctx.save_for_backward(x, weight)
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     of_input, of_weight, of_bias = ctx.needs_input_grad[:3]
-    grad_bias = grad.sum([0, 1, *range(3, grad.dim())]) if of_bias else None
-    grad_x, grad_weight = steerable_gradients(grad, *ctx.saved_tensors, *ctx.constants, of_input, of_weight)
+    x, weight = ctx.saved_tensors
+    grad_bias = grad.sum([0, 1, *range(3, grad.dim())], dtype=ctx.bias_dtype) if of_bias else None
+    if not of_input and not of_weight:
+        return None, None, grad_bias, *[None] * 8
+    grad_x, grad_weight = steerable_gradients(grad, x, weight, *ctx.constants, of_input, of_weight)
     return grad_x if of_input else None, grad_weight if of_weight else None, grad_bias, *[None] * 8
 
 

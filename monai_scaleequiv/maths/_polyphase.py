@@ -10,7 +10,7 @@ zeros that are added cost less than the lanes that would stay empty.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -74,7 +74,7 @@ def polyphase_basis(
     return kernel.flatten(2 + 2 * count).flatten(2 + count, 1 + 2 * count).flatten(2, 1 + count)
 
 
-@lru_cache(maxsize=256)  # once a device: a copy to it would stop a stream of work
+@cache  # once a device: a copy to it would stop a stream of work. There are few, and small
 def _on_device(index: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor(index, device=device)
 

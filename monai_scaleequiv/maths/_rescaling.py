@@ -7,7 +7,8 @@ import torch
 
 _MOST_KEPT = 128  # a volume needs up to six for each scale; a large one's have some hundred kilobytes
 _kept: dict[tuple[object, ...], torch.Tensor] = {}
-_captured: list[torch.Tensor] = []  # for good: a CUDA graph replays on the memory that it was captured with
+# For good: a CUDA graph replays on the memory that it was captured with.
+_captured: dict[tuple[object, ...], torch.Tensor] = {}
 
 
 def as_ratio(value: float, denominator: int = 5_040_000) -> tuple[int, int]:
@@ -96,13 +97,14 @@ def _cached(
         if type(blank) is not torch.Tensor:  # under a mode that puts others in the place of tensors
             return _cosine_series_matrix(*args, blank)
         key = (*args, like.device, like.dtype)
-        if key not in _kept:
+        matrix = _kept.get(key)  # another thread may empty the store meanwhile
+        if matrix is None:
             if len(_kept) >= _MOST_KEPT:
                 _kept.clear()
-            _kept[key] = _cosine_series_matrix(*args, blank)
+            matrix = _kept[key] = _cosine_series_matrix(*args, blank)
         if blank.is_cuda and torch.cuda.is_current_stream_capturing():
-            _captured.append(_kept[key])
-        return _kept[key]
+            matrix = _captured.setdefault(key, matrix)
+        return matrix
 
 
 def rescale(x: torch.Tensor, size: Sequence[int], smoothing: float = 0.0) -> torch.Tensor:

@@ -18,6 +18,7 @@ from monai_scaleequiv.layers import (
     check_arguments,
 )
 from monai_scaleequiv.maths import ScaleFilters
+from monai_scaleequiv.nets._watched import is_watched
 
 
 class ScaleConvUnit(nn.Sequential):
@@ -81,9 +82,12 @@ class ScaleConvUnit(nn.Sequential):
         if self.training or torch.is_grad_enabled() or traced or len(self) < 2:
             return None
         conv, norm, *others = self
-        if not isinstance(conv, SteerableConv) or not isinstance(norm, ScaleNorm):
+        if not isinstance(conv, SteerableConv) or not isinstance(norm, ScaleNorm) or x.dtype == torch.float16:
             return None
-        if any(m._forward_hooks or m._forward_pre_hooks for m in (conv, norm, norm.layer)):
+        as_written = (ScaleLiftingConv.forward, ScaleGroupConv.forward), (PerScale.forward,)
+        if type(conv).forward not in as_written[0] or type(norm).forward not in as_written[1]:
+            return None
+        if is_watched(conv, norm, norm.layer):
             return None
         constants = norm.scale_and_shift()
         if constants is None:

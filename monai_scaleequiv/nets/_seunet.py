@@ -32,6 +32,7 @@ from monai_scaleequiv.nets._levels import (
     shallow_copy,
 )
 from monai_scaleequiv.nets._metadata import with_metadata
+from monai_scaleequiv.nets._watched import is_watched
 
 
 class SEUNet(nn.Module):
@@ -97,7 +98,6 @@ class SEUNet(nn.Module):
         self.scales = list(self.filters.scales)
         joined = ScaleProjection(projection, channels=out_channels) if isinstance(projection, str) else projection
         self.projection: nn.Module = joined
-        self._projects_mean = isinstance(joined, ScaleProjection) and joined.mode == "mean"
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         self._factors = [list(ensure_tuple_rep(s, spatial_dims)) for s in self.strides]  # at spacing 1
         self._build_levels()
@@ -175,14 +175,19 @@ class SEUNet(nn.Module):
             skips.append(x)
             sizes.append(x.shape[3:])
         x = self.bottom(x)
-        takes_mean = self._projects_mean
-        if not torch.jit.is_scripting():  # whoever watches the projection is to see all scales
-            takes_mean = takes_mean and not self.projection._forward_pre_hooks
+        takes_mean = False if torch.jit.is_scripting() else self._may_take_mean()
         for i, up in enumerate(self.ups):
             level = len(skips) - 1 - i
             x = up(torch.cat([skips[level], x], dim=2), sizes[level], takes_mean and level == 0)
         x = self.projection(x)
         return x if x.shape[-1] == width else x.narrow(-1, 0, width)
+
+    @torch.jit.unused
+    def _may_take_mean(self) -> bool:
+        # Before the last up-sampling; whoever watches is to see all scales on the image's grid.
+        projection = self.projection
+        is_mean = type(projection) is ScaleProjection and projection.mode == "mean"
+        return is_mean and not is_watched(projection, self.ups[-1], *self.ups[-1].children())
 
     @torch.jit.unused
     def _with_metadata(self, x: MetaTensor) -> MetaTensor:
