@@ -96,13 +96,17 @@ def test_a_wrong_kernel_would_be_found(monkeypatch):
         ((16, 16), 24, 1, 3, "separable"), ((32, 32), 12, 3, 2, "separable"),
     ],
 )  # fmt: skip
-def test_which_form_is_chosen(channels, edge, scale_size, max_order, expected):
+def test_which_form_is_chosen(channels, edge, scale_size, max_order, expected, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     layer = ScaleGroupConv(3, *channels, ScaleFilters(max_order=max_order), scale_size)
     x = torch.empty(1, 4, channels[0], edge, edge, edge)
     geometry = ConvGeometry(layer.kernel_size, layer.stride, layer.padding, scale_size, False)
     form = choose_form(x, channels[1], layer.basis.shape, geometry, layer.lines)
     name = "dense" if form.is_dense else "separable" if form.is_separable else "blocks"
     assert (name if form.phases != (1, 1, 1) or name != "blocks" else "plain") == expected
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    still = choose_form(x, channels[1], layer.basis.shape, geometry, layer.lines).is_separable
+    assert still == (expected == "separable" and channels != (16, 16))  # whose calls are too short for two threads
     assert not choose_form(x.bfloat16(), channels[1], layer.basis.shape, geometry, layer.lines).is_separable
     assert not choose_form(x, channels[1], layer.basis.shape, geometry, None).is_separable
 

@@ -1,4 +1,4 @@
-"""Which form of a steerable convolution is the fastest: by device, type and sizes, from measurements.
+"""Which form of a steerable convolution is the fastest: by device, threads, type and sizes, from measurements.
 
 Three forms compute the same. *Blocks*: an ordinary convolution with a group for each scale, on voxels gathered into
 blocks until the channels fill a processor's vectors. *Dense*: the same with one kernel for all scales, mostly zeros
@@ -24,7 +24,8 @@ _PHASES = {  # tried one after another; along the last axis voxels lie beside ea
 _COPIES = 1.1  # what gathering voxels and interacting scales adds
 _MOST_DENSE = 512  # channels of all scales on a GPU: kernels with more would take gigabytes
 _SEPARABLE = 2.7  # time of a product in small matrices, compared with one in a convolution
-_SEPARABLE_START = 1.2e7  # what the many small calls cost for each image and scale
+# What the many small calls cost for each image and scale; with several threads, each of them has to wake the others.
+_SEPARABLE_START, _SEPARABLE_START_OF_THREADS = 1.2e7, 1.5e8
 
 
 class ConvForm(NamedTuple):
@@ -88,7 +89,8 @@ def choose_form(
     # Processors that multiply half precision fast do so in convolutions.
     if lines is not None and geometry.keeps_size() and x.dtype in (torch.float32, torch.float64):
         products = _separable_work(channels, geometry.scale_size, x.shape[3:], functions, lines.shape[1])
-        if _SEPARABLE * products * voxels + scales * _SEPARABLE_START < work * voxels:
+        start = _SEPARABLE_START if torch.get_num_threads() == 1 else _SEPARABLE_START_OF_THREADS
+        if _SEPARABLE * products * voxels + scales * start < work * voxels:
             return ConvForm(one, is_separable=True)
     return ConvForm(phases, is_dense)
 
