@@ -47,7 +47,7 @@ class Session:
             return
         try:
             row = measure()
-        except Exception as error:
+        except Exception as error:  # of whatever kind: the rest of the time is not to be lost with it
             row = {"error": f"{type(error).__name__}: {error}"[:1000]}
         self.failures += "error" in row or row.get("passed") is False
         self.results.add({"name": name, **row})

@@ -191,13 +191,13 @@ def steerable_gradients(
 
 
 @steerable_conv.register_fake
-def _(x, weight, bias, basis, lines, gains, edges, stride, padding, scale_size, is_transposed):  # type: ignore[no-untyped-def]
-    size = ConvGeometry(edges, stride, padding, scale_size, is_transposed).output_size(x.shape[3:])
+def _(x: torch.Tensor, weight: torch.Tensor, _bias: Any, basis: torch.Tensor, *args: Any) -> torch.Tensor:
+    size = ConvGeometry(*args[2:]).output_size(x.shape[3:])  # after lines and gains
     return x.new_empty([x.shape[0], basis.shape[0], weight.shape[0], *size])
 
 
 @steerable_gradients.register_fake
-def _(grad, x, weight, *args):  # type: ignore[no-untyped-def]
+def _(_grad: Any, x: torch.Tensor, weight: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
     of_input, of_weight = args[-2:]
     return x.new_empty(x.shape if of_input else 0), weight.new_empty(weight.shape if of_weight else 0)
 
