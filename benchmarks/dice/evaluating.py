@@ -1,0 +1,93 @@
+"""Dice of a trained network on test images of other sizes, on the label's own grid."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.metrics import compute_dice, compute_hausdorff_distance
+from monai.networks import one_hot
+from torch import nn
+
+from benchmarks.dice.datasets import CLASSES, Volume
+from benchmarks.dice.networks import Entry, once
+from benchmarks.dice.zooming import resized, size_of
+
+CONDITIONS = {
+    "hippocampus": ("0.5", "0.6", "0.7", "0.85", "1", "1.2", "1.4", "1.7", "2", "z2", "z3"),
+    "brats": ("0.7", "0.8", "0.9", "1", "1.25", "1.4"),
+    "acdc": ("own", "1.5625"),  # mm; the second is most volumes' own
+}
+WITH_DISTANCE = ("1", "own")  # conditions of which HD95 is taken
+
+
+@torch.no_grad()
+def measure(
+    net: nn.Module, entry: Entry, volumes: Sequence[Volume], conditions: Sequence[str], device: torch.device
+) -> dict:
+    """Dice, and HD95 in mm where asked, of each way to apply the network: by condition, case and class.
+
+    ``"oracle"`` sees the rescaled image brought back to its own size: what no rule for sizes can be better than.
+    """
+    net.eval()
+    applied = {name: wrap(net).eval() for name, wrap in entry.tests.items()}
+    found: dict = {name: {"dice": {c: [] for c in conditions}, "hd95": {}} for name in [*applied, "oracle"]}
+    for volume in volumes:
+        image, truth = volume.normalised().to(device), torch.from_numpy(volume.label).to(device)
+        for condition in conditions:
+            seen = resized(image, size_of(image.shape[1:], condition))
+            for name, net_applied in applied.items():
+                _add(found[name], condition, label_map(net_applied(seen[None]), truth.shape), truth, volume)
+            back = resized(seen, image.shape[1:])
+            _add(found["oracle"], condition, label_map(once(net)(back[None]), truth.shape), truth, volume)
+    return found
+
+
+@torch.no_grad()
+def measure_slices(
+    net: nn.Module, entry: Entry, volumes: Sequence[Volume], conditions: Sequence[str], device: torch.device
+) -> dict:
+    """The same for volumes that are segmented slice by slice: at their own voxel size, and brought to that of training.
+
+    A network that is told voxel sizes is told the new one.
+    """
+    net.eval()
+    applied = {name: wrap(net).eval() for name, wrap in entry.tests.items()}
+    found: dict = {name: {"dice": {c: [] for c in conditions}, "hd95": {}} for name in applied}
+    for volume in volumes:
+        truth = torch.from_numpy(volume.label).to(device)
+        image = volume.normalised().movedim(-1, 0).to(device)  # (slices, 1, H, W)
+        for condition in conditions:
+            size, spacing = list(image.shape[2:]), volume.spacing[:2]
+            if condition != "own":
+                size = [max(round(n * s / float(condition)), 1) for n, s in zip(size, spacing, strict=True)]
+                spacing = [s * n / m for n, m, s in zip(image.shape[2:], size, spacing, strict=True)]
+            seen = resized(image[:, 0], size)[:, None] if condition != "own" else image
+            told = [[s / entry.unit for s in spacing]] if entry.unit else []
+            for name, net_applied in applied.items():
+                labels = [label_map(net_applied(x[None], *told), truth.shape[:2]) for x in seen]
+                _add(found[name], condition, torch.stack(labels, dim=-1), truth, volume)
+    return found
+
+
+def _add(found: dict, condition: str, prediction: torch.Tensor, truth: torch.Tensor, volume: Volume) -> None:
+    classes = 1 + len(CLASSES[volume.dataset])
+    pair = [one_hot(x[None, None].float(), classes) for x in (prediction, truth)]
+    found["dice"].setdefault(condition, []).append(_numbers(compute_dice(*pair, include_background=False)[0]))
+    if condition in WITH_DISTANCE:
+        pair = [x.cpu() for x in pair]
+        distance = compute_hausdorff_distance(*pair, percentile=95, spacing=list(volume.spacing))[0]
+        found["hd95"].setdefault(condition, []).append(_numbers(distance))
+
+
+def label_map(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Labels (D, H, W) from logits (1, C, ...) of a rescaled image."""
+    probabilities = torch.softmax(logits.float(), dim=1)
+    if tuple(logits.shape[2:]) != tuple(size):
+        mode = "trilinear" if len(size) == 3 else "bilinear"
+        probabilities = F.interpolate(probabilities, size=tuple(size), mode=mode)
+    return probabilities.argmax(1)[0]
+
+
+def _numbers(values: torch.Tensor) -> list[float | None]:
+    return [round(v, 4) if math.isfinite(v) else None for v in values.tolist()]

@@ -1,0 +1,146 @@
+"""The networks that are compared: names, what they are built of, how they are trained and tested."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from monai.networks.nets import SegResNet, UNet
+from torch import nn
+
+from benchmarks.scale_generalisation import PaddedToFit
+from monai_scaleequiv import ScaleFilters, ScalePyramid, ScaleProjection, SEUNet
+from monai_scaleequiv.published import PublishedSEUNet
+
+HALF = tuple(2 ** (i / 2) for i in (-1, 0, 1))  # half octaves about the image's own voxels
+FOUR = tuple(2 ** (i / 2) for i in (-2, -1, 0, 1))
+FIVE = tuple(2 ** (i / 2) for i in (-2, -1, 0, 1, 2))
+STEPS_OF_AN_OCTAVE = tuple(0.9**i for i in range(4))
+WORKING = 1.25  # mm, ACDC's usual in the plane
+WIDE = 1.0  # octaves of size augmentation either way
+NARROW = 0.77  # for the pyramids: 1/1.7 to 1.7, as the copies cover the rest
+"""Of ``evidence`` runs before: wider costs a pyramid at scale 1, narrower a plain network elsewhere."""
+
+Test = Callable[[nn.Module], nn.Module]
+
+
+class Remembering(ScaleProjection):
+    """A projection that keeps what it was given, for a loss on each scale's own answer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.scales_answers = x
+        return super().forward(x)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network of the comparison.
+
+    ``build(axes, channels, classes)`` makes it; ``octaves`` is the range of sizes it is trained with; ``tests`` are
+    the ways it is applied, by name, each made from the trained network; ``deep`` weighs a loss on each copy's answer.
+    """
+
+    build: Callable[[int, int, int], nn.Module]
+    octaves: float
+    tests: Mapping[str, Test] = field(default_factory=dict)
+    deep: float = 0.0
+    resample: float = 0.0  # mm that training images are brought to; 0 for their own
+    unit: float = 0.0  # mm that the network's voxel sizes are given in when it is applied; 0 for one that is not told
+    is_told: bool = False  # whether training tells it too: samples of one volume at a time, no CUDA graph
+
+
+def unet(axes: int, channels: int, classes: int) -> nn.Module:
+    widths = (16, 32, 64) if axes == 3 else (16, 32, 64, 128)
+    return UNet(axes, channels, classes, widths, (2,) * (len(widths) - 1), num_res_units=2)
+
+
+def seunet(axes: int, channels: int, classes: int) -> nn.Module:
+    filters = ScaleFilters(STEPS_OF_AN_OCTAVE, max_order=3)
+    widths = (18, 36, 74) if axes == 3 else (17, 34, 68, 113)
+    return SEUNet(axes, channels, classes, widths, (2,) * (len(widths) - 1), num_res_units=2, filters=filters)
+
+
+def seunet_fine(axes: int, channels: int, classes: int) -> nn.Module:
+    """Its first level on the image's own grid."""
+    filters = ScaleFilters((1.0, 0.9, 0.81), sigma=1.0, max_order=3)
+    return SEUNet(axes, channels, classes, (14, 30, 60, 80), (1, 2, 2), num_res_units=1, filters=filters)
+
+
+def published(axes: int, channels: int, classes: int) -> nn.Module:
+    net = PublishedSEUNet(
+        channels, classes, (16, 32, 64), (2, 2), kernel_size=5, effective_size=3, scales=list(STEPS_OF_AN_OCTAVE),
+        basis_type="multi", num_res_units=2, act="silu", reduction="max",
+    )  # fmt: skip
+    return PaddedToFit(net)
+
+
+def segresnet(axes: int, channels: int, classes: int) -> nn.Module:
+    norm = ("GROUP", {"num_groups": 5})
+    return SegResNet(axes, 10, channels, classes, norm=norm, blocks_down=(1, 2, 2), blocks_up=(1, 1))
+
+
+def pyramid(
+    scales: tuple[float, ...] = HALF, projection: str = "logsumexp", inner: Callable = unet, remember: bool = False
+) -> Callable[[int, int, int], nn.Module]:
+    def build(axes: int, channels: int, classes: int) -> nn.Module:
+        joined: str | nn.Module = ScaleProjection(projection, classes) if projection == "attentive" else projection
+        joined = Remembering(projection) if remember else joined
+        return ScalePyramid(inner(axes, channels, classes), scales, joined, axes)
+
+    return build
+
+
+def pyramid_mm(axes: int, channels: int, classes: int) -> nn.Module:
+    return ScalePyramid(unet(axes, channels, classes), HALF, spatial_dims=axes, voxel_size=WORKING)
+
+
+def at_working(net: nn.Module) -> nn.Module:
+    """A plain network on images that are brought to the working voxel size, its answers brought back."""
+    return ScalePyramid(net, (1.0,), "mean", 2, voxel_size=WORKING)
+
+
+def once(net: nn.Module) -> nn.Module:
+    """As it is; a plain network in a pyramid of one copy, for sizes that it does not take by itself."""
+    if isinstance(net, (ScalePyramid, SEUNet, PaddedToFit)):
+        return net
+    axes = 2 if any(isinstance(m, nn.Conv2d) for m in net.modules()) else 3
+    divisor = 4 if isinstance(net, SegResNet) else None
+    return ScalePyramid(net, (1.0,), "mean", axes, size_divisor=divisor)
+
+
+def over(scales: tuple[float, ...], projection: str = "logsumexp") -> Test:
+    """Averaged over these scales; a pyramid keeps the projection that it was trained with."""
+
+    def wrap(net: nn.Module) -> nn.Module:
+        inner, joined, axes = net, projection, 3
+        if isinstance(net, ScalePyramid):
+            inner, joined, axes = net.network, net.projection, net.spatial_dims
+        elif any(isinstance(m, nn.Conv2d) for m in net.modules()):
+            axes = 2
+        return ScalePyramid(inner, scales, joined, axes)
+
+    return wrap
+
+
+PLAIN = {"own": once}
+AVERAGED = {"own": once, "half": over(HALF), "four": over(FOUR), "four_mean": over(FOUR, "mean")}
+COPIES = {"own": once, "four": over(FOUR)}
+ENTRIES = {
+    "unet_aug": Entry(unet, WIDE, AVERAGED),
+    "pyramid_aug": Entry(pyramid(), NARROW, COPIES),
+    "seunet_aug": Entry(seunet, WIDE, {"own": once, "octaves": over((2**-0.5, 2**0.5))}),
+    "unet": Entry(unet, 0.0, AVERAGED),
+    "pyramid": Entry(pyramid(FIVE), 0.0, {"own": once, "four": over(FOUR), "half": over(HALF)}),
+    "seunet_octaves_aug": Entry(pyramid((2**-0.5, 2**0.5), "logsumexp", seunet), NARROW, PLAIN),
+    "published_aug": Entry(published, WIDE, PLAIN),
+    "segresnet_aug": Entry(segresnet, WIDE, PLAIN),
+    "seunet_fine_aug": Entry(seunet_fine, WIDE, PLAIN),
+    "pyramid_wide": Entry(pyramid(), WIDE, COPIES),
+    "pyramid_attentive": Entry(pyramid(FOUR, "attentive"), WIDE, PLAIN),
+    "pyramid_attentive_five": Entry(pyramid(FIVE, "attentive"), WIDE, PLAIN),
+    "pyramid_deep": Entry(pyramid(remember=True), WIDE, COPIES, deep=0.5),
+    "pyramid_four": Entry(pyramid(FOUR), WIDE, COPIES),
+    "pyramid_fine_steps": Entry(pyramid(tuple(2 ** (i / 4) for i in range(-2, 3))), NARROW, COPIES),
+    "unet_resampled_aug": Entry(unet, NARROW, {"own": at_working}, resample=WORKING, unit=1.0),
+    "pyramid_mm_aug": Entry(pyramid_mm, NARROW, PLAIN, unit=1.0, is_told=True),
+    "seunet_mm_aug": Entry(seunet, NARROW, PLAIN, unit=WORKING, is_told=True),
+}
