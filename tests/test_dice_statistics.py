@@ -1,0 +1,270 @@
+"""Statistics, tables and pictures of the Dice benchmark, on made-up runs."""
+
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+from scipy.stats import wilcoxon
+
+from benchmarks.dice import figures, overlays, panels, tables
+from benchmarks.dice import statistics as stats
+
+SCALES = ("0.5", "0.7", "1", "1.4", "2", "z2")
+
+
+def fake_run(dataset="hippocampus", network="unet_aug", seed=0, fold=0, gain=0.0, conditions=SCALES, **changes):
+    """A run whose cases have difficulties of their own, which all networks share, as in a real data set."""
+    rng = np.random.default_rng([seed, fold, len(network), int(1000 * gain)])
+    cases = [f"{dataset}_{i:03d}" for i in range(20)][fold::5] if dataset == "brats" else list("abcdefghijklmnop")
+    difficulty = np.random.default_rng(7).normal(0, 0.05, 20)[: len(cases)]
+
+    def dice(test):
+        level = 0.8 + gain + rng.normal(0, 0.005)
+        drop = [0.05 * abs(np.log2(float(c))) if c[0].isdigit() else 0.1 for c in conditions]
+        both = {
+            c: [[x + rng.normal(0, 0.01), x] for x in level + difficulty - loss]
+            for c, loss in zip(conditions, drop, strict=True)
+        }
+        for rows in both.values():
+            rows[0][1] = None
+        return both
+
+    tests = {t: {"dice": dice(t), "hd95": {stats.home(conditions): [[1.0, 2.0]] * len(cases)}} for t in ("own", "four")}
+    run = {
+        "dataset": dataset, "setting": "scale", "volumes": 25, "fold": fold, "seed": seed, "network": network,
+        "match": "steps", "steps": 1000, "learning_rate": 0.005, "parameters": 282610, "gmacs": 12.3,
+        "seconds_per_step": 0.004, "training_seconds": 4.1, "device": "CPU", "torch": "2.13", "cases": cases,
+        "classes": ["first", "second"], "tests": tests, "curve": [[500, 2.0, 0.6], [1000, 4.1, 0.7]],
+    }  # fmt: skip
+    return run | changes
+
+
+def write(folder, runs):
+    folder.mkdir(exist_ok=True)
+    for i, run in enumerate(runs):
+        (folder / f"{i}.json").write_text(json.dumps(run))
+    return str(folder)
+
+
+@pytest.fixture
+def some_runs():
+    """Two networks and three seeds on one data set; what the others lack, they lack."""
+    kinds = [("unet_aug", 0.0), ("pyramid_aug", 0.04)]
+    runs = [
+        fake_run(network=n, gain=g, seed=s, volumes=v) for (n, g), s, v in itertools.product(kinds, range(3), (5, 25))
+    ]
+    runs += [fake_run(network=n, gain=g, match="time", steps=700 if g else 1400) for n, g in kinds]
+    runs += [fake_run("brats", fold=fold, conditions=("1", "2")) for fold in range(3)]
+    return [*runs, fake_run("acdc", setting="half", conditions=("own", "1.5625"))]
+
+
+def test_mean_over_classes_is_that_of_a_loop_and_ignores_null():
+    run = fake_run()
+    found = stats.values([run], "unet_aug", "own")
+    for (i, case), (k, condition) in itertools.product(enumerate(found.cases), enumerate(found.conditions)):
+        row = [x for x in run["tests"]["own"]["dice"][condition][run["cases"].index(case)] if x is not None]
+        assert found.table[0, i, k] == pytest.approx(sum(row) / len(row), abs=1e-12)
+    assert found.conditions == ["0.5", "0.7", "1", "1.4", "2", "z2"]
+
+
+def test_a_case_of_nulls_alone_counts_nowhere():
+    run = fake_run()
+    run["tests"]["own"]["dice"]["1"][3] = [None, None]
+    found = stats.values([run], "unet_aug", "own").at(["1"])
+    assert np.isnan(found.table[0, 3, 0])
+    assert stats.estimate(found.table).mean[0] == pytest.approx(np.mean(np.delete(found.table[0, :, 0], 3)))
+    assert np.isfinite(np.concatenate(stats.estimate(found.table))).all()
+
+
+def test_folds_of_a_seed_are_joined_into_one_run_over_all_cases():
+    runs = [fake_run("brats", seed=seed, fold=fold) for seed in range(2) for fold in range(5)]
+    found = stats.values(runs, "unet_aug", "own")
+    assert found.runs == [(0,), (1,)]
+    assert found.table.shape == (2, 20, len(SCALES))
+    assert np.isfinite(found.table).all()
+    assert stats.values([fake_run(fold=f) for f in range(5)], "unet_aug", "own").table.shape == (5, 16, len(SCALES))
+
+
+def test_folds_that_test_the_same_case_and_runs_that_are_there_twice_are_refused():
+    runs = [fake_run("brats", fold=0), fake_run("brats", fold=1)]
+    runs[1]["cases"] = runs[0]["cases"]
+    with pytest.raises(ValueError, match="expected a case in one fold of seed 0"):
+        stats.values(runs, "unet_aug", "own")
+    with pytest.raises(ValueError, match="expected one run of each seed and fold, got several, of learning rates"):
+        stats.values([fake_run(), fake_run(learning_rate=0.01)], "unet_aug", "own")
+
+
+def test_the_longest_of_several_trainings_counts():
+    runs = [fake_run(steps=2000, gain=0.1), fake_run(steps=1000)]
+    np.testing.assert_array_equal(
+        stats.values(runs, "unet_aug", "own").table, stats.values(runs[:1], "unet_aug", "own").table
+    )
+
+
+def slow_resamples(table, resamples, seed):
+    """The counts that were drawn, spelt out as lists of runs and cases."""
+    rng = np.random.default_rng(seed)
+    counts = [rng.multinomial(n, np.full(n, 1 / n), resamples) for n in table.shape[:2]]
+    for runs, cases in zip(*counts, strict=True):
+        chosen = table[np.repeat(np.arange(len(runs)), runs)][:, np.repeat(np.arange(len(cases)), cases)]
+        yield [np.nanmean(chosen[..., k]) for k in range(table.shape[2])]
+
+
+def test_resamples_are_those_of_a_loop():
+    table = np.random.default_rng(0).normal(size=(3, 8, 2))
+    table[1, 2, 0] = table[0, :3, 1] = np.nan
+    np.testing.assert_allclose(stats.resampled(table, 50, 3), list(slow_resamples(table, 50, 3)), atol=1e-12)
+
+
+def test_interval_of_one_run_is_that_of_a_mean():
+    table = np.random.default_rng(0).normal(0.8, 0.1, (1, 200, 1))
+    found = stats.estimate(table)
+    half = 1.96 * table.std() / 200**0.5
+    np.testing.assert_allclose([found.low[0], found.high[0]], [table.mean() - half, table.mean() + half], atol=0.003)
+
+
+def test_interval_is_wider_where_seeds_differ():
+    rng = np.random.default_rng(0)
+    same = rng.normal(0.8, 0.02, (4, 40, 1))
+    width = [np.ptp([e.low[0], e.high[0]]) for e in map(stats.estimate, (same, same + rng.normal(0, 0.05, (4, 1, 1))))]
+    assert width[1] > 2 * width[0]
+
+
+def planted(effect, draws=60):
+    """How often the interval holds the effect, and how often zero, over many experiments of 6 seeds and 30 volumes."""
+    held = []
+    for seed in range(draws):
+        rng = np.random.default_rng(seed)
+        noise = rng.normal(0, 0.02, (6, 1, 1)) + rng.normal(0, 0.05, (1, 30, 1)) + rng.normal(0, 0.05, (6, 30, 1))
+        found = stats.estimate(effect + noise, resamples=500)
+        held.append([found.low[0] <= x <= found.high[0] for x in (effect, 0)])
+    return np.mean(held, axis=0)
+
+
+def test_intervals_hold_the_planted_effect_and_zero_only_where_there_is_none():
+    covers, _ = planted(0.0)
+    assert covers > 0.85
+    covers, zero = planted(0.08)
+    assert covers > 0.85
+    assert zero < 0.05
+
+
+def test_difference_is_paired_over_common_runs_and_cases():
+    ours = stats.values([fake_run(network="net", gain=0.04, seed=s) for s in range(3)], "net", "own")
+    theirs = stats.values([fake_run(seed=s) for s in (1, 2, 3)], "unet_aug", "own")
+    theirs = theirs.part(theirs.runs, theirs.cases[::-1][2:], ["1", "2"])
+    found = stats.difference(ours, theirs)
+    assert (found.runs, found.cases, found.conditions) == (2, 14, ["1", "2"])
+    pairs = [
+        ours.table[ours.runs.index(run), ours.cases.index(case), ours.conditions.index("2")]
+        - theirs.table[theirs.runs.index(run), theirs.cases.index(case), 1]
+        for run, case in itertools.product([(1, 0), (2, 0)], theirs.cases)
+    ]
+    assert found.estimate.mean[1] == pytest.approx(np.mean(pairs), abs=1e-12)
+    by_case = np.reshape(pairs, (2, -1)).mean(0)
+    assert found.p[1] == pytest.approx(wilcoxon(by_case).pvalue)
+    assert found.estimate.mean[-1] == pytest.approx(found.estimate.mean[:2].mean())
+    assert (found.estimate.low > 0).all()
+    assert (found.p < 0.001).all()
+    # Pairing takes the volumes' own difficulty out of the interval.
+    alone = stats.estimate(ours.table)
+    assert (
+        np.ptp([found.estimate.low, found.estimate.high], axis=0).max() < np.ptp([alone.low, alone.high], axis=0).min()
+    )
+
+
+def test_no_difference_to_itself_and_none_without_common_runs():
+    one = stats.values([fake_run(seed=0)], "unet_aug", "own")
+    found = stats.difference(one, one)
+    assert (found.p == 1).all()
+    assert (np.concatenate(found.estimate) == 0).all()
+    assert stats.difference(one, stats.values([fake_run(seed=1)], "unet_aug", "own")) is None
+    assert np.isnan(stats.p_value(np.array([np.nan])))
+
+
+def test_groups_hold_what_may_be_compared():
+    runs = [fake_run(steps=n, match=m) for n, m in itertools.product((500, 1000), ("steps", "time"))]
+    assert [(g.match, g.steps, len(r)) for g, r in stats.grouped(runs).items()] == [
+        ("steps", 500, 1), ("steps", 1000, 1), ("time", None, 2),
+    ]  # fmt: skip
+
+
+def test_tables_of_runs_of_which_some_are_missing(tmp_path, capsys, some_runs):
+    some_runs[0]["tests"]["four"]["dice"].pop("2")
+    tables.main(write(tmp_path, some_runs))
+    text = capsys.readouterr().out
+    assert text.count("### ") == 5
+    assert "### hippocampus, scale, 25 volumes, 1000 steps" in text
+    assert "pyramid_aug/own less unet_aug/own, 3 runs, 16 volumes" in text
+    assert "pyramid_aug/own less unet_aug/own: no run of both." in text
+    assert re.search(r"\| 1 \| \+0\.0[34]", text)
+    assert "better" in text
+    assert "worse" not in text
+    for block in text.strip().split("\n\n"):
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+def test_verdict_only_where_the_interval_excludes_zero():
+    bounds = [(0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1), (float("nan"), float("nan"))]
+    assert [tables.verdict(*b) for b in bounds] == ["better", "worse", "", ""]
+
+
+def test_average_is_left_out_where_a_condition_is():
+    runs = [fake_run(), fake_run(network="unet", conditions=("1",))]
+    line = tables.line(runs, ("unet", "own"), SCALES)
+    assert line[1] == line[len(SCALES) + 1] == line[len(SCALES) + 3] == "-"
+    assert "to" in line[len(SCALES) + 2]
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    """Pictures of few pixels."""
+    monkeypatch.setattr(figures, "DPI", 20)
+
+
+@pytest.mark.usefixtures("coarse")
+def test_pictures_of_runs_of_which_some_are_missing(tmp_path, some_runs):
+    figures.main(write(tmp_path / "runs", some_runs), str(tmp_path))
+    names = {"dice.png", "dice_acdc.png", "dice_brats.png", "dice_hippocampus.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == names
+
+
+@pytest.mark.usefixtures("coarse")
+@pytest.mark.parametrize("changes", [{"match": "time"}, {"curve": [], "conditions": ("z3",)}])
+def test_picture_of_one_run_alone(tmp_path, changes):
+    figures.figure([fake_run(**changes)], "hippocampus", tmp_path / "one.png")
+    assert (tmp_path / "one.png").exists()
+
+
+@pytest.mark.usefixtures("coarse")
+def test_summary_of_nothing_that_is_drawn(tmp_path):
+    figures.summary([fake_run(network="another")], tmp_path / "all.png")
+    assert (tmp_path / "all.png").exists()
+
+
+def test_a_network_without_one_of_the_scales_has_no_average():
+    runs = [fake_run(), fake_run(network="unet", conditions=("1", "2"))]
+    assert panels.estimate_at(runs, ("unet", "own"), averaged=True) is None
+    assert panels.estimate_at(runs, ("unet", "own"), averaged=False)
+    found = stats.values(runs, "unet_aug", "own").at(["0.5", "0.7", "1", "1.4", "2"])
+    assert panels.estimate_at(runs, ("unet_aug", "own"), averaged=True)[0] == pytest.approx(np.nanmean(found.table))
+
+
+def test_labels_that_would_touch_are_left_out():
+    assert panels.apart({0.0: "a", 1.0: "c", 0.05: "b", 0.5: "d"}, 0.1) == {0.0: "a", 0.05: "", 0.5: "d", 1.0: "c"}
+    assert panels.apart({}, 0.1) == {}
+
+
+def test_overlays(tmp_path):
+    image, truth = np.random.default_rng(0).normal(size=(2, 12, 10))
+    truth = (truth > 0) * 1 + (truth > 1)
+    slices = {0.6: (image, truth, {"UNet": 0 * truth}), 1: (image, truth, {"UNet": truth, "ours": truth})}
+    overlays.overlays(slices, tmp_path / "overlays.png")
+    assert (tmp_path / "overlays.png").stat().st_size > 1000
+    assert overlays.slice_dice(truth, truth) == 1
+    assert overlays.slice_dice(0 * truth, truth) == 0
+    assert np.isnan(overlays.slice_dice(0 * truth, 0 * truth))
+    half = np.array([[1, 1, 0, 0]]), np.array([[0, 1, 1, 0]])
+    assert overlays.slice_dice(*half) == 0.5
