@@ -15,7 +15,9 @@ from monai_scaleequiv.nets._pyramid import ScalePyramid
 from monai_scaleequiv.nets._scale_estimator import ScaleEstimator
 
 _SMALLEST = 4  # voxels of each axis of what the estimator sees
-_DRAWN = 0.75  # of the range in octaves, from which training draws
+# Of training: part of the range in octaves, views of an image, and the largest standard deviation of their blur, in
+# voxels. Without blur the estimator would read the scale off the sharpness, which depends on an image's history.
+_DRAWN, _VIEWS, _BLUR = 0.75, 2, 1.0
 
 
 class ScaleCanonicalizer(ScalePyramid):
@@ -113,17 +115,17 @@ class ScaleCanonicalizer(ScalePyramid):
 
     def estimator_loss(self, x: torch.Tensor) -> torch.Tensor:
         """Mean squared error of the estimates, in octaves, of views of these images at random scales and places."""
-        x = x.detach()
+        x = torch.cat([x.detach()] * _VIEWS)
         size = [_coarse(n, self.coarseness) for n in x.shape[2:]]
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        draws = 2 * torch.rand(x.shape[0], 1 + self.spatial_dims, device=x.device, dtype=dtype) - 1
+        draws = 2 * torch.rand(x.shape[0], 2 + self.spatial_dims, device=x.device, dtype=dtype) - 1
         log2_scale = draws[:, 0] * (_DRAWN * self._most)
         step = self.coarseness * torch.exp2(-log2_scale)
         centres = []
         for axis, n in enumerate(size):
             whole = x.shape[2 + axis]
-            centres.append((whole + draws[:, 1 + axis] * (whole - step * n)) / 2)
-        views = zoomed_view(x, size, step, torch.stack(centres, 1), torch.zeros_like(step))
+            centres.append((whole + draws[:, 2 + axis] * (whole - step * n)) / 2)
+        views = zoomed_view(x, size, step, torch.stack(centres, 1), draws[:, 1].abs() * _BLUR)
         return (self.estimator(views).to(dtype) - log2_scale).square().mean()
 
     def extra_repr(self) -> str:

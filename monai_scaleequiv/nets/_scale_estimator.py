@@ -5,9 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+_GROUP = 8  # channels that are normalised together
+_LEAST_VARIANCE = 1e-5  # that the root has a gradient
+
 
 class ScaleEstimator(nn.Module):
-    """Binary logarithm of the scale of images: convolutions, statistics over space, and two linear layers.
+    """Binary logarithm of the scale of images: convolutions, mean and deviation over space, two linear layers.
 
     Its answer is 0 at first.
 
@@ -31,9 +34,9 @@ class ScaleEstimator(nn.Module):
         conv: type[nn.Module] = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
         layers: list[nn.Module] = []
         for level, (before, after) in enumerate(zip([in_channels, *channels[:-1]], channels, strict=True)):
-            layers += [_Border(spatial_dims), conv(before, after, 3, stride=2 if level else 1), nn.SiLU()]
+            layers += [_Border(spatial_dims), conv(before, after, 3, stride=2 if level else 1), _norm(after), nn.SiLU()]
             if level:
-                layers += [_Border(spatial_dims), conv(after, after, 3), nn.SiLU()]
+                layers += [_Border(spatial_dims), conv(after, after, 3), _norm(after), nn.SiLU()]
         self.features = nn.Sequential(*layers)
         self.hidden = nn.Linear(2 * channels[-1], channels[-1])
         self.act = nn.SiLU()
@@ -43,8 +46,14 @@ class ScaleEstimator(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features = self.features(x).flatten(2)
-        pooled = torch.cat([features.mean(-1), features.amax(-1)], 1)
+        # Not the maximum, which grows with the number of voxels.
+        deviation = (features.var(-1, unbiased=False) + _LEAST_VARIANCE).sqrt()
+        pooled = torch.cat([features.mean(-1), deviation], 1)
         return self.last(self.act(self.hidden(pooled)))[:, 0]
+
+
+def _norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(channels // _GROUP if channels % _GROUP == 0 else 1, channels)
 
 
 class _Border(nn.Module):
