@@ -1,5 +1,8 @@
 """Learned canonicalisation of scale: an image is brought to the size that the network was trained on, and back."""
 
+# forward has no spacing; said on its line, TorchScript takes it for a type
+# mypy: disable-error-code="override"
+
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +17,6 @@ from monai_scaleequiv.nets._metadata import with_metadata
 from monai_scaleequiv.nets._pyramid import ScalePyramid
 from monai_scaleequiv.nets._scale_estimator import ScaleEstimator
 
-_SMALLEST = 4  # voxels of each axis of what the estimator sees
 # Of training: part of the range in octaves, views of an image, and the largest standard deviation of their blur, in
 # voxels. Without blur the estimator would read the scale off the sharpness, which depends on an image's history.
 _DRAWN, _VIEWS, _BLUR = 0.75, 2, 1.0
@@ -70,6 +72,8 @@ class ScaleCanonicalizer(ScalePyramid):
         super().__init__(network, (1.0,), "mean", spatial_dims, size_divisor=size_divisor)
         check_arguments(spatial_dims, in_channels=in_channels, channels=channels)
         check_counts(iterations=iterations)
+        if len(channels) == 0:
+            raise ValueError(f"channels must hold at least one number, got {channels}.")
         for name, value, least in (("coarseness", coarseness, 1), ("largest", largest, 1), ("weight", weight, 0)):
             if not least <= value < math.inf:
                 raise ValueError(f"{name} must be a number of at least {least}, got {value}.")
@@ -79,7 +83,7 @@ class ScaleCanonicalizer(ScalePyramid):
         self._most = math.log2(largest)
         self.estimator = ScaleEstimator(spatial_dims, in_channels, channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override] # no spacing
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Segments images (B, C, D, H, W)."""
         check_image(x, self.spatial_dims, self.in_channels)
         if not torch.jit.is_scripting():
@@ -87,9 +91,9 @@ class ScaleCanonicalizer(ScalePyramid):
                 return with_metadata(self.forward, x)
             if self.training:
                 return self._forward_in_training(x)
-        scales = torch.exp2(self.estimate(x)).tolist()
+        scales: list[float] = torch.exp2(self.estimate(x)).tolist()
         steps = [[as_ratio(s)] * self.spatial_dims for s in scales]
-        return torch.cat([self._answer(x[i : i + 1], step) for i, step in enumerate(steps)])
+        return torch.cat([self._answer(x[i : i + 1], steps[i]) for i in range(len(steps))])
 
     @torch.jit.unused
     def _forward_in_training(self, x: torch.Tensor) -> torch.Tensor:
@@ -98,23 +102,25 @@ class ScaleCanonicalizer(ScalePyramid):
             return y
         return _WithLoss.apply(y, self.estimator_loss(x) * self.weight)
 
-    @torch.no_grad()
     def estimate(self, x: torch.Tensor) -> torch.Tensor:
         """Binary logarithms (B,) of the scales of images, 0 as in training, 1 for contents twice as large."""
-        estimates = self.estimator(self._seen(x, 0.0)).clamp(-self._most, self._most)
-        for _ in range(self.iterations - 1):
-            views = [self._seen(x[i : i + 1], e) for i, e in enumerate(estimates.tolist())]
-            estimates = estimates + torch.cat([self.estimator(view) for view in views])
-            estimates = estimates.clamp(-self._most, self._most)
-        return estimates
+        check_image(x, self.spatial_dims, self.in_channels)
+        with torch.no_grad():
+            estimates = self.estimator(self._seen(x, 0.0)).clamp(-self._most, self._most)
+            for _ in range(self.iterations - 1):
+                found: list[float] = estimates.tolist()
+                rest = [self.estimator(self._seen(x[i : i + 1], found[i])) for i in range(len(found))]
+                estimates = (estimates + torch.cat(rest)).clamp(-self._most, self._most)
+            return estimates
 
     def _seen(self, x: torch.Tensor, log2_scale: float) -> torch.Tensor:
         # The image as the estimator sees it, after it was made smaller by a scale
-        step = self.coarseness * 2**log2_scale
+        step = self.coarseness * 2.0**log2_scale
         return resample_axes(x, [_coarse(n, step) for n in x.shape[2:]], [as_ratio(step)] * self.spatial_dims)
 
     def estimator_loss(self, x: torch.Tensor) -> torch.Tensor:
         """Mean squared error of the estimates, in octaves, of views of these images at random scales and places."""
+        check_image(x, self.spatial_dims, self.in_channels)
         x = torch.cat([x.detach()] * _VIEWS)
         size = [_coarse(n, self.coarseness) for n in x.shape[2:]]
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -133,7 +139,8 @@ class ScaleCanonicalizer(ScalePyramid):
 
 
 def _coarse(size: int, step: float) -> int:
-    return max(int(size / step + 0.5), _SMALLEST)
+    # At least as many as the estimator's levels need
+    return max(int(size / step + 0.5), 4)
 
 
 class _WithLoss(torch.autograd.Function):
@@ -142,7 +149,7 @@ class _WithLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
         ctx.dtype = loss.dtype
-        return logits.view_as(logits)
+        return logits.clone()  # a view could not be changed in place
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 _GROUP = 8  # channels that are normalised together
-_LEAST_VARIANCE = 1e-5  # that the root has a gradient
 
 
 class ScaleEstimator(nn.Module):
@@ -47,7 +46,7 @@ class ScaleEstimator(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features = self.features(x).flatten(2)
         # Not the maximum, which grows with the number of voxels.
-        deviation = (features.var(-1, unbiased=False) + _LEAST_VARIANCE).sqrt()
+        deviation = (features.var(-1, unbiased=False) + 1e-5).sqrt()  # which has a gradient at 0 too
         pooled = torch.cat([features.mean(-1), deviation], 1)
         return self.last(self.act(self.hidden(pooled)))[:, 0]
 
