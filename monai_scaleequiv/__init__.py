@@ -27,7 +27,7 @@ from monai_scaleequiv.metrics import (
     consistency_dice,
     equivariance_error,
 )
-from monai_scaleequiv.nets import RepUXNet, ScaleConvUnit, ScalePyramid, ScaleResidualUnit, SEUNet
+from monai_scaleequiv.nets import RepUXNet, ScaleCanonicalizer, ScaleConvUnit, ScalePyramid, ScaleResidualUnit, SEUNet
 
 __version__ = "0.2.0"
 
@@ -38,6 +38,7 @@ __all__ = [
     "PerScale",
     "RepUXNet",
     "SEUNet",
+    "ScaleCanonicalizer",
     "ScaleConvUnit",
     "ScaleDownsample",
     "ScaleDropout",

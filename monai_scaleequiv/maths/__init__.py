@@ -26,11 +26,12 @@ from monai_scaleequiv.maths._resampling import (
 )
 from monai_scaleequiv.maths._rescaling import as_ratio, resample_axes, resample_axis, rescale
 from monai_scaleequiv.maths._separable import SeparableConv
+from monai_scaleequiv.maths._zooming import zoomed_view
 
 __all__ = [
     "PolyphaseAxis", "ScaleFilters", "SeparableConv", "as_ratio", "block_counts", "check_scales", "crop_to_reach",
     "fft_depthwise_conv", "fft_depthwise_gradients", "fft_kernel_spectrum", "frequency_prior",
     "gaussian_downsampling_matrix", "hermite_gaussian_basis", "hermite_gaussian_filters", "join_phases",
     "kernel_reach", "linear_upsampling_matrix", "polyphase_axis", "polyphase_basis", "resample_axes", "resample_axis",
-    "rescale", "sampled_gaussian_width", "separable_filters", "split_phases", "voxel_sizes",
+    "rescale", "sampled_gaussian_width", "separable_filters", "split_phases", "voxel_sizes", "zoomed_view",
 ]  # fmt: skip

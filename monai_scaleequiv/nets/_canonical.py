@@ -1,0 +1,156 @@
+"""Learned canonicalisation of scale: an image is brought to the size that the network was trained on, and back."""
+
+# forward has no spacing; said on its line, TorchScript takes it for a type
+# mypy: disable-error-code="override"
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from torch import nn
+
+from monai_scaleequiv.layers import check_arguments, check_counts, check_image
+from monai_scaleequiv.maths import as_ratio, resample_axes, zoomed_view
+from monai_scaleequiv.nets._metadata import with_metadata
+from monai_scaleequiv.nets._pyramid import ScalePyramid
+from monai_scaleequiv.nets._scale_estimator import ScaleEstimator
+
+# Of training: part of the range in octaves, views of an image, and the largest standard deviation of their blur, in
+# voxels. Without blur the estimator would read the scale off the sharpness, which depends on an image's history.
+_DRAWN, _VIEWS, _BLUR = 0.75, 2, 1.0
+
+
+class ScaleCanonicalizer(ScalePyramid):
+    """Estimates how large an image's content is, and runs a network once, on a copy of the size that it was trained on.
+
+    A pyramid of one copy, whose scale follows from the image: over a wider range of scales than the copies of a
+    :py:class:`ScalePyramid` reach, at the price of about one pass. It is as equivariant as the estimate is right.
+
+    In evaluation each image is rescaled by ``2 ** -estimate(image)`` and the answer brought back to its grid, all by
+    ideal resampling. In training the network sees the images as they are, with what augmentation of moderate size they
+    have, and they define the scale 1; the estimator learns beside it, without labels, from random views of the same
+    images whose scale is known. This needs nothing of the training loop: the gradient of :py:meth:`estimator_loss` is
+    added in the backward pass of the logits, times ``weight`` and the sum of their gradient's absolute values. So it
+    follows the scaling of a loss, for float16 or for accumulated gradients, while Adam makes up for its size; with SGD,
+    or to train the estimator alone, set ``weight`` to 0 and add :py:meth:`estimator_loss` to the loss.
+
+    Args:
+        network: segmentation network or :py:class:`ScalePyramid`, images (B, C, D, H, W) in, logits of that size out.
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        channels: channels of the estimator's levels.
+        coarseness: voxel of the grid that the estimator sees, in voxels of the image.
+        largest: largest scale, relative to the training images; the smallest is its inverse.
+        iterations: how often the estimate is refined on the image that was rescaled by it.
+        size_divisor: number that the copy's size must be a multiple of, as in :py:class:`ScalePyramid`.
+        weight: of the estimator's gradient in training, 0 for none.
+
+    Raises:
+        ValueError: when an argument is out of range, or the input has another number of axes or channels.
+
+    Shape:
+        input (B, in_channels, D, H, W), of any size in evaluation; output (B, C', D, H, W).
+
+    Example::
+
+        >>> from monai.networks.nets import UNet
+        >>> unet = UNet(spatial_dims=3, in_channels=1, out_channels=2, channels=(4, 8), strides=(2,))
+        >>> net = ScaleCanonicalizer(unet).eval()
+        >>> net(torch.rand(1, 1, 35, 51, 36)).shape
+        torch.Size([1, 2, 35, 51, 36])
+
+    Source: Kaba et al. 2023 (arXiv 2211.06489).
+    """
+
+    def __init__(
+        self, network: nn.Module, spatial_dims: int = 3, in_channels: int = 1, channels: Sequence[int] = (16, 32, 64),
+        coarseness: float = 2.0, largest: float = 4.0, iterations: int = 2,
+        size_divisor: Sequence[int] | int | None = None, weight: float = 1.0,
+    ) -> None:  # fmt: skip
+        super().__init__(network, (1.0,), "mean", spatial_dims, size_divisor=size_divisor)
+        check_arguments(spatial_dims, in_channels=in_channels, channels=channels)
+        check_counts(iterations=iterations)
+        if len(channels) == 0:
+            raise ValueError(f"channels must hold at least one number, got {channels}.")
+        for name, value, least in (("coarseness", coarseness, 1), ("largest", largest, 1), ("weight", weight, 0)):
+            if not least <= value < math.inf:
+                raise ValueError(f"{name} must be a number of at least {least}, got {value}.")
+        self.in_channels, self.channels = in_channels, tuple(channels)
+        self.coarseness, self.largest = float(coarseness), float(largest)
+        self.iterations, self.weight = iterations, float(weight)
+        self._most = math.log2(largest)
+        self.estimator = ScaleEstimator(spatial_dims, in_channels, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Segments images (B, C, D, H, W)."""
+        check_image(x, self.spatial_dims, self.in_channels)
+        if not torch.jit.is_scripting():
+            if isinstance(x, MetaTensor):
+                return with_metadata(self.forward, x)
+            if self.training:
+                return self._forward_in_training(x)
+        scales: list[float] = torch.exp2(self.estimate(x)).tolist()
+        steps = [[as_ratio(s)] * self.spatial_dims for s in scales]
+        return torch.cat([self._answer(x[i : i + 1], steps[i]) for i in range(len(steps))])
+
+    @torch.jit.unused
+    def _forward_in_training(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.network(x)
+        if self.weight == 0 or not torch.is_grad_enabled():
+            return y
+        return _WithLoss.apply(y, self.estimator_loss(x) * self.weight)
+
+    def estimate(self, x: torch.Tensor) -> torch.Tensor:
+        """Binary logarithms (B,) of the scales of images, 0 as in training, 1 for contents twice as large."""
+        check_image(x, self.spatial_dims, self.in_channels)
+        with torch.no_grad():
+            estimates = self.estimator(self._seen(x, 0.0)).clamp(-self._most, self._most)
+            for _ in range(self.iterations - 1):
+                found: list[float] = estimates.tolist()
+                rest = [self.estimator(self._seen(x[i : i + 1], found[i])) for i in range(len(found))]
+                estimates = (estimates + torch.cat(rest)).clamp(-self._most, self._most)
+            return estimates
+
+    def _seen(self, x: torch.Tensor, log2_scale: float) -> torch.Tensor:
+        # The image as the estimator sees it, after it was made smaller by a scale
+        step = self.coarseness * 2.0**log2_scale
+        return resample_axes(x, [_coarse(n, step) for n in x.shape[2:]], [as_ratio(step)] * self.spatial_dims)
+
+    def estimator_loss(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of the estimates, in octaves, of views of these images at random scales and places."""
+        check_image(x, self.spatial_dims, self.in_channels)
+        x = torch.cat([x.detach()] * _VIEWS)
+        size = [_coarse(n, self.coarseness) for n in x.shape[2:]]
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        draws = 2 * torch.rand(x.shape[0], 2 + self.spatial_dims, device=x.device, dtype=dtype) - 1
+        log2_scale = draws[:, 0] * (_DRAWN * self._most)
+        step = self.coarseness * torch.exp2(-log2_scale)
+        centres = []
+        for axis, n in enumerate(size):
+            whole = x.shape[2 + axis]
+            centres.append((whole + draws[:, 2 + axis] * (whole - step * n)) / 2)
+        views = zoomed_view(x, size, step, torch.stack(centres, 1), draws[:, 1].abs() * _BLUR)
+        return (self.estimator(views).to(dtype) - log2_scale).square().mean()
+
+    def extra_repr(self) -> str:
+        return f"coarseness={self.coarseness}, largest={self.largest}, iterations={self.iterations}"
+
+
+def _coarse(size: int, step: float) -> int:
+    # At least as many as the estimator's levels need
+    return max(int(size / step + 0.5), 4)
+
+
+class _WithLoss(torch.autograd.Function):
+    """Logits as they are, in whose backward pass a loss has its gradient too."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+        ctx.dtype = loss.dtype
+        return logits.clone()  # a view could not be changed in place
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return gradient, gradient.abs().sum(dtype=ctx.dtype)
