@@ -16,6 +16,7 @@ from benchmarks.dice.zooming import resized, size_of
 CONDITIONS = {
     "hippocampus": ("0.5", "0.6", "0.7", "0.85", "1", "1.2", "1.4", "1.7", "2", "z2", "z3"),
     "brats": ("0.7", "0.8", "0.9", "1", "1.25", "1.4"),
+    "selection": ("0.5", "0.7", "1", "1.4", "2"),
     "acdc": ("own", "1.5625"),  # mm; the second is most volumes' own
 }
 WITH_DISTANCE = ("1", "own")  # conditions of which HD95 is taken

@@ -1,5 +1,6 @@
 """The networks that are compared: names, what they are built of, how they are trained and tested."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -8,7 +9,7 @@ from monai.networks.nets import SegResNet, UNet
 from torch import nn
 
 from benchmarks.scale_generalisation import PaddedToFit
-from monai_scaleequiv import ScaleFilters, ScalePyramid, ScaleProjection, SEUNet
+from monai_scaleequiv import ScaleCanonicalizer, ScaleFilters, ScalePyramid, ScaleProjection, SEUNet
 from monai_scaleequiv.published import PublishedSEUNet
 
 HALF = tuple(2 ** (i / 2) for i in (-1, 0, 1))  # half octaves about the image's own voxels
@@ -98,6 +99,35 @@ def at_working(net: nn.Module) -> nn.Module:
     return ScalePyramid(net, (1.0,), "mean", 2, voxel_size=WORKING)
 
 
+def canonical(
+    inner: Callable[[int, int, int], nn.Module] = unet, narrow: bool = False
+) -> Callable[[int, int, int], nn.Module]:
+    def build(axes: int, channels: int, classes: int) -> nn.Module:
+        widths = (8, 16, 32) if narrow else (16, 32, 64)
+        return ScaleCanonicalizer(inner(axes, channels, classes), axes, channels, widths)
+
+    return build
+
+
+def brought(scales: tuple[float, ...]) -> Test:
+    """Brought to the size of the training first, and averaged over scales there."""
+
+    def wrap(net: nn.Module) -> nn.Module:
+        found = copy.copy(net)
+        found._modules = dict(net._modules)
+        inner = net.network.network if isinstance(net.network, ScalePyramid) else net.network
+        found.network = ScalePyramid(inner, scales, "logsumexp", net.spatial_dims)
+        found.size_divisor = [1] * net.spatial_dims
+        return found
+
+    return wrap
+
+
+def inside(test: Test) -> Test:
+    """Without the step that brings images to the size of the training."""
+    return lambda net: test(net.network)
+
+
 def once(net: nn.Module) -> nn.Module:
     """As it is; a plain network in a pyramid of one copy, for sizes that it does not take by itself."""
     if isinstance(net, (ScalePyramid, SEUNet, PaddedToFit)):
@@ -123,6 +153,7 @@ def over(scales: tuple[float, ...], projection: str = "logsumexp") -> Test:
 
 PLAIN = {"own": once}
 AVERAGED = {"own": once, "half": over(HALF), "four": over(FOUR), "four_mean": over(FOUR, "mean")}
+CANONICAL = {"own": once, "half": brought(HALF), "four": brought(FOUR), "without": inside(once)}
 COPIES = {"own": once, "four": over(FOUR)}
 ENTRIES = {
     "unet_aug": Entry(unet, WIDE, AVERAGED),
@@ -140,6 +171,10 @@ ENTRIES = {
     "pyramid_deep": Entry(pyramid(remember=True), WIDE, COPIES, deep=0.5),
     "pyramid_four": Entry(pyramid(FOUR), WIDE, COPIES),
     "pyramid_fine_steps": Entry(pyramid(tuple(2 ** (i / 4) for i in range(-2, 3))), NARROW, COPIES),
+    "canon_unet": Entry(canonical(), 0.5, CANONICAL),
+    "canon_unet_wide": Entry(canonical(), WIDE, CANONICAL),
+    "canon_pyramid": Entry(canonical(pyramid()), 0.5, CANONICAL),
+    "canon_pyramid_narrow": Entry(canonical(pyramid()), 0.25, {"own": once}),
     "unet_resampled_aug": Entry(unet, NARROW, {"own": at_working}, resample=WORKING, unit=1.0),
     "pyramid_mm_aug": Entry(pyramid_mm, NARROW, PLAIN, unit=1.0, is_told=True),
     "seunet_mm_aug": Entry(seunet, NARROW, PLAIN, unit=WORKING, is_told=True),

@@ -37,7 +37,9 @@ def tested(trainer: Trainer, test: list, output: Path, keep_weights: bool) -> di
     """Measures a trained network, writes the report, and removes the checkpoint or leaves the weights in its place."""
     run, start = trainer.run, time.perf_counter()
     evaluate = measure_slices if run.dataset == "acdc" else measure
-    tests = evaluate(trainer.net, ENTRIES[run.network], test, CONDITIONS[run.dataset], trainer.device)
+    is_choice = run.dataset == "hippocampus" and run.setting == "validation"
+    conditions = CONDITIONS["selection" if is_choice else run.dataset]
+    tests = evaluate(trainer.net, ENTRIES[run.network], test, conditions, trainer.device)
     report = {
         **described(trainer),
         "test_seconds": round(time.perf_counter() - start, 2),
@@ -82,9 +84,11 @@ def _work(waiting: Any, finished: Any, cases: str, output: str, device: str, dea
             }
             facts = f"{report['training_seconds']} s + {report['test_seconds']} s"
             finished.put(f"{run.name}: {facts} {means}")
+            del report
         except Exception:  # of whatever kind: one run's failure must not end the others
             finished.put(f"{run.name}: FAILED after {time.perf_counter() - start:.0f} s\n{traceback.format_exc()[-1500:]}")
-            torch.cuda.empty_cache() if device == "cuda" else None
+        if device == "cuda":
+            torch.cuda.empty_cache()  # for the others on the card
 
 
 def _mean(rows: Sequence[Sequence[float | None]]) -> float:

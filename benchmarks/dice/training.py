@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from monai.losses import DiceCELoss
-from monai.utils import set_determinism
 from torch import nn
 
 from benchmarks.dice.datasets import CLASSES, MODALITIES, Volume
@@ -60,7 +59,7 @@ class Trainer:
     def __init__(self, run: Run, volumes: list[Volume], device: torch.device) -> None:
         recipe, entry = RECIPES[run.dataset], ENTRIES[run.network]
         classes = 1 + len(CLASSES[run.dataset])
-        set_determinism(run.seed)
+        torch.manual_seed(run.seed)
         self.run, self.device, self.deep = run, device, entry.deep
         self.spacings = [[s / entry.unit for s in v.spacing[: len(recipe["size"])]] for v in volumes if entry.is_told]
         if entry.resample:
@@ -121,6 +120,7 @@ class Trainer:
     def finish(self, checkpoint: Path | None = None) -> None:
         """The remaining steps; on the CPU with a checkpoint every minute."""
         self.net.train()
+        torch.backends.cudnn.benchmark = True  # the shapes of a training never change
         start, saved = time.perf_counter(), time.perf_counter()
         take = self._captured() if self.device.type == "cuda" and not self.spacings else self.step
         while self.done < self.run.steps:
@@ -132,6 +132,7 @@ class Trainer:
                 self.save(checkpoint)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+        torch.backends.cudnn.benchmark = False
         self.seconds += time.perf_counter() - start
 
     def _captured(self) -> Callable[[], None]:
@@ -173,6 +174,7 @@ def rate_at(step: int, steps: int, peak: float) -> float:
 
 def seconds_per_step(trainer: Trainer, steps: int = 30) -> float:
     """Median seconds of a step on a machine that does nothing else; the trainer is of no further use."""
+    torch.backends.cudnn.benchmark = True
     take = trainer._captured() if trainer.device.type == "cuda" and not trainer.spacings else None
     taken = []
     for _ in range(steps):

@@ -1,0 +1,57 @@
+"""What a step of each network costs on a machine that does nothing else, and whether it can be captured."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.dice.datasets import load, split
+from benchmarks.dice.networks import ENTRIES
+from benchmarks.dice.training import Run, Trainer, gmacs, seconds_per_step
+
+CHEAP = 100  # samples planned at most
+
+
+def main(
+    output: str, cases: str, dataset: str = "hippocampus", networks: Sequence[str] = tuple(ENTRIES), limit: float = 1e9
+) -> None:
+    """Writes ``costs_DATASET_DEVICE.json``: seconds per step, multiply-adds and parameters of each network.
+
+    Args:
+        output: folder for the file.
+        cases: folder with what ``prepare`` left.
+        dataset: hippocampus, brats or acdc.
+        networks: which of the comparison.
+        limit: seconds after which no network is begun.
+    """
+    start = time.time()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    setting = "half" if dataset == "acdc" else "scale"
+    pool = split(dataset, load(dataset, cases), setting, 0)[0][:10]
+    file = Path(output) / f"costs_{dataset}_{device.type}.json"
+    rows = json.loads(file.read_text()) if file.exists() else {}
+    for name in networks:
+        if time.time() - start > limit or name in rows:
+            continue
+        try:
+            rows[name] = _row(Run(dataset, name, len(pool), setting=setting, steps=CHEAP), pool, device)
+        except Exception as error:  # of whatever kind: the other networks' figures are not to be lost with it
+            rows[name] = {"error": f"{type(error).__name__}: {error}"[:500]}
+        sys.stdout.write(f"{time.time() - start:.0f} s {dataset} {name}: {rows[name]}\n")
+        sys.stdout.flush()
+        file.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _row(run: Run, pool: list, device: torch.device) -> dict:
+    trainer = Trainer(run, pool, device)
+    row = {"gmacs": round(gmacs(trainer), 3), "parameters": sum(p.numel() for p in trainer.net.parameters())}
+    row["seconds_per_step"] = float(f"{seconds_per_step(trainer, 5 if device.type == 'cpu' else 30):.4g}")
+    row["machine"] = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        row["mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+        torch.cuda.reset_peak_memory_stats()
+    return row
