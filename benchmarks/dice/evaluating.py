@@ -19,10 +19,11 @@ CONDITIONS = {
     "selection": ("0.5", "0.7", "1", "1.4", "2"),
     "acdc": ("own", "1.5625"),  # mm; the second is most volumes' own
 }
+BROUGHT_BACK = ("0.5", "0.7", "1", "1.4", "2", "1.25", "z2", "z3")  # conditions under which the oracle is measured
 WITH_DISTANCE = ("1", "own")  # conditions of which HD95 is taken
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def measure(
     net: nn.Module, entry: Entry, volumes: Sequence[Volume], conditions: Sequence[str], device: torch.device
 ) -> dict:
@@ -32,19 +33,21 @@ def measure(
     """
     net.eval()
     applied = {name: wrap(net).eval() for name, wrap in entry.tests.items()}
-    found: dict = {name: {"dice": {c: [] for c in conditions}, "hd95": {}} for name in [*applied, "oracle"]}
+    found: dict = {name: {"dice": {}, "hd95": {}} for name in [*applied, "oracle"]}
     for volume in volumes:
         image, truth = volume.normalised().to(device), torch.from_numpy(volume.label).to(device)
         for condition in conditions:
             seen = resized(image, size_of(image.shape[1:], condition))
             for name, net_applied in applied.items():
                 _add(found[name], condition, label_map(net_applied(seen[None]), truth.shape), truth, volume)
+            if condition not in BROUGHT_BACK:
+                continue
             back = resized(seen, image.shape[1:])
             _add(found["oracle"], condition, label_map(once(net)(back[None]), truth.shape), truth, volume)
     return found
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def measure_slices(
     net: nn.Module, entry: Entry, volumes: Sequence[Volume], conditions: Sequence[str], device: torch.device
 ) -> dict:
@@ -54,7 +57,7 @@ def measure_slices(
     """
     net.eval()
     applied = {name: wrap(net).eval() for name, wrap in entry.tests.items()}
-    found: dict = {name: {"dice": {c: [] for c in conditions}, "hd95": {}} for name in applied}
+    found: dict = {name: {"dice": {}, "hd95": {}} for name in applied}
     for volume in volumes:
         truth = torch.from_numpy(volume.label).to(device)
         image = volume.normalised().movedim(-1, 0).to(device)  # (slices, 1, H, W)
