@@ -23,7 +23,7 @@ BROUGHT_BACK = ("0.5", "0.7", "1", "1.4", "2", "1.25", "z2", "z3")  # conditions
 WITH_DISTANCE = ("1", "own")  # conditions of which HD95 is taken
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure(
     net: nn.Module, entry: Entry, volumes: Sequence[Volume], conditions: Sequence[str], device: torch.device
 ) -> dict:
@@ -47,7 +47,7 @@ def measure(
     return found
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure_slices(
     net: nn.Module, entry: Entry, volumes: Sequence[Volume], conditions: Sequence[str], device: torch.device
 ) -> dict:
