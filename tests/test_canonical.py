@@ -252,6 +252,38 @@ def test_ill_arguments(args, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_tracing_and_export_of_the_evaluation_are_refused():
+    net, x = canonical().eval(), torch.rand(1, 1, 8, 8, 8)
+    with pytest.raises(RuntimeError, match=r"use torch\.jit\.script\."):
+        torch.jit.trace(net, x)
+    with pytest.raises(RuntimeError, match=r"use torch\.jit\.script\."):
+        torch.export.export(net, (x,))
+
+
+def test_graph_of_training_is_whole(float64):
+    net, x = canonical(), torch.rand(2, 1, 16, 16, 16)
+    torch.compiler.reset()
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    torch.manual_seed(3)
+    expected = torch.autograd.grad(net(x).mean(), list(net.parameters()))
+    torch.manual_seed(3)
+    torch.testing.assert_close(torch.autograd.grad(compiled(x).mean(), list(net.parameters())), expected)
+
+
+@pytest.mark.parametrize("is_autocast", [False, True])
+def test_half_precision(is_autocast):
+    net, x = canonical(iterations=1), torch.randn(2, 1, 16, 16, 16)
+    expected = net.estimate(x)
+    if not is_autocast:
+        net, x = net.bfloat16(), x.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+        assert (net.estimate(x) - expected).abs().max() < 0.1
+        net(x).float().square().mean().backward()
+        assert net.eval()(x).dtype == torch.bfloat16
+    assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in net.estimator.parameters())
+
+
 def test_ill_input():
     net = canonical()
     for x in (torch.rand(1, 1, 8, 8), torch.rand(1, 2, 8, 8, 8), torch.zeros(1, 1, 8, 8, 8, dtype=torch.int64)):

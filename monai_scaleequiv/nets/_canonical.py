@@ -36,6 +36,10 @@ class ScaleCanonicalizer(ScalePyramid):
     follows the scaling of a loss, for float16 or for accumulated gradients, while Adam makes up for its size; with SGD,
     or to train the estimator alone, set ``weight`` to 0 and add :py:meth:`estimator_loss` to the loss.
 
+    The scale is that of what one call sees: prefer whole images to sliding windows, of which each would have its own.
+    A copy for the scale s costs ``s ** -spatial_dims`` passes. TorchScript takes the evaluation, tracing and export do
+    not, for they would keep one image's sizes.
+
     Args:
         network: segmentation network or :py:class:`ScalePyramid`, images (B, C, D, H, W) in, logits of that size out.
         spatial_dims: 2 or 3.
@@ -49,6 +53,7 @@ class ScaleCanonicalizer(ScalePyramid):
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or channels.
+        RuntimeError: when the evaluation is traced or exported.
 
     Shape:
         input (B, in_channels, D, H, W), of any size in evaluation; output (B, C', D, H, W).
@@ -91,6 +96,8 @@ class ScaleCanonicalizer(ScalePyramid):
                 return with_metadata(self.forward, x)
             if self.training:
                 return self._forward_in_training(x)
+            if torch.jit.is_tracing() or torch.compiler.is_exporting():
+                raise RuntimeError("a traced ScaleCanonicalizer would keep one image's scale; use torch.jit.script.")
         scales: list[float] = torch.exp2(self.estimate(x)).tolist()
         steps = [[as_ratio(s)] * self.spatial_dims for s in scales]
         return torch.cat([self._answer(x[i : i + 1], steps[i]) for i in range(len(steps))])
