@@ -165,6 +165,34 @@ def test_training_waits_for_no_device():
     net(torch.empty(2, 1, 16, 16, 16, device="meta")).mean().backward()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_step_in_a_cuda_graph():
+    net, x = canonical().cuda(), torch.randn(2, 1, 16, 16, 16, device="cuda")
+    weight = net.estimator.last.weight
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            net.zero_grad()
+            net(x).mean().backward()
+    torch.cuda.current_stream().wait_stream(stream)
+    net.zero_grad()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        net(x).mean().backward()
+    gradients = []
+    for _ in range(2):
+        graph.replay()
+        gradients.append(weight.grad.clone())
+    assert (gradients[0] != gradients[1]).any()  # other views each time
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_cpu():
+    net, x = canonical(iterations=1).double().eval(), torch.randn(2, 1, 16, 18, 13, dtype=torch.float64)
+    expected = net(x)
+    torch.testing.assert_close(net.cuda()(x.cuda()).cpu(), expected, atol=1e-6, rtol=1e-6)
+
+
 def test_views_are_those_of_resampling_and_mirror(float64):
     x = torch.randn(2, 1, 12, 9)
     steps, middle = torch.tensor([0.8, 2.5]), torch.tensor([[6.0, 4.5]]).expand(2, 2)
@@ -252,7 +280,7 @@ def test_ill_arguments(args, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")  # of the tracer
 def test_tracing_and_export_of_the_evaluation_are_refused():
     net, x = canonical().eval(), torch.rand(1, 1, 8, 8, 8)
     with pytest.raises(RuntimeError, match=r"use torch\.jit\.script\."):

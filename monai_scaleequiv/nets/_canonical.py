@@ -132,12 +132,12 @@ class ScaleCanonicalizer(ScalePyramid):
         """Mean squared error of the estimates, in octaves, of views of these images at random scales and places."""
         check_image(x, self.spatial_dims, self.in_channels)
         # Not in half precision, in which a scaled gradient of one number is infinite.
-        with torch.autocast(x.device.type, enabled=False) if _knows_autocast(x) else nullcontext():
+        device = x.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             views, log2_scales = self._random_views(_plain(x).detach())
             estimates = self.estimator(views.to(self.estimator.last.weight.dtype))
             return (estimates.to(log2_scales.dtype) - log2_scales).square().mean()
 
-    @torch.jit.unused
     def _random_views(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = torch.cat([x] * _VIEWS)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -158,10 +158,6 @@ class ScaleCanonicalizer(ScalePyramid):
 @torch.jit.unused
 def _plain(x: torch.Tensor) -> torch.Tensor:
     return x.as_tensor() if isinstance(x, MetaTensor) else x
-
-
-def _knows_autocast(x: torch.Tensor) -> bool:
-    return torch.amp.is_autocast_available(x.device.type)
 
 
 def _coarse(size: int, step: float) -> int:
