@@ -165,6 +165,34 @@ def test_training_waits_for_no_device():
     net(torch.empty(2, 1, 16, 16, 16, device="meta")).mean().backward()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_step_in_a_cuda_graph():
+    net, x = canonical().cuda(), torch.randn(2, 1, 16, 16, 16, device="cuda")
+    weight = net.estimator.last.weight
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            net.zero_grad()
+            net(x).mean().backward()
+    torch.cuda.current_stream().wait_stream(stream)
+    net.zero_grad()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        net(x).mean().backward()
+    gradients = []
+    for _ in range(2):
+        graph.replay()
+        gradients.append(weight.grad.clone())
+    assert (gradients[0] != gradients[1]).any()  # other views each time
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_cpu():
+    net, x = canonical(iterations=1).double().eval(), torch.randn(2, 1, 16, 18, 13, dtype=torch.float64)
+    expected = net(x)
+    torch.testing.assert_close(net.cuda()(x.cuda()).cpu(), expected, atol=1e-6, rtol=1e-6)
+
+
 def test_views_are_those_of_resampling_and_mirror(float64):
     x = torch.randn(2, 1, 12, 9)
     steps, middle = torch.tensor([0.8, 2.5]), torch.tensor([[6.0, 4.5]]).expand(2, 2)
@@ -250,6 +278,38 @@ def test_ill_arguments(args, message):
         ScaleCanonicalizer(unet(), **args)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the tracer
+def test_tracing_and_export_of_the_evaluation_are_refused():
+    net, x = canonical().eval(), torch.rand(1, 1, 8, 8, 8)
+    with pytest.raises(RuntimeError, match=r"use torch\.jit\.script\."):
+        torch.jit.trace(net, x)
+    with pytest.raises(RuntimeError, match=r"use torch\.jit\.script\."):
+        torch.export.export(net, (x,))
+
+
+def test_graph_of_training_is_whole(float64):
+    net, x = canonical(), torch.rand(2, 1, 16, 16, 16)
+    torch.compiler.reset()
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    torch.manual_seed(3)
+    expected = torch.autograd.grad(net(x).mean(), list(net.parameters()))
+    torch.manual_seed(3)
+    torch.testing.assert_close(torch.autograd.grad(compiled(x).mean(), list(net.parameters())), expected)
+
+
+@pytest.mark.parametrize("is_autocast", [False, True])
+def test_half_precision(is_autocast):
+    net, x = canonical(iterations=1), torch.randn(2, 1, 16, 16, 16)
+    expected = net.estimate(x)
+    if not is_autocast:
+        net, x = net.bfloat16(), x.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+        assert (net.estimate(x) - expected).abs().max() < 0.1
+        net(x).float().square().mean().backward()
+        assert net.eval()(x).dtype == torch.bfloat16
+    assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in net.estimator.parameters())
 
 
 def test_ill_input():

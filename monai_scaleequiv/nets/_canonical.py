@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -36,6 +37,10 @@ class ScaleCanonicalizer(ScalePyramid):
     follows the scaling of a loss, for float16 or for accumulated gradients, while Adam makes up for its size; with SGD,
     or to train the estimator alone, set ``weight`` to 0 and add :py:meth:`estimator_loss` to the loss.
 
+    The scale is that of what one call sees: prefer whole images to sliding windows, of which each would have its own.
+    A copy for the scale s costs ``s ** -spatial_dims`` passes. TorchScript takes the evaluation, tracing and export do
+    not, for they would keep one image's sizes.
+
     Args:
         network: segmentation network or :py:class:`ScalePyramid`, images (B, C, D, H, W) in, logits of that size out.
         spatial_dims: 2 or 3.
@@ -49,6 +54,7 @@ class ScaleCanonicalizer(ScalePyramid):
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or channels.
+        RuntimeError: when the evaluation is traced or exported.
 
     Shape:
         input (B, in_channels, D, H, W), of any size in evaluation; output (B, C', D, H, W).
@@ -91,6 +97,8 @@ class ScaleCanonicalizer(ScalePyramid):
                 return with_metadata(self.forward, x)
             if self.training:
                 return self._forward_in_training(x)
+            if torch.jit.is_tracing() or torch.compiler.is_exporting():
+                raise RuntimeError("a traced ScaleCanonicalizer would keep one image's scale; use torch.jit.script.")
         scales: list[float] = torch.exp2(self.estimate(x)).tolist()
         steps = [[as_ratio(s)] * self.spatial_dims for s in scales]
         return torch.cat([self._answer(x[i : i + 1], steps[i]) for i in range(len(steps))])
@@ -105,6 +113,8 @@ class ScaleCanonicalizer(ScalePyramid):
     def estimate(self, x: torch.Tensor) -> torch.Tensor:
         """Binary logarithms (B,) of the scales of images, 0 as in training, 1 for contents twice as large."""
         check_image(x, self.spatial_dims, self.in_channels)
+        if not torch.jit.is_scripting():
+            x = _plain(x)
         with torch.no_grad():
             estimates = self.estimator(self._seen(x, 0.0)).clamp(-self._most, self._most)
             for _ in range(self.iterations - 1):
@@ -121,21 +131,33 @@ class ScaleCanonicalizer(ScalePyramid):
     def estimator_loss(self, x: torch.Tensor) -> torch.Tensor:
         """Mean squared error of the estimates, in octaves, of views of these images at random scales and places."""
         check_image(x, self.spatial_dims, self.in_channels)
-        x = torch.cat([x.detach()] * _VIEWS)
-        size = [_coarse(n, self.coarseness) for n in x.shape[2:]]
+        # Not in half precision, in which a scaled gradient of one number is infinite.
+        device = x.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+            views, log2_scales = self._random_views(_plain(x).detach())
+            estimates = self.estimator(views.to(self.estimator.last.weight.dtype))
+            return (estimates.to(log2_scales.dtype) - log2_scales).square().mean()
+
+    def _random_views(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.cat([x] * _VIEWS)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         draws = 2 * torch.rand(x.shape[0], 2 + self.spatial_dims, device=x.device, dtype=dtype) - 1
-        log2_scale = draws[:, 0] * (_DRAWN * self._most)
-        step = self.coarseness * torch.exp2(-log2_scale)
-        centres = []
-        for axis, n in enumerate(size):
-            whole = x.shape[2 + axis]
-            centres.append((whole + draws[:, 2 + axis] * (whole - step * n)) / 2)
-        views = zoomed_view(x, size, step, torch.stack(centres, 1), draws[:, 1].abs() * _BLUR)
-        return (self.estimator(views).to(dtype) - log2_scale).square().mean()
+        log2_scales = draws[:, 0] * (_DRAWN * self._most)
+        blur = draws[:, 1].abs() * _BLUR
+        step = self.coarseness * torch.exp2(-log2_scales)
+        sizes = [_coarse(n, self.coarseness) for n in x.shape[2:]]
+        # Within the image, or around it
+        room = torch.stack([n - step * m for n, m in zip(x.shape[2:], sizes, strict=True)], 1)  # (B, axes)
+        middle = torch.stack([torch.full_like(step, n / 2) for n in x.shape[2:]], 1)
+        return zoomed_view(x, sizes, step, middle + draws[:, 2:] * room / 2, blur), log2_scales
 
     def extra_repr(self) -> str:
         return f"coarseness={self.coarseness}, largest={self.largest}, iterations={self.iterations}"
+
+
+@torch.jit.unused
+def _plain(x: torch.Tensor) -> torch.Tensor:
+    return x.as_tensor() if isinstance(x, MetaTensor) else x
 
 
 def _coarse(size: int, step: float) -> int:
