@@ -71,22 +71,23 @@ def _save_plot(summary: Summary, target: Path) -> None:
     from matplotlib.figure import Figure  # slow to import, and of use here alone
 
     panels = {
-        "scale": ("oracle", "size of the anatomy in voxels / its size in the data"),
-        "thickness": ("thickness oracle", "thickness of slices / thickness in the data"),
+        "scale": ("oracle", "size of the anatomy in voxels / size in the data"),
+        "thickness": ("thickness oracle", "thickness of the slices / thickness in the data"),
     }
     shown = {name: panel for name, panel in panels.items() if any(_curves(summary, name))}
-    figure = Figure(figsize=(6.4 * len(shown) ** 0.7, 4.6), layout="constrained")
-    for axes, (name, (oracle, label)) in zip(
-        figure.subplots(1, len(shown), squeeze=False, sharey=True)[0], shown.items(), strict=True
-    ):
+    figure = Figure(figsize=(1.5 + 5.5 * len(shown), 4.8), layout="constrained")
+    every = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
+    for axes, (name, (oracle, label)) in zip(every, shown.items(), strict=True):
         _draw(axes, summary, name, oracle)
         axes.set_xlabel(label)
     key = summary["key_metric"]
-    figure.axes[0].set_ylabel("Dice" if "dice" in key else key)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    if "dice" in key:
+        every[0].set(ylabel="Dice", ylim=(0, 1))  # the whole range, so that plots of several networks compare
+    else:
+        every[0].set_ylabel(key)
+    figure.legend(*every[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     cases = summary["conditions"][0][key]["mean"]["cases"]
-    figure.suptitle(f"{cases} cases: mean and 95 % interval (bootstrap over cases)", fontsize=10)
+    figure.suptitle(f"{cases} cases: mean and 95 % interval", fontsize=11)
     figure.savefig(target, dpi=150)
 
 
@@ -103,18 +104,20 @@ def _draw(axes: Any, summary: Summary, condition: str, oracle: str) -> None:
     from matplotlib.ticker import NullLocator
 
     *classes, mean = _curves(summary, condition)
-    if len(classes) > 1:
-        for (name, x, (middle, low, high)), colour in zip(
-            classes, colormaps["plasma"](np.linspace(0.1, 0.7, len(classes))), strict=True
-        ):
-            axes.plot(x, middle, "o-", color=colour, markersize=4, linewidth=1.2, label=f"class {name}")
-            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    _, x, (middle, low, high) = mean
-    axes.plot(x, middle, "o-", color="black", markersize=5, linewidth=2, label="mean over classes")
-    axes.fill_between(x, low, high, color="black", alpha=0.12, linewidth=0)
-    *_, (_, x, (middle, _, _)) = _curves(summary, oracle)
-    axes.plot(x, middle, "--", color="#777777", label="oracle: brought back to its size before")
+    if len(classes) == 1:  # which is the mean
+        classes = []
+    styles: list[dict[str, Any]] = [
+        {"color": colour, "linewidth": 1.2, "markersize": 4, "label": f"class {name}"}
+        for (name, *_), colour in zip(classes, colormaps["plasma"](np.linspace(0.15, 0.75, len(classes))), strict=True)
+    ]
+    styles.append({"color": "black", "linewidth": 2, "markersize": 5, "label": "mean"})
+    for (_, factors, (middle, low, high)), style in zip([*classes, mean], styles, strict=True):
+        axes.plot(factors, middle, "o-", **style)
+        axes.fill_between(factors, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    *_, (_, factors, (ceiling, _, _)) = _curves(summary, oracle)
+    axes.plot(factors, ceiling, "--", color="#777777", label="oracle (mean): image brought back to its own size")
     axes.set_xscale("log")
-    axes.set_xticks(x, [f"{factor:g}" for factor in x])
+    axes.set_xticks(factors, [f"{factor:g}" for factor in factors])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(color="#eeeeee")
+    axes.set_axisbelow(True)
