@@ -126,6 +126,16 @@ def test_command_gives_the_same_for_a_bundle_without_a_sweep(bundle, swept, opti
     assert all(str(tmp_path / "out" / name) in shown for name in FILES)
 
 
+def test_bundle_that_the_sweep_does_not_fit(options, tmp_path, capsys):
+    (tmp_path / "configs").mkdir()
+    ids = {"bundle_root": "", "dataset_dir": "", "output_dir": ""}
+    for name in ("train", "evaluate"):
+        (tmp_path / "configs" / f"{name}.json").write_text(json.dumps(ids))
+    assert main(_arguments(options, tmp_path / "out", f"--bundle={tmp_path}")) == 1
+    error = f"error: {tmp_path}: train.json, evaluate.json, sweep.json do not fit together (query key: validate); give"
+    assert capsys.readouterr().err.startswith(error)
+
+
 def test_earlier_results_are_kept(bundle, options, tmp_path):
     given = {**options, "output_dir": tmp_path, "scales": [1]}
     for name in FILES:

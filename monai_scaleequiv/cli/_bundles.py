@@ -59,7 +59,11 @@ def read_bundle(
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist, which {command} needs; give another --bundle.")
     parser = ConfigParser()
-    parser.read_config(files)
+    try:
+        parser.read_config(files)
+    except KeyError as error:  # an override file, such as ours, that changes what the others do not have
+        names = ", ".join(file.name for file in files)
+        raise ValueError(f"{folder}: {names} do not fit together ({error.args[0]}); give another --bundle.") from None
     overrides = {"bundle_root": str(folder), **overrides}
     check_overrides(parser, overrides, " with ".join(file.name for file in files))
     _check_device(overrides.get("device"))
