@@ -102,7 +102,8 @@ class ScaleSweep:
         details = {name: values.cpu().numpy() for name, values in self.evaluator.state.metric_details.items()}
         cases = string_list_all_gather(names)  # of all processes, as the details are
         by_case = zip(cases, *details.values(), strict=True)
-        return [Row(condition, factor, case, dict(zip(details, values, strict=True))) for case, *values in by_case]
+        found = [Row(condition, factor, case, dict(zip(details, values, strict=True))) for case, *values in by_case]
+        return sorted(found, key=lambda row: row.case)  # so that draws of cases do not depend on the processes
 
 
 def _factors(argument: str, given: Any) -> list[float]:
