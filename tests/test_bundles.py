@@ -80,7 +80,14 @@ WEIGHTS = {
     "seunet": "4e9d01083d74b53c2de0681bf6e0bf192b9aa2203f88ffd237e06b4f95ba7f41",
 }
 WORKFLOWS = pytest.mark.parametrize(
-    "configs", [["train"], ["train", "evaluate"], ["inference"], ["inference", "inference_native"]]
+    "configs",
+    [
+        ["train"],
+        ["train", "evaluate"],
+        ["train", "evaluate", "sweep"],
+        ["inference"],
+        ["inference", "inference_native"],
+    ],
 )
 EACH = pytest.mark.parametrize("bundle", [folder.name for folder in reversed(FOLDERS)], indirect=True)
 

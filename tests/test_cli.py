@@ -213,12 +213,16 @@ def test_bundle_in_a_folder(handed_over, phantoms, tmp_path, monkeypatch):
 
 LINES = [
     (["trian"], "did you mean train?"),
-    *(([c, "--output=x"], f"{c}: expected --input=PATH") for c in ("train", "evaluate", "infer")),
-    *(([c, "--input=x"], f"{c}: expected --output=PATH") for c in ("train", "evaluate", "infer", "equivariance")),
+    *(([c, "--output=x"], f"{c}: expected --input=PATH") for c in ("train", "evaluate", "sweep", "infer")),
+    *(
+        ([c, "--input=x"], f"{c}: expected --output=PATH")
+        for c in ("train", "evaluate", "sweep", "infer", "equivariance")
+    ),
     (["train", "--input=no/such", "--output=out"], "no/such does not exist"),
     (["train", "--input=.", "--output=out", "--epoch=5"], "train.json has no such id; did you mean --epochs?"),
     (["train", "--input=.", "--output=out", "--network_def#chanels=[4]"], "did you mean --network_def#channels?"),
     (["evaluate", "--input=.", "--output=out", "--num_clases=3"], "did you mean --num_classes?"),
+    (["sweep", "--input=.", "--output=out", "--scale=[1]"], "did you mean --scales?"),
     (["infer", "--input=.", "--output=out", "--skip_exsting"], "did you mean --skip_existing?"),
     (["infer", "--input=.", "--output=out", "--evaluator#ampp=true"], "did you mean --evaluator#amp?"),
     (["train", "--input=.", "--output=out", "--dataset_dir=."], "give it as --input=PATH"),

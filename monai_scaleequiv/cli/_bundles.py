@@ -20,6 +20,7 @@ NATIVE = "infer --native"
 CONFIGS = {
     "train": ("train",),
     "evaluate": ("train", "evaluate"),
+    "sweep": ("train", "evaluate", "sweep"),
     "infer": ("inference",),
     NATIVE: ("inference", "inference_native"),
     "equivariance": ("inference",),
@@ -28,7 +29,7 @@ RECORDED = ("network_def", "spacing", "num_classes", "in_channels", "normalizati
 
 
 def run_bundle(command: str, folder: Path, overrides: Mapping[str, Any]) -> None:
-    """Runs a bundle's configs for ``train``, after a check of the data, ``evaluate``, ``infer``, ``infer --native``."""
+    """Runs a bundle's configs for a command; for ``train`` after a check of the data."""
     parser, files, overrides = read_bundle(command, folder, overrides)
     if command == "train":
         checked = {"num_classes": "num_classes", "channels": "in_channels"}
@@ -52,11 +53,17 @@ def read_bundle(
 ) -> tuple[ConfigParser, list[str], dict[str, Any]]:
     """A command's config with all overrides, its files, and these: what the weights' training recorded, the user's."""
     files = [folder / "configs" / f"{name}.json" for name in CONFIGS[command]]
+    if command == "sweep" and not files[-1].is_file():  # ours names nothing but what train and evaluate have
+        files[-1] = find_bundle(DEFAULT_BUNDLE) / "configs" / "sweep.json"
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist, which {command} needs; give another --bundle.")
     parser = ConfigParser()
-    parser.read_config(files)
+    try:
+        parser.read_config(files)
+    except KeyError as error:  # an override file, such as ours, that changes what the others do not have
+        names = ", ".join(file.name for file in files)
+        raise ValueError(f"{folder}: {names} do not fit together ({error.args[0]}); give another --bundle.") from None
     overrides = {"bundle_root": str(folder), **overrides}
     check_overrides(parser, overrides, " with ".join(file.name for file in files))
     _check_device(overrides.get("device"))

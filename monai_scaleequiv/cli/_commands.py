@@ -9,6 +9,7 @@ from monai.utils import ensure_tuple
 
 from monai_scaleequiv.cli._bundles import DEFAULT_BUNDLE, NATIVE, absolute, find_bundle, input_paths, run_bundle, say
 from monai_scaleequiv.cli._overrides import NONE, is_expression
+from monai_scaleequiv.cli._tables import sweep_table
 from monai_scaleequiv.data import check_dataset, check_output_dir, make_phantom_dataset, whole_file
 
 ARGUMENTS = {"bundle_root": "bundle", "dataset_dir": "input", "output_dir": "output"}
@@ -96,6 +97,23 @@ def evaluate(*, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE,
     _run_command("evaluate", input, output, bundle, overrides)
 
 
+def sweep(*, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, **overrides: Any) -> None:
+    """Measures a trained network as evaluate does, on images in many sizes: Dice against the size of the anatomy.
+
+    The network is shown each image larger or smaller, as if its voxels were the same, and its answer is brought back to
+    the image's own grid. The oracle, of images brought back to their size beforehand, is what resampling alone costs.
+
+    Args:
+        input: data set: folder with dataset.json (or that file), of the Medical Segmentation Decathlon or nnU-Net.
+        output: folder for sweep.csv, sweep.json and sweep.png; those of an earlier sweep are replaced with --overwrite.
+        bundle: folder of a bundle, or name of one that comes with this package.
+        overrides: --scales=[0.7,1,1.4] for other sizes, --thickness=[2,3] for thicker slices as well, ckpt_path for the
+            weights; any other ids of the bundle's train.json, evaluate.json and sweep.json.
+    """
+    _run_command("sweep", input, output, bundle, overrides)
+    say(sweep_table(Path(absolute(output))))
+
+
 def infer(
     *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, native: bool = False, **overrides: Any
 ) -> None:
@@ -152,7 +170,7 @@ def equivariance(
     say(_equivariance.make_report(Path(absolute(output)), source, overrides, arguments))
 
 
-COMMANDS = {f.__name__: f for f in (demo, phantom, check, train, evaluate, infer, equivariance)}
+COMMANDS = {f.__name__: f for f in (demo, phantom, check, train, evaluate, sweep, infer, equivariance)}
 
 
 def _run_command(command: str, input: str, output: str, bundle: str, overrides: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from monai_scaleequiv.handlers._process_group import leave_process_group
 from monai_scaleequiv.handlers._resume import ResumeCheckpointLoader, WorkflowState
 from monai_scaleequiv.handlers._saver import ResumableCheckpointSaver
 from monai_scaleequiv.handlers._stop import NonFiniteLossHandler, StopSignalHandler
+from monai_scaleequiv.handlers._sweep import ScaleSweep
 from monai_scaleequiv.handlers._weights import RequireWeightsHandler, WeightsCheckpointLoader
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "RequireWeightsHandler",
     "ResumableCheckpointSaver",
     "ResumeCheckpointLoader",
+    "ScaleSweep",
     "StopSignalHandler",
     "TrainingRecordHandler",
     "WeightsCheckpointLoader",
