@@ -50,7 +50,9 @@ def _row(run: Run, pool: list, device: torch.device) -> dict:
     trainer = Trainer(run, pool, device)
     row = {"gmacs": round(gmacs(trainer), 3), "parameters": sum(p.numel() for p in trainer.net.parameters())}
     row["seconds_per_step"] = float(f"{seconds_per_step(trainer, 5 if device.type == 'cpu' else 30):.4g}")
-    row["machine"] = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    row["machine"] = (
+        torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    )
     if device.type == "cuda":
         row["mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
         torch.cuda.reset_peak_memory_stats()

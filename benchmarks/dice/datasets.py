@@ -44,14 +44,13 @@ class Volume:
             channel[inside] = (values - values.mean()) / values.std()
         return image
 
-
     def resampled(self, voxel: float) -> "Volume":
         """In the plane at another voxel size, for a training; labels by the most probable class."""
         size = [max(round(n * s / voxel), 1) for n, s in zip(self.label.shape[:2], self.spacing, strict=False)]
         size.append(self.label.shape[2])
-        image = resized(torch.from_numpy(self.image).float(), size).round().clamp(0, 255)
+        image = resized(torch.from_numpy(self.image)[None].float(), size)[0].round().clamp(0, 255)
         each = torch.stack([torch.from_numpy(self.label == k).float() for k in range(int(self.label.max()) + 1)])
-        label = resized(each, size).argmax(0)
+        label = resized(each[None], size)[0].argmax(0)
         spacing = (voxel, voxel, *self.spacing[2:])
         return Volume(self.dataset, self.name, image.byte().numpy(), label.byte().numpy(), spacing)
 
@@ -78,7 +77,13 @@ def load(dataset: str, cases: str | Path) -> list[Volume]:
     with np.load(Path(cases) / f"{dataset}.npz") as stored:
         names = sorted({key.split("/")[0] for key in stored})
         return [
-            Volume(dataset, name, stored[f"{name}/image"], stored[f"{name}/label"], tuple(stored[f"{name}/spacing"].tolist()))
+            Volume(
+                dataset,
+                name,
+                stored[f"{name}/image"],
+                stored[f"{name}/label"],
+                tuple(stored[f"{name}/spacing"].tolist()),
+            )
             for name in names
         ]
 
@@ -89,6 +94,8 @@ def split(dataset: str, volumes: list[Volume], setting: str, fold: int) -> tuple
     ``"validation"`` is for choices: it takes the place of the test by volumes that are not in it.
     """
     if dataset == "hippocampus":
+        if setting == "ship":
+            return volumes[40:], volumes[:40]
         return volumes[82:], volumes[40:82] if setting == "validation" else volumes[:40]
     if dataset == "brats":
         order = np.random.default_rng(0).permutation(len(volumes))
@@ -116,9 +123,7 @@ def _read_brats(folder: Path, dataset: str) -> Iterator[Volume]:
         files = [nibabel.load(case / f"{case.name}_{m}.nii.gz") for m in MODALITIES]
         image = np.stack([_in_eight_bits(file.get_fdata(dtype=np.float32), True) for file in files])
         label = np.asarray(nibabel.load(case / f"{case.name}_seg.nii.gz").dataobj) > 0
-        box = tuple(
-            slice(inside.min(), inside.max() + 1) for inside in np.nonzero(image.any(axis=0))
-        )  # the brain's
+        box = tuple(slice(inside.min(), inside.max() + 1) for inside in np.nonzero(image.any(axis=0)))  # the brain's
         yield Volume(dataset, case.name, image[:, *box], label[box].astype(np.uint8), files[0].header.get_zooms()[:3])
 
 

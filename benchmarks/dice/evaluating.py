@@ -2,7 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from itertools import islice
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.metrics import compute_dice, compute_hausdorff_distance
@@ -11,6 +14,7 @@ from torch import nn
 
 from benchmarks.dice.datasets import CLASSES, Volume
 from benchmarks.dice.networks import Entry, once
+from benchmarks.dice.sampling import mirrored
 from benchmarks.dice.zooming import resized, size_of
 
 CONDITIONS = {
@@ -19,6 +23,7 @@ CONDITIONS = {
     "selection": ("0.5", "0.7", "1", "1.4", "2"),
     "acdc": ("own", "1.5625"),  # mm; the second is most volumes' own
 }
+MOST_VOXELS = 2_000_000  # of the images that are segmented at once
 BROUGHT_BACK = ("0.5", "0.7", "1", "1.4", "2", "1.25", "z2", "z3")  # conditions under which the oracle is measured
 WITH_DISTANCE = ("1", "own")  # conditions of which HD95 is taken
 
@@ -34,16 +39,24 @@ def measure(
     net.eval()
     applied = {name: wrap(net).eval() for name, wrap in entry.tests.items()}
     found: dict = {name: {"dice": {}, "hd95": {}} for name in [*applied, "oracle"]}
-    for volume in volumes:
-        image, truth = volume.normalised().to(device), torch.from_numpy(volume.label).to(device)
-        for condition in conditions:
-            seen = resized(image, size_of(image.shape[1:], condition))
-            for name, net_applied in applied.items():
-                _add(found[name], condition, label_map(net_applied(seen[None]), truth.shape), truth, volume)
-            if condition not in BROUGHT_BACK:
-                continue
-            back = resized(seen, image.shape[1:])
-            _add(found["oracle"], condition, label_map(once(net)(back[None]), truth.shape), truth, volume)
+    size = np.max([volume.label.shape for volume in volumes], axis=0)
+    size = size + size % 2
+    images = torch.stack([mirrored(volume.normalised(), size) for volume in volumes]).to(device)
+    truths = [torch.from_numpy(volume.label).to(device) for volume in volumes]
+    for condition in conditions:
+        seen_size = size_of(size, condition)
+        chunk = max(MOST_VOXELS // int(np.prod(seen_size)), 1)
+        for images_now, volumes_now, truths_now in zip(
+            images.split(chunk), batched(volumes, chunk), batched(truths, chunk), strict=True
+        ):
+            seen = resized(images_now, seen_size)
+            answers = {name: net_applied(seen) for name, net_applied in applied.items()}
+            if condition in BROUGHT_BACK:
+                answers["oracle"] = once(net)(resized(seen, size))
+            for name, logits in answers.items():
+                for labels, truth, volume in zip(label_maps(logits, size), truths_now, volumes_now, strict=True):
+                    cut = labels[tuple(slice(0, n) for n in truth.shape)]
+                    _add(found[name], condition, cut, truth, volume)
     return found
 
 
@@ -66,11 +79,11 @@ def measure_slices(
             if condition != "own":
                 size = [max(round(n * s / float(condition)), 1) for n, s in zip(size, spacing, strict=True)]
                 spacing = [s * n / m for n, m, s in zip(image.shape[2:], size, spacing, strict=True)]
-            seen = resized(image[:, 0], size)[:, None] if condition != "own" else image
+            seen = resized(image, size) if condition != "own" else image
             told = [[s / entry.unit for s in spacing]] if entry.unit else []
             for name, net_applied in applied.items():
-                labels = [label_map(net_applied(x[None], *told), truth.shape[:2]) for x in seen]
-                _add(found[name], condition, torch.stack(labels, dim=-1), truth, volume)
+                labels = label_maps(net_applied(seen, *told), truth.shape[:2])  # (slices, H, W)
+                _add(found[name], condition, labels.movedim(0, -1), truth, volume)
     return found
 
 
@@ -84,14 +97,20 @@ def _add(found: dict, condition: str, prediction: torch.Tensor, truth: torch.Ten
         found["hd95"].setdefault(condition, []).append(_numbers(distance))
 
 
-def label_map(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Labels (D, H, W) from logits (1, C, ...) of a rescaled image."""
+def label_maps(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Labels (B, D, H, W) from logits (B, C, ...) of rescaled images."""
     probabilities = torch.softmax(logits.float(), dim=1)
     if tuple(logits.shape[2:]) != tuple(size):
         mode = "trilinear" if len(size) == 3 else "bilinear"
-        probabilities = F.interpolate(probabilities, size=tuple(size), mode=mode)
-    return probabilities.argmax(1)[0]
+        probabilities = F.interpolate(probabilities, size=tuple(int(n) for n in size), mode=mode)
+    return probabilities.argmax(1)
 
 
 def _numbers(values: torch.Tensor) -> list[float | None]:
     return [round(v, 4) if math.isfinite(v) else None for v in values.tolist()]
+
+
+def batched(items: Sequence[Any], n: int) -> list[tuple[Any, ...]]:
+    """In parts of n, and the rest."""
+    rest = iter(items)
+    return list(iter(lambda: tuple(islice(rest, n)), ()))

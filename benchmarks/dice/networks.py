@@ -9,7 +9,7 @@ from monai.networks.nets import SegResNet, UNet
 from torch import nn
 
 from benchmarks.scale_generalisation import PaddedToFit
-from monai_scaleequiv import ScaleCanonicalizer, ScaleFilters, ScalePyramid, ScaleProjection, SEUNet
+from monai_scaleequiv import ScaleCanonicalizer, ScaleFilters, ScaleProjection, ScalePyramid, SEUNet
 from monai_scaleequiv.published import PublishedSEUNet
 
 HALF = tuple(2 ** (i / 2) for i in (-1, 0, 1))  # half octaves about the image's own voxels

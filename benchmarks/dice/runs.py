@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -17,20 +17,22 @@ import torch
 from benchmarks.dice.datasets import CLASSES, load, split
 from benchmarks.dice.evaluating import CONDITIONS, measure, measure_slices
 from benchmarks.dice.networks import ENTRIES
-from benchmarks.dice.training import Run, Trainer, described
+from benchmarks.dice.training import Run, Trainer, described, finish
 
 
-def finish(run: Run, cases: str, output: Path, device: torch.device, keep_weights: bool) -> dict[str, Any]:
-    """Trains and tests one run, and writes its JSON file; goes on from a checkpoint if there is one."""
-    volumes = _loaded(run.dataset, cases)
-    pool, test = split(run.dataset, volumes, run.setting, run.fold)
-    trainer = Trainer(run, pool[: run.volumes], device)
-    checkpoint = output / f"{run.name}.pt"
-    if checkpoint.exists():
-        trainer.load(checkpoint)
-    trainer.finish(checkpoint)
-    trainer.save(checkpoint)
-    return tested(trainer, test, output, keep_weights)
+def finish_group(runs: Sequence[Run], cases: str, output: Path, device: torch.device) -> Iterator[tuple[Trainer, list]]:
+    """Trains runs beside each other, from their checkpoints if there are any; gives each with its test volumes."""
+    trainers, tests, checkpoints = [], [], [output / f"{run.name}.pt" for run in runs]
+    for run, checkpoint in zip(runs, checkpoints, strict=True):
+        pool, test = split(run.dataset, _loaded(run.dataset, cases), run.setting, run.fold)
+        trainers.append(Trainer(run, pool[: run.volumes], device))
+        tests.append(test)
+        if checkpoint.exists():
+            trainers[-1].load(checkpoint)
+    finish(trainers, checkpoints)
+    for trainer, checkpoint in zip(trainers, checkpoints, strict=True):
+        trainer.save(checkpoint)
+    yield from zip(trainers, tests, strict=True)
 
 
 def tested(trainer: Trainer, test: list, output: Path, keep_weights: bool) -> dict[str, Any]:
@@ -69,45 +71,54 @@ def _work(waiting: Any, finished: Any, cases: str, output: str, device: str, dea
     torch.set_num_threads(1)
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    while True:
+    while time.time() < deadline:
         try:
-            run: Run = waiting.get(timeout=1)
+            group: Sequence[Run] = waiting.get(timeout=1)
         except Empty:
-            return
-        if time.time() > deadline:
             return
         start = time.perf_counter()
         try:
-            report = finish(run, cases, Path(output), torch.device(device), run.name in kept)
-            means = {
-                test: {c: _mean(rows) for c, rows in found["dice"].items()} for test, found in report["tests"].items()
-            }
-            facts = f"{report['training_seconds']} s + {report['test_seconds']} s"
-            finished.put(f"{run.name}: {facts} {means}")
-            del report
-        except Exception:  # of whatever kind: one run's failure must not end the others
-            finished.put(f"{run.name}: FAILED after {time.perf_counter() - start:.0f} s\n{traceback.format_exc()[-1500:]}")
+            for trainer, test in finish_group(group, cases, Path(output), torch.device(device)):
+                report = tested(trainer, test, Path(output), trainer.run.name in kept)
+                finished.put(_line(trainer.run, report))
+        except Exception:  # of whatever kind: one group's failure must not end the others
+            names = ", ".join(run.name for run in group)
+            error = traceback.format_exc()[-1500:]
+            finished.put(f"{names}: FAILED after {time.perf_counter() - start:.0f} s\n{error}")
         if device == "cuda":
+            trainer = None
             torch.cuda.empty_cache()  # for the others on the card
 
 
-def _mean(rows: Sequence[Sequence[float | None]]) -> float:
+def _line(run: Run, report: dict[str, Any]) -> str:
+    means = {test: {c: mean(rows) for c, rows in found["dice"].items()} for test, found in report["tests"].items()}
+    return f"{run.name}: {report['training_seconds']} s + {report['test_seconds']} s {means}"
+
+
+def mean(rows: Sequence[Sequence[float | None]]) -> float:
     values = [v for row in rows for v in row if v is not None]
     return round(sum(values) / max(len(values), 1), 4)
 
 
 def do(
-    runs: Sequence[Run], cases: str, output: str, workers: int = 2, limit: float = 1e9, keep: Sequence[str] = ()
-) -> None:
-    """Does the runs that have no report yet, in order, with several processes; none is begun after ``limit`` seconds."""
+    groups: Sequence[Sequence[Run]], cases: str, output: str, workers: int = 2, limit: float = 1e9,
+    keep: Sequence[str] = (), grace: float = 60.0,
+) -> None:  # fmt: skip
+    """Does the runs that have no report yet, in order, with several processes, each with a group beside each other.
+
+    None is begun after ``limit`` seconds, and those that are under way then have ``grace`` seconds more. The weights of
+    runs whose names are in ``keep`` stay beside their reports.
+    """
     deadline = time.time() + limit
     Path(output).mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     context = multiprocessing.get_context("spawn")
     waiting, finished = context.Queue(), context.Queue()
-    left = [run for run in runs if not (Path(output) / f"{run.name}.json").exists()]
-    for run in left:
-        waiting.put(run)
+    left = [[run for run in group if not (Path(output) / f"{run.name}.json").exists()] for group in groups]
+    left = [group for group in left if group]
+    count = sum(map(len, left))
+    for group in left:
+        waiting.put(group)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     arguments = (waiting, finished, cases, output, device, deadline, set(keep))
     crew = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(min(workers, len(left)))]
@@ -115,15 +126,15 @@ def do(
         process.start()
     done = 0
     while any(process.is_alive() for process in crew) or not finished.empty():
+        if time.time() > deadline + grace:
+            break
         try:
             line = finished.get(timeout=1)
         except Empty:
             continue
         done += 1
-        sys.stdout.write(f"[{done}/{len(left)}, {limit - (deadline - time.time()):.0f} s] {line}\n")
+        sys.stdout.write(f"[{done}/{count}, {limit - (deadline - time.time()):.0f} s] {line}\n")
         sys.stdout.flush()
-        if time.time() > deadline + 60:
-            break
 
 
 def variants(run: Run, **lists: Sequence[Any]) -> list[Run]:

@@ -55,8 +55,8 @@ class Bank:
         self.of_volume = [i for i, v in enumerate(volumes) for _ in range(v.label.shape[-1] if self.axes == 2 else 1)]
         self.sizes = [tuple(label.shape) for label in labels]
         self.inside = [np.flatnonzero(label.numpy()) for label in labels]
-        self.images = torch.stack([_mirrored(x, largest) for x in images]).to(device, torch.float16)
-        self.labels = torch.stack([_mirrored(x[None], largest)[0] for x in labels]).to(device)
+        self.images = torch.stack([mirrored(x, largest) for x in images]).to(device, torch.float16)
+        self.labels = torch.stack([mirrored(x[None], largest)[0] for x in labels]).to(device)
         # Points of the rotated box, in voxels from its centre, and grid_sample's units: -1 to 1, the last axis first
         points = [torch.arange(n, device=device) - (n - 1) / 2 for n in size]
         self._points = torch.stack(torch.meshgrid(*points, indexing="ij")[::-1], dim=-1).flatten(0, -2)
@@ -64,18 +64,17 @@ class Bank:
         self.noise = torch.randn(NOISE_BANK, generator=torch.Generator().manual_seed(0)).to(device)
 
     def plan(
-        self, steps: int, batch: int, augmentation: Augmentation, seed: int, groups: int = 0
+        self, steps: int, batch: int, augmentation: Augmentation, seed: int, is_grouped: bool = False
     ) -> dict[str, torch.Tensor]:
         """What each sample of each step is: tensors (steps, batch, ...) on the device.
 
-        With ``groups``, a batch holds that many volumes, and as many of its samples of each, one after the other.
+        With ``is_grouped``, all samples of a batch are of one volume.
         """
         rng = np.random.default_rng(seed)
         shape = (steps, batch)
-        if groups:
+        if is_grouped:
             slices = [np.flatnonzero(np.array(self.of_volume) == i) for i in range(max(self.of_volume) + 1)]
-            chosen = _in_turn(steps * groups, len(slices), rng)
-            case = np.stack([rng.choice(slices[i], batch // groups) for i in chosen]).reshape(shape)
+            case = np.stack([rng.choice(slices[i], batch) for i in _in_turn(steps, len(slices), rng)])
         else:
             case = _in_turn(steps * batch, len(self.sizes), rng).reshape(shape)
         zoom = 2 ** rng.uniform(-augmentation.octaves, augmentation.octaves, shape)
@@ -178,7 +177,7 @@ def _cubic(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-def _mirrored(x: torch.Tensor, size: np.ndarray) -> torch.Tensor:
+def mirrored(x: torch.Tensor, size: np.ndarray) -> torch.Tensor:
     for axis, n in enumerate(size, start=1):
         have = x.shape[axis]
         index = np.arange(n) % (2 * have)

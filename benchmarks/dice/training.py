@@ -3,7 +3,8 @@
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ RECIPES = {
     "brats": {"size": (48, 48, 48), "batch": 2, "flips": (0,), "rotation": 15.0},
     "acdc": {"size": (128, 128), "batch": 16, "flips": (), "rotation": 30.0},
 }
-GROUPS = 2  # volumes in a batch for a network that is told their voxel size
+EAGER = 3  # steps of a kind, on a GPU, before a CUDA graph is made of it: torch asks for some
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,18 @@ class Trainer:
         classes = 1 + len(CLASSES[run.dataset])
         torch.manual_seed(run.seed)
         self.run, self.device, self.deep = run, device, entry.deep
-        self.spacings = [[s / entry.unit for s in v.spacing[: len(recipe["size"])]] for v in volumes if entry.is_told]
+        spacings = [
+            [round(s, 4) / entry.unit for s in v.spacing[: len(recipe["size"])]] for v in volumes if entry.is_told
+        ]
         if entry.resample:
             volumes = [v.resampled(entry.resample) for v in volumes]
         self.bank = Bank(volumes, recipe["size"], classes, device)
         channels = len(MODALITIES) if run.dataset == "brats" else 1
         self.net = entry.build(len(recipe["size"]), channels, classes).to(device)
         augmentation = Augmentation(entry.octaves, recipe["rotation"], recipe["flips"])
-        self.plan = self.bank.plan(run.steps, recipe["batch"], augmentation, run.seed, GROUPS * entry.is_told)
+        self.plan = self.bank.plan(run.steps, recipe["batch"], augmentation, run.seed, entry.is_told)
+        firsts = self.plan["case"][:, 0].tolist()
+        self.spacings = [spacings[self.bank.of_volume[i]] for i in firsts] if entry.is_told else []  # of each step
         self.rates = torch.tensor([rate_at(i, run.steps, run.learning_rate) for i in range(run.steps)], device=device)
         self.at = torch.zeros(1, dtype=torch.int64, device=device)  # the step's number
         self.lost = torch.zeros(run.steps, device=device)
@@ -77,6 +82,11 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.net.parameters(), rate, weight_decay=1e-4, capturable=is_capturable)
         self.criterion = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
         self.done, self.seconds = 0, 0.0
+        self.seen: Counter = Counter()
+        self.graphs: dict[tuple[float, ...], torch.cuda.CUDAGraph] = {}
+        if device.type == "cuda":
+            self.stream = torch.cuda.Stream()
+            self.stream.wait_stream(torch.cuda.current_stream())
 
     def step(self) -> None:
         """One optimizer step; on a GPU nothing of it waits for the host."""
@@ -88,26 +98,12 @@ class Trainer:
             group["lr"] = float(rate)
         images, labels = self.bank.sample(self.plan, self.at)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.spacings:
-            loss = self._told(images, labels)
-        else:
-            loss = self.loss(self.net(images), labels)
-            loss.backward()
+        loss = self.loss(self.net(images, *self.spacings[self.done : self.done + 1]), labels)
+        loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
         self.lost.index_copy_(0, self.at, loss.detach()[None])
         self.at += 1
-
-    def _told(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        # One voxel size after the other: gradients add up
-        total = torch.zeros((), device=self.device)
-        cases = self.plan["case"][self.done].tolist()
-        for part in torch.arange(len(cases)).chunk(GROUPS):
-            spacing = self.spacings[self.bank.of_volume[cases[part[0]]]]
-            loss = self.loss(self.net(images[part], spacing), labels[part]) / GROUPS
-            loss.backward()
-            total += loss.detach()
-        return total
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         loss = self.criterion(logits, labels)
@@ -117,37 +113,26 @@ class Trainer:
             loss = loss + self.deep * sum(self.criterion(y, labels) for y in answers) / len(answers)
         return loss
 
-    def finish(self, checkpoint: Path | None = None) -> None:
-        """The remaining steps; on the CPU with a checkpoint every minute."""
-        self.net.train()
-        torch.backends.cudnn.benchmark = True  # the shapes of a training never change
-        start, saved = time.perf_counter(), time.perf_counter()
-        take = self._captured() if self.device.type == "cuda" and not self.spacings else self.step
-        while self.done < self.run.steps:
-            take()
-            self.done += 1
-            if self.device.type == "cpu" and checkpoint and time.perf_counter() - saved > CHECKPOINT_SECONDS:
-                now = time.perf_counter()
-                self.seconds, start, saved = self.seconds + now - start, now, now
-                self.save(checkpoint)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        torch.backends.cudnn.benchmark = False
-        self.seconds += time.perf_counter() - start
-
-    def _captured(self) -> Callable[[], None]:
-        # Three steps that count on another stream, as torch asks for, then the graph, which does not run yet
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(min(3, self.run.steps)):
-                self.step()
-                self.done += 1
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+    def advance(self) -> None:
+        """The next step: on a GPU by a CUDA graph, once some of the same kind were done one kernel at a time."""
+        if self.device.type == "cpu":
             self.step()
-        return graph.replay
+        else:
+            with torch.cuda.stream(self.stream):
+                self._advance_on_gpu(tuple(self.spacings[self.done]) if self.spacings else ())
+        self.done += 1
+
+    def _advance_on_gpu(self, kind: tuple[float, ...]) -> None:
+        if kind not in self.graphs and self.seen[kind] < EAGER:
+            self.seen[kind] += 1
+            self.step()
+            return
+        if kind not in self.graphs:
+            self.graphs[kind] = torch.cuda.CUDAGraph()
+            # Each training its own stream: one workspace of cuBLAS for two that run at once would mix their numbers
+            with torch.cuda.graph(self.graphs[kind], stream=self.stream):
+                self.step()
+        self.graphs[kind].replay()
 
     def save(self, path: Path) -> None:
         parts = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -172,14 +157,38 @@ def rate_at(step: int, steps: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
 
 
+def finish(trainers: Sequence[Trainer], checkpoints: Sequence[Path] = ()) -> None:
+    """The remaining steps of several trainings, in turns, which on a GPU run beside each other.
+
+    On a CPU, each leaves its checkpoint every minute.
+    """
+    start = saved = time.perf_counter()
+    is_cuda = trainers[0].device.type == "cuda"
+    torch.backends.cudnn.benchmark = is_cuda  # the shapes of a training never change
+    for trainer in trainers:
+        trainer.net.train()
+    while left := [trainer for trainer in trainers if trainer.done < trainer.run.steps]:
+        for trainer in left:
+            trainer.advance()
+        if not is_cuda and time.perf_counter() - saved > CHECKPOINT_SECONDS:
+            saved = time.perf_counter()
+            for trainer, checkpoint in zip(trainers, checkpoints, strict=True):
+                trainer.save(checkpoint)
+    if is_cuda:
+        torch.cuda.synchronize()
+    torch.backends.cudnn.benchmark = False
+    for trainer in trainers:
+        trainer.seconds += time.perf_counter() - start
+        trainer.graphs.clear()
+
+
 def seconds_per_step(trainer: Trainer, steps: int = 30) -> float:
     """Median seconds of a step on a machine that does nothing else; the trainer is of no further use."""
-    torch.backends.cudnn.benchmark = True
-    take = trainer._captured() if trainer.device.type == "cuda" and not trainer.spacings else None
+    torch.backends.cudnn.benchmark = trainer.device.type == "cuda"
     taken = []
     for _ in range(steps):
         start = time.perf_counter()
-        (take or trainer.step)()
+        trainer.advance()
         if trainer.device.type == "cuda":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)

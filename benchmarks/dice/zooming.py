@@ -25,14 +25,14 @@ def line_matrix(n: int, m: int) -> torch.Tensor:
     return torch.from_numpy(matrix).float()
 
 
-def resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Image (C, D, H, W), or (C, H, W), with as many voxels as asked."""
-    x, axes = image[None], image.dim() - 1
-    for axis, m in enumerate(size):
+def resized(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Images (B, C, D, H, W), or (B, C, H, W), with as many voxels as asked."""
+    axes = x.dim() - 2
+    for axis, m in enumerate(map(int, size)):
         if m != x.shape[2 + axis]:
             matrix = line_matrix(x.shape[2 + axis], m).to(x)
-            x = torch.einsum(PRODUCTS[axes, axis], matrix[None], x)
-    return x[0]
+            x = torch.einsum(PRODUCTS[axes, axis], matrix.expand(len(x), -1, -1), x)
+    return x
 
 
 def size_of(shape: Sequence[int], condition: str) -> list[int]:
