@@ -44,6 +44,7 @@ class Entry:
     octaves: float
     tests: Mapping[str, Test] = field(default_factory=dict)
     deep: float = 0.0
+    is_whole: bool = False  # whether it is trained on whole images, resized, in place of boxes of one size
     resample: float = 0.0  # mm that training images are brought to; 0 for their own
     unit: float = 0.0  # mm that the network's voxel sizes are given in when it is applied; 0 for one that is not told
     is_told: bool = False  # whether training tells it too: samples of one volume at a time, no CUDA graph
@@ -159,6 +160,8 @@ ENTRIES = {
     "unet_aug": Entry(unet, WIDE, AVERAGED),
     "pyramid_aug": Entry(pyramid(), NARROW, COPIES),
     "seunet_aug": Entry(seunet, WIDE, {"own": once, "octaves": over((2**-0.5, 2**0.5))}),
+    "unet_whole_aug": Entry(unet, WIDE, {"own": once, "half": over(HALF)}, is_whole=True),
+    "canon_pyramid_no_aug": Entry(canonical(pyramid()), 0.0, {"own": once}),
     "unet": Entry(unet, 0.0, AVERAGED),
     "pyramid": Entry(pyramid(FIVE), 0.0, {"own": once, "four": over(FOUR), "half": over(HALF)}),
     "seunet_octaves_aug": Entry(pyramid((2**-0.5, 2**0.5), "logsumexp", seunet), NARROW, PLAIN),

@@ -4,6 +4,7 @@ A sample is a box of the image around a random centre, resampled axis by axis wi
 image becomes smaller, against aliasing, and then rotated. What it reaches beyond the image is mirrored.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from benchmarks.dice.zooming import PRODUCTS
 
 MARGIN = 1.25  # of the box that is rotated, over what is kept of it
 NOISE_BANK = 1 << 22
+MULTIPLE = 4  # that sizes of whole images are rounded to
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Augmentation:
     octaves: float = 0.0
     rotation: float = 15.0
     flips: tuple[int, ...] = (0,)
+    is_whole: bool = False  # whether samples are whole images, of another size each step, and not boxes of one size
     gain: float = 0.2
     offset: float = 0.2
     noise: float = 0.1
@@ -57,10 +60,6 @@ class Bank:
         self.inside = [np.flatnonzero(label.numpy()) for label in labels]
         self.images = torch.stack([mirrored(x, largest) for x in images]).to(device, torch.float16)
         self.labels = torch.stack([mirrored(x[None], largest)[0] for x in labels]).to(device)
-        # Points of the rotated box, in voxels from its centre, and grid_sample's units: -1 to 1, the last axis first
-        points = [torch.arange(n, device=device) - (n - 1) / 2 for n in size]
-        self._points = torch.stack(torch.meshgrid(*points, indexing="ij")[::-1], dim=-1).flatten(0, -2)
-        self._per_voxel = torch.tensor([2 / int(MARGIN * n) for n in reversed(size)], device=device)
         self.noise = torch.randn(NOISE_BANK, generator=torch.Generator().manual_seed(0)).to(device)
 
     def plan(
@@ -82,6 +81,10 @@ class Bank:
         centre = np.empty((*shape, self.axes))
         for index in np.ndindex(*shape):
             centre[index] = self._centre(case[index], step[index], rng)
+        if augmentation.is_whole:
+            sizes = MULTIPLE * np.maximum(np.round(zoom[:, :1] * self.size / MULTIPLE), 1)  # (steps, axes)
+            step = np.repeat((self.size / sizes)[:, None], batch, axis=1)
+            centre[:] = (np.array(self.sizes)[case] - 1) / 2
         for axis in augmentation.flips:
             step[..., axis] *= rng.choice([-1, 1], shape)
         degrees = rng.uniform(-augmentation.rotation, augmentation.rotation, (*shape, 3 if self.axes == 3 else 1))
@@ -95,7 +98,9 @@ class Bank:
             "noise": augmentation.noise * rng.uniform(0, 1, shape),
             "noise_from": rng.integers(0, NOISE_BANK // 2, shape[:1]),
         }
-        is_whole = ("case", "noise_from")
+        if augmentation.is_whole:
+            numbers["size"] = sizes
+        is_whole = ("case", "noise_from", "size")
         return {
             name: torch.as_tensor(x, dtype=torch.int64 if name in is_whole else torch.float32).to(self.images.device)
             for name, x in numbers.items()
@@ -112,16 +117,19 @@ class Bank:
         return np.clip(where, centred - slack, centred + slack)
 
     @torch.no_grad()
-    def sample(self, plan: dict[str, torch.Tensor], at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(
+        self, plan: dict[str, torch.Tensor], at: torch.Tensor, size: Sequence[int] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (B, C, ...) and labels (B, 1, ...) of one step; ``at`` holds its number, on the device."""
-        now = {name: x.index_select(0, at)[0] for name, x in plan.items()}
+        size = tuple(size) or self.size
+        now = {name: x.index_select(0, at)[0] for name, x in plan.items() if name != "size"}
         labels = one_hot(self.labels.index_select(0, now["case"])[:, None].float(), self.classes)
         x = torch.cat([self.images.index_select(0, now["case"]).float(), labels], dim=1)  # (B, C + classes, ...)
-        box = [int(MARGIN * n) for n in self.size]
+        box = [int(MARGIN * n) for n in size]
         for axis in range(self.axes):
             matrix = resampling(x.shape[2 + axis], box[axis], now["centre"][:, axis], now["step"][:, axis])
             x = torch.einsum(PRODUCTS[self.axes, axis], matrix, x)
-        x = self._rotated(x, now["rotation"])
+        x = self._rotated(x, now["rotation"], size)
         channels = self.images.shape[1]
         image, label = x[:, :channels], x[:, channels:].argmax(dim=1, keepdim=True)
         each = [-1] + [1] * (self.axes + 1)
@@ -130,10 +138,17 @@ class Bank:
         image = image * now["gain"].view(each) + now["offset"].view(each) + noise * now["noise"].view(each)
         return image, label
 
-    def _rotated(self, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-        grid = torch.matmul(self._points, rotation)  # (B, voxels, axes)
-        grid = (grid * self._per_voxel).unflatten(1, self.size)
-        return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    def _rotated(self, x: torch.Tensor, rotation: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+        grid = torch.matmul(self._points(size), rotation)  # (B, voxels, axes), in voxels from the centre
+        # grid_sample's units: -1 to 1, the last axis first
+        grid = torch.stack([2 / n * grid[..., i] for i, n in enumerate(reversed(x.shape[2:]))], dim=-1)
+        return F.grid_sample(
+            x, grid.unflatten(1, size), mode="bilinear", padding_mode="reflection", align_corners=False
+        )
+
+    def _points(self, size: tuple[int, ...]) -> torch.Tensor:
+        points = [torch.arange(n, device=self.noise.device) - (n - 1) / 2 for n in size]
+        return torch.stack(torch.meshgrid(*points, indexing="ij")[::-1], dim=-1).flatten(0, -2)
 
 
 def _in_turn(count: int, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -70,10 +70,11 @@ class Trainer:
         self.bank = Bank(volumes, recipe["size"], classes, device)
         channels = len(MODALITIES) if run.dataset == "brats" else 1
         self.net = entry.build(len(recipe["size"]), channels, classes).to(device)
-        augmentation = Augmentation(entry.octaves, recipe["rotation"], recipe["flips"])
+        augmentation = Augmentation(entry.octaves, recipe["rotation"], recipe["flips"], entry.is_whole)
         self.plan = self.bank.plan(run.steps, recipe["batch"], augmentation, run.seed, entry.is_told)
         firsts = self.plan["case"][:, 0].tolist()
         self.spacings = [spacings[self.bank.of_volume[i]] for i in firsts] if entry.is_told else []  # of each step
+        self.sizes = self.plan.pop("size").tolist() if entry.is_whole else []  # of each step
         self.rates = torch.tensor([rate_at(i, run.steps, run.learning_rate) for i in range(run.steps)], device=device)
         self.at = torch.zeros(1, dtype=torch.int64, device=device)  # the step's number
         self.lost = torch.zeros(run.steps, device=device)
@@ -96,7 +97,7 @@ class Trainer:
             group["lr"].copy_(rate)
         else:
             group["lr"] = float(rate)
-        images, labels = self.bank.sample(self.plan, self.at)
+        images, labels = self.bank.sample(self.plan, self.at, *self.sizes[self.done : self.done + 1])
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(self.net(images, *self.spacings[self.done : self.done + 1]), labels)
         loss.backward()
@@ -119,7 +120,9 @@ class Trainer:
             self.step()
         else:
             with torch.cuda.stream(self.stream):
-                self._advance_on_gpu(tuple(self.spacings[self.done]) if self.spacings else ())
+                self._advance_on_gpu(
+                    tuple((self.spacings or self.sizes)[self.done]) if self.spacings or self.sizes else ()
+                )
         self.done += 1
 
     def _advance_on_gpu(self, kind: tuple[float, ...]) -> None:
@@ -142,7 +145,7 @@ class Trainer:
         unfinished.replace(path)
 
     def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.done, self.seconds, self.lost = state["done"], state["seconds"], state["lost"]
