@@ -100,6 +100,12 @@ def at_working(net: nn.Module) -> nn.Module:
     return ScalePyramid(net, (1.0,), "mean", 2, voxel_size=WORKING)
 
 
+def narrower_pyramid(axes: int, channels: int, classes: int) -> nn.Module:
+    """With the narrow estimator of sizes as many parameters as the plain network."""
+    net = UNet(axes, channels, classes, (15, 30, 60), (2, 2), num_res_units=2)
+    return ScalePyramid(net, HALF, spatial_dims=axes)
+
+
 def canonical(
     inner: Callable[[int, int, int], nn.Module] = unet, narrow: bool = False
 ) -> Callable[[int, int, int], nn.Module]:
@@ -161,6 +167,7 @@ ENTRIES = {
     "pyramid_aug": Entry(pyramid(), NARROW, COPIES),
     "seunet_aug": Entry(seunet, WIDE, {"own": once, "octaves": over((2**-0.5, 2**0.5))}),
     "unet_whole_aug": Entry(unet, WIDE, {"own": once, "half": over(HALF)}, is_whole=True),
+    "canon_pyramid_matched": Entry(canonical(narrower_pyramid, narrow=True), 0.5, {"own": once}),
     "canon_pyramid_no_aug": Entry(canonical(pyramid()), 0.0, {"own": once}),
     "unet": Entry(unet, 0.0, AVERAGED),
     "pyramid": Entry(pyramid(FIVE), 0.0, {"own": once, "four": over(FOUR), "half": over(HALF)}),
