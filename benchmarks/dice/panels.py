@@ -12,15 +12,16 @@ from benchmarks.dice.statistics import conditions_of, estimate, grouped, home, i
 
 # What is drawn, in this order: label, colour (Okabe and Ito's, which the colour-blind tell apart), marker and line.
 ROWS = {
-    ("pyramid_aug", "own"): ("ScalePyramid, augmented (ours)", "#0072B2", "o-"),
-    ("pyramid_mm_aug", "own"): ("ScalePyramid in mm, augmented (ours)", "#CC79A7", "p-"),
-    ("pyramid", "own"): ("ScalePyramid (ours)", "#56B4E9", "D-"),
-    ("seunet_aug", "own"): ("SEUNet, augmented (ours)", "#009E73", "P-"),
-    ("unet_aug", "own"): ("UNet, augmented", "#D55E00", "s-"),
-    ("unet_aug", "four_mean"): ("UNet, augmented, mean of 4 scales", "#E69F00", "v-"),
-    ("unet_resampled_aug", "own"): ("UNet at one voxel size, augmented", "black", "X-"),
-    ("unet", "own"): ("UNet", "0.5", "^-"),
-    ("unet_aug", "oracle"): ("UNet, augmented, told the scale", "black", "--"),
+    ("canon_pyramid", "own"): ("ScalePyramid brought to size (ours)", "#0072B2", "o-"),
+    ("canon_pyramid_matched", "own"): ("the same, as many parameters as UNet", "#009E73", "P-"),
+    ("pyramid_aug", "four"): ("ScalePyramid (ours)", "#56B4E9", "D-"),
+    ("pyramid_mm_aug", "own"): ("ScalePyramid in mm (ours)", "#CC79A7", "p-"),
+    ("seunet_aug", "own"): ("SEUNet (ours)", "#CC79A7", "<-"),
+    ("unet_aug", "own"): ("UNet", "#D55E00", "s-"),
+    ("unet_aug", "half"): ("UNet, mean of 3 scales in the test", "#E69F00", "v-"),
+    ("unet_whole_aug", "own"): ("UNet, trained on whole images", "0.5", "^-"),
+    ("unet_resampled_aug", "own"): ("UNet at one voxel size", "black", "X-"),
+    ("unet_aug", "oracle"): ("UNet, told the scale", "black", "--"),
 }
 ORACLE = "--"  # the line of what is told the scale
 OTHERS = {"z2": "slices\n2x", "z3": "slices\n3x", "own": "own", "same": "training's", "1.5625": "1.56 mm"}

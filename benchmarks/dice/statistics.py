@@ -6,6 +6,7 @@ Of few trainings that differ much it makes intervals too narrow, and of one it c
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -70,7 +71,24 @@ class Difference(NamedTuple):
 
 
 def load(folder: str | Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+    """All runs of a folder, with the seconds that they take on a machine that does nothing else, where known.
+
+    A trial of a learning rate on the validation volumes is a network of its own.
+    """
+    files = sorted(Path(folder).glob("*.json"))
+    costs = {path.stem: json.loads(path.read_text()) for path in files if path.stem.startswith("costs_")}
+    runs = [json.loads(path.read_text()) for path in files if path.stem not in costs]
+    for run in runs:
+        machine = "cpu" if run["device"] == "cpu" else "cuda"
+        alone = costs.get(f"costs_{run['dataset']}_{machine}", {}).get(run["network"], {})
+        # Runs beside each other on one card take longer than alone: without a measurement their time is not known.
+        if machine == "cuda" or alone:
+            run["seconds_per_step"] = alone.get("seconds_per_step", math.nan)
+            run["training_seconds"] = run["steps"] * run["seconds_per_step"]
+            run["gmacs"] = alone.get("gmacs", run["gmacs"])
+        if run["setting"] == VALIDATION:
+            run["network"] += f" at {run['learning_rate']:g}"
+    return runs
 
 
 def grouped(runs: Iterable[dict]) -> dict[Group, list[dict]]:

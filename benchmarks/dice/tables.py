@@ -24,8 +24,8 @@ from benchmarks.dice.statistics import (
 )
 
 PAIRS = {  # ours and the baseline, network/test
-    "hippocampus": ("pyramid_aug/own", "unet_aug/own"),
-    "brats": ("pyramid_aug/own", "unet_aug/own"),
+    "hippocampus": ("canon_pyramid/own", "unet_aug/half"),
+    "brats": ("canon_pyramid_matched/own", "unet_aug/half"),
     "acdc": ("pyramid_mm_aug/own", "unet_resampled_aug/own"),
 }
 COSTS = {  # heading: of a run, format
