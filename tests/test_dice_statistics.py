@@ -301,6 +301,16 @@ def test_only_panels_that_there_is_something_to_draw_in(some_runs):
     assert list(figures.summary_panels(pair, "hippocampus")) == ["25 labelled volumes"]
 
 
+def test_a_network_of_some_folds_is_not_drawn_beside_one_of_all():
+    runs = [fake_run("brats", fold=fold, network=n) for n in ("unet_aug", "seunet_aug") for fold in range(5)]
+    assert panels.by_volumes(runs)[25] == runs
+    assert panels.by_volumes(runs[:7])[25] == runs[:5]
+    assert not figures.summary_panels(runs[:7], "brats")
+    assert len(figures.summary_panels(runs, "brats")) == 1
+    assert panels.by_volumes(runs[4:6]) == {}
+    assert panels.of_all_cases([]) == []
+
+
 def test_the_usual_number_of_volumes_where_several_have_as_many_runs():
     assert panels.main_volumes({10: [1], 25: [1], 126: [1]}) == 25
     assert panels.main_volumes({10: [1, 2], 25: [1]}) == 10

@@ -22,6 +22,7 @@ from benchmarks.dice.panels import (
     by_volumes,
     drawn_rows,
     main_volumes,
+    of_all_cases,
 )
 from benchmarks.dice.statistics import SHIPPED, VALIDATION, conditions_of, is_scale, load
 
@@ -69,7 +70,7 @@ def setting_panels(part, runs: Sequence[dict], name: str) -> None:
     found = by_volumes(runs)
     axes = part.subplot_mosaic(mosaic(runs))
     n = main_volumes(found) if found else min(run["volumes"] for run in runs)
-    alike = [run for run in runs if run["volumes"] == n]
+    alike = of_all_cases([run for run in runs if run["volumes"] == n])
     draw = {
         "home": lambda one: against_volumes(one, found, averaged=False),
         "mean": lambda one: against_volumes(one, found, averaged=True),
@@ -126,20 +127,24 @@ def summary_panels(results: Sequence[dict], dataset: str) -> dict[str, Callable[
 
 
 def summary(results: Sequence[dict], output: str | Path) -> None:
-    """A row for each data set that has something to compare: Dice against scale, and against the number of volumes."""
-    panels = {name: summary_panels(results, dataset) for dataset, name in NAMES.items()}
-    panels = {name: own for name, own in panels.items() if own}
-    if not panels:
+    """A row for each data set that has something to compare: Dice against scale, and against the number of volumes.
+
+    Data sets with one panel share a row.
+    """
+    found = {name: summary_panels(results, dataset) for dataset, name in NAMES.items()}
+    titled = [{f"{name}, {title}": draw for title, draw in own.items()} for name, own in found.items()]
+    single = {title: draw for own in titled if len(own) == 1 for title, draw in own.items()}
+    rows = [own for own in (*(own for own in titled if len(own) > 1), single) if own]
+    if not rows:
         return
     with plt.rc_context(STYLE):
-        whole = plt.figure(figsize=(10, 2.9 * len(panels) + 0.6), layout="constrained")
-        parts = whole.subfigures(len(panels), squeeze=False)[:, 0]
+        whole = plt.figure(figsize=(10, 2.9 * len(rows) + 0.6), layout="constrained")
         every: list[Axes] = []
-        for part, (name, own) in zip(parts, panels.items(), strict=True):
-            axes = part.subplots(1, len(own), squeeze=False)[0]
-            for one, (title, draw) in zip(axes, own.items(), strict=True):
+        for part, panels in zip(whole.subfigures(len(rows), squeeze=False)[:, 0], rows, strict=True):
+            axes = part.subplots(1, len(panels), squeeze=False)[0]
+            for one, (title, draw) in zip(axes, panels.items(), strict=True):
                 draw(one)
-                one.set(title=f"{name}, {title}", ylabel="Dice")
+                one.set(title=title, ylabel="Dice")
             every.extend(axes)
         legend(whole, every, loc="outside lower center", ncols=3)
         whole.savefig(output, dpi=DPI)

@@ -1,5 +1,6 @@
 """Parts of the pictures of the trainings' results: what one pair of axes shows, and in which colours."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
@@ -32,11 +33,20 @@ OTHERS = {"z2": "slices\n2x", "z3": "slices\n3x", "own": "own\nvoxels", "same": 
 USUAL_VOLUMES = 25
 
 
+def of_all_cases(runs: Sequence[dict]) -> list[dict]:
+    """Without networks that were not tested on all cases of the others, as of some folds: it is another mean."""
+    seen = defaultdict(set)
+    for run in runs:
+        seen[run["network"], run["match"], run["steps"]].update(run["cases"])
+    every = set().union(*seen.values())
+    return [run for run in runs if seen[run["network"], run["match"], run["steps"]] == every]
+
+
 def by_volumes(runs: Sequence[dict]) -> dict[int, list[dict]]:
-    """Of one setting, for each number of volumes the runs of the most frequent number of steps."""
-    groups = [(group, own) for group, own in grouped(runs).items() if group.match == "steps"]
-    found = {group.volumes: own for group, own in sorted(groups, key=lambda item: (len(item[1]), item[0].steps))}
-    return dict(sorted(found.items()))
+    """Of one setting, for each number of volumes the comparable runs of the most frequent number of steps."""
+    groups = [(group, of_all_cases(own)) for group, own in grouped(runs).items() if group.match == "steps"]
+    groups.sort(key=lambda item: (len(item[1]), item[0].steps))
+    return dict(sorted({group.volumes: own for group, own in groups if own}.items()))
 
 
 def main_volumes(found: dict[int, list[dict]]) -> int:
