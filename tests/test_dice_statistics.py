@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -263,8 +264,9 @@ def test_average_is_left_out_where_a_condition_is():
 
 @pytest.fixture
 def coarse(monkeypatch):
-    """Pictures of few pixels."""
+    """Pictures of few pixels and resamples."""
     monkeypatch.setattr(figures, "DPI", 20)
+    monkeypatch.setattr(panels, "estimate", partial(stats.estimate, resamples=20))
 
 
 @pytest.mark.usefixtures("coarse")
