@@ -3,13 +3,20 @@
 import itertools
 import json
 import re
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import wilcoxon
 
-from benchmarks.dice import figures, overlays, panels, tables
+from benchmarks.dice import datasets, figures, overlays, panels, tables
 from benchmarks.dice import statistics as stats
+from benchmarks.dice.evaluating import SHORT, measure
+from benchmarks.dice.networks import ENTRIES, once
+from benchmarks.dice.protocol import protocol
+from benchmarks.dice.zooming import resized
 
 SCALES = ("0.5", "0.7", "1", "1.4", "2", "z2")
 
@@ -35,8 +42,8 @@ def fake_run(dataset="hippocampus", network="unet_aug", seed=0, fold=0, gain=0.0
     run = {
         "dataset": dataset, "setting": "scale", "volumes": 25, "fold": fold, "seed": seed, "network": network,
         "match": "steps", "steps": 1000, "learning_rate": 0.005, "parameters": 282610, "gmacs": 12.3,
-        "seconds_per_step": 0.004, "training_seconds": 4.1, "device": "CPU", "torch": "2.13", "cases": cases,
-        "classes": ["first", "second"], "tests": tests, "curve": [[500, 2.0, 0.6], [1000, 4.1, 0.7]],
+        "seconds_per_step": 0.004, "training_seconds": 4.1, "device": "cpu", "torch": "2.13", "cases": cases,
+        "classes": ["first", "second"], "tests": tests,
     }  # fmt: skip
     return run | changes
 
@@ -193,7 +200,7 @@ def test_groups_hold_what_may_be_compared():
 
 def test_tables_of_runs_of_which_some_are_missing(tmp_path, capsys, some_runs):
     some_runs[0]["tests"]["four"]["dice"].pop("2")
-    tables.main(write(tmp_path, some_runs))
+    tables.main(write(tmp_path, some_runs), "pyramid_aug/own", "unet_aug/own")
     text = capsys.readouterr().out
     assert text.count("### ") == 5
     assert "### hippocampus, scale, 25 volumes, 1000 steps" in text
@@ -204,6 +211,43 @@ def test_tables_of_runs_of_which_some_are_missing(tmp_path, capsys, some_runs):
     assert "worse" not in text
     for block in text.strip().split("\n\n"):
         assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+def test_usual_pairs_and_drawn_rows_are_of_runs_that_there_are(tmp_path, capsys):
+    protocol_runs = [run for group in protocol({}) for run in group]
+    planned = {(run.dataset, run.network) for run in protocol_runs}
+    for dataset, pairs in tables.PAIRS.items():
+        for network, test in (name.split("/") for pair in pairs for name in pair):
+            assert (dataset, network) in planned
+            assert test in ENTRIES[network].tests
+            assert dataset == "hippocampus" or test in SHORT
+    for network, test in panels.ROWS:
+        assert test in {*ENTRIES[network].tests, "oracle"}
+    tables.main(write(tmp_path, [fake_run("acdc", conditions=("own",))]))
+    assert "pyramid_mm_aug/own less unet_resampled_aug/own: no run of both." in capsys.readouterr().out
+
+
+def test_times_are_those_of_a_machine_that_does_nothing_else(tmp_path, capsys):
+    gpu = {"device": "NVIDIA"}
+    folder = write(tmp_path, [fake_run(**gpu), fake_run(network="net", **gpu), fake_run(network="third")])
+    (tmp_path / "costs_hippocampus_cuda.json").write_text('{"unet_aug": {"seconds_per_step": 0.002, "gmacs": 0.5}}')
+    found = {run["network"]: run["training_seconds"] for run in stats.load(folder)}
+    assert found["unet_aug"] == 2
+    assert np.isnan(found["net"])
+    assert found["third"] == 4.1  # of a CPU: one run after the other
+    tables.main(folder, "unet_aug/own", "net/own")
+    lines = {line.split(" | ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["| unet_aug/own"].endswith("| 0.5 | 2 | 2 | 1 |")
+    assert lines["| net/own"].endswith("| 12.3 | - | - | 1 |")
+
+
+def test_average_is_over_the_scales_where_there_are_any():
+    ours, theirs = (stats.values([fake_run(network=n, gain=g)], n, "own") for n, g in (("net", 0.04), ("unet_aug", 0)))
+    found = stats.difference(ours, theirs)
+    assert found.estimate.mean[-1] == pytest.approx(found.estimate.mean[:-2].mean())
+    line = tables.line([fake_run()], ("unet_aug", "own"), SCALES)
+    assert float(line[len(SCALES) + 1]) == pytest.approx(np.mean([float(x) for x in line[1 : len(SCALES)]]), abs=1e-3)
+    assert stats.in_average(["own", "1.5625"]) == [True, True]
 
 
 def test_verdict_only_where_the_interval_excludes_zero():
@@ -220,8 +264,9 @@ def test_average_is_left_out_where_a_condition_is():
 
 @pytest.fixture
 def coarse(monkeypatch):
-    """Pictures of few pixels."""
+    """Pictures of few pixels and resamples."""
     monkeypatch.setattr(figures, "DPI", 20)
+    monkeypatch.setattr(panels, "estimate", partial(stats.estimate, resamples=20))
 
 
 @pytest.mark.usefixtures("coarse")
@@ -232,7 +277,7 @@ def test_pictures_of_runs_of_which_some_are_missing(tmp_path, some_runs):
 
 
 @pytest.mark.usefixtures("coarse")
-@pytest.mark.parametrize("changes", [{"match": "time"}, {"curve": [], "conditions": ("z3",)}])
+@pytest.mark.parametrize("changes", [{"match": "time"}, {"conditions": ("z3",)}])
 def test_picture_of_one_run_alone(tmp_path, changes):
     figures.figure([fake_run(**changes)], "hippocampus", tmp_path / "one.png")
     assert (tmp_path / "one.png").exists()
@@ -240,8 +285,45 @@ def test_picture_of_one_run_alone(tmp_path, changes):
 
 @pytest.mark.usefixtures("coarse")
 def test_summary_of_nothing_that_is_drawn(tmp_path):
-    figures.summary([fake_run(network="another")], tmp_path / "all.png")
-    assert (tmp_path / "all.png").exists()
+    figures.summary([fake_run(network="another"), fake_run("brats")], tmp_path / "all.png")  # one network alone
+    assert not (tmp_path / "all.png").exists()
+    figures.main(write(tmp_path / "runs", [fake_run(setting=s) for s in ("validation", "ship")]), str(tmp_path))
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_only_panels_that_there_is_something_to_draw_in(some_runs):
+    names = [{name for row in figures.mosaic(runs) for name in row} for runs in (some_runs[:12], some_runs)]
+    assert names[0] == {"home", "mean", "scale", "others"}
+    assert names[1] - names[0] == {"time home", "time mean"}
+    assert figures.mosaic([fake_run(conditions=("1", "2"))]) == [["scale"] * 4]
+    assert figures.mosaic([fake_run(conditions=("own",))]) == [["others"] * 4]
+    assert len(figures.summary_panels(some_runs, "hippocampus")) == 3
+    assert figures.summary_panels(some_runs, "brats") == figures.summary_panels(some_runs, "acdc") == {}
+    pair = [fake_run(network=n, gain=g) for n, g in (("unet_aug", 0), ("pyramid_aug", 0.04))]
+    assert list(figures.summary_panels(pair, "hippocampus")) == ["25 labelled volumes"]
+
+
+def test_a_network_of_some_folds_is_not_drawn_beside_one_of_all():
+    runs = [fake_run("brats", fold=fold, network=n) for n in ("unet_aug", "seunet_aug") for fold in range(5)]
+    assert panels.by_volumes(runs)[25] == runs
+    assert panels.by_volumes(runs[:7])[25] == runs[:5]
+    assert not figures.summary_panels(runs[:7], "brats")
+    assert len(figures.summary_panels(runs, "brats")) == 1
+    assert panels.by_volumes(runs[4:6]) == {}
+    assert panels.of_all_cases([]) == []
+
+
+def test_the_usual_number_of_volumes_where_several_have_as_many_runs():
+    assert panels.main_volumes({10: [1], 25: [1], 126: [1]}) == 25
+    assert panels.main_volumes({10: [1, 2], 25: [1]}) == 10
+    assert panels.main_volumes({37: [1], 40: [1]}) == 37
+
+
+def test_of_two_ways_to_test_the_better_is_drawn():
+    run = fake_run(network="pyramid_aug")
+    assert list(panels.drawn_rows([run])) == [("pyramid_aug", "four")]
+    del run["tests"]["four"]
+    assert list(panels.drawn_rows([run])) == [("pyramid_aug", "own")]
 
 
 def test_a_network_without_one_of_the_scales_has_no_average():
@@ -257,14 +339,58 @@ def test_labels_that_would_touch_are_left_out():
     assert panels.apart({}, 0.1) == {}
 
 
-def test_overlays(tmp_path):
-    image, truth = np.random.default_rng(0).normal(size=(2, 12, 10))
-    truth = (truth > 0) * 1 + (truth > 1)
-    slices = {0.6: (image, truth, {"UNet": 0 * truth}), 1: (image, truth, {"UNet": truth, "ours": truth})}
-    overlays.overlays(slices, tmp_path / "overlays.png")
-    assert (tmp_path / "overlays.png").stat().st_size > 1000
-    assert overlays.slice_dice(truth, truth) == 1
-    assert overlays.slice_dice(0 * truth, truth) == 0
-    assert np.isnan(overlays.slice_dice(0 * truth, 0 * truth))
-    half = np.array([[1, 1, 0, 0]]), np.array([[0, 1, 1, 0]])
-    assert overlays.slice_dice(*half) == 0.5
+@pytest.fixture
+def cases(tmp_path):
+    """Three volumes, a bright bar of two labels along the second axis, and weights of both networks as they begin."""
+    arrays = {}
+    for i in range(3):
+        label = np.zeros((12, 20, 12), np.uint8)
+        label[4:8, 4:10, 4:8], label[4:8, 10:16, 4 : 7 + i % 2] = 1, 2
+        noise = np.random.default_rng(i).integers(1, 60, label.shape)
+        arrays |= {f"v{i}/image": (noise + 150 * (label > 0)).astype(np.uint8)[None], f"v{i}/label": label}
+        arrays[f"v{i}/spacing"] = np.ones(3)
+    np.savez(tmp_path / "hippocampus.npz", **arrays)
+    for network in overlays.NETWORKS:
+        name = overlays.WEIGHTS.format(network).replace("*", "0.01")
+        torch.save(ENTRIES[network].build(3, 1, 3).state_dict(), tmp_path / name)
+    return tmp_path
+
+
+def test_overlays_of_prepared_cases_and_kept_weights(cases, monkeypatch):
+    monkeypatch.setattr(overlays, "DPI", 20)
+    overlays.main(str(cases), str(cases), str(cases / "overlays.png"))
+    assert (cases / "overlays.png").stat().st_size > 1000
+    with pytest.raises(FileNotFoundError, match="expected one file hippocampus_unet_aug"):
+        overlays.trained(cases / "elsewhere", "unet_aug")
+
+
+def test_overlays_have_the_dice_of_the_evaluation(cases):
+    volumes = datasets.load("hippocampus", cases)
+    net = overlays.trained(cases, "unet_aug")
+    size = volumes[0].label.shape
+    images = [volume.normalised()[None] for volume in volumes]
+    found = measure(net, replace(ENTRIES["unet_aug"], tests={"own": once}), volumes, ("0.5", "1"), torch.device("cpu"))
+    for image, volume, expected in zip(images, volumes, found["own"]["dice"]["0.5"], strict=True):
+        seen = resized(image, [n // 2 for n in size])
+        dice = overlays.mean_dice(overlays.segmented(net, seen, volume.label, size), volume.label)
+        assert dice == pytest.approx(np.mean(expected), abs=1e-4)
+    shown = overlays.shown({"UNet": net}, images[0], volumes[0].label, ("0.5", "1"))
+    assert shown["0.5"].image.shape == (10, 6)
+    assert shown["1"].dice["UNet"] == pytest.approx(np.mean(found["own"]["dice"]["1"][0]), abs=1e-4)
+    assert 4 <= overlays.best_slice(volumes[0].label) < 8
+
+
+def test_typical_case_is_the_one_in_the_middle(monkeypatch):
+    truths = [np.array([1, 1, 1, 1]).reshape(1, 1, 4)] * 3
+    images = [torch.full((1, 1, 1, 1, 4), float(i)) for i in (0, 3, 4)]
+    answers = {i: (np.arange(4) < i).reshape(1, 1, 4) * 1 for i in (0, 3, 4)}
+    monkeypatch.setattr(overlays, "segmented", lambda net, seen, truth, size: answers[int(seen.max())])
+    assert overlays.typical_case(None, images, truths, ("1",)) == 1
+
+
+def test_dice_of_label_maps():
+    truth = np.array([0, 1, 1, 2])
+    assert overlays.mean_dice(truth, truth) == 1
+    assert overlays.mean_dice(0 * truth, truth) == 0
+    assert np.isnan(overlays.mean_dice(0 * truth, 0 * truth))
+    assert overlays.mean_dice(np.array([1, 1, 0, 0]), np.array([0, 1, 1, 0])) == 0.5

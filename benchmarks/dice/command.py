@@ -1,6 +1,6 @@
-"""``python -m benchmarks dice prepare | run | costs | table | figures``."""
+"""``python -m benchmarks dice prepare | run | costs | table | figures | overlays``."""
 
-from benchmarks.dice import costs, datasets, figures, protocol, tables
+from benchmarks.dice import costs, datasets, figures, overlays, protocol, tables
 
 main = {
     "prepare": datasets.prepare,
@@ -8,4 +8,5 @@ main = {
     "costs": costs.main,
     "table": tables.main,
     "figures": figures.main,
+    "overlays": overlays.main,
 }

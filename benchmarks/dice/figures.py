@@ -4,7 +4,7 @@ python -m benchmarks dice figures --results=benchmarks/results/dice --output=doc
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,14 +15,16 @@ from matplotlib.axes import Axes
 
 from benchmarks.dice.panels import (
     ROWS,
+    against_others,
+    against_scale,
     against_time,
     against_volumes,
     by_volumes,
+    drawn_rows,
     main_volumes,
-    scale_axes,
-    validation_curves,
+    of_all_cases,
 )
-from benchmarks.dice.statistics import VALIDATION, load
+from benchmarks.dice.statistics import SHIPPED, VALIDATION, conditions_of, is_scale, load
 
 NAMES = {"hippocampus": "Hippocampus", "brats": "BraTS", "acdc": "ACDC"}
 STYLE = {
@@ -39,33 +41,48 @@ def legend(figure, axes: Iterable[Axes], **where) -> None:
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    chosen = [label for label, _, _ in ROWS.values() if label in handles]
+    chosen = list(dict.fromkeys(label for label, _, _ in ROWS.values() if label in handles))
     figure.legend([handles[label] for label in chosen], chosen, **where)
 
 
 def by_setting(results: Sequence[dict], dataset: str) -> dict[str, list[dict]]:
     found = defaultdict(list)
     for run in results:
-        if run["dataset"] == dataset and run["setting"] != VALIDATION:
+        if run["dataset"] == dataset and run["setting"] not in (VALIDATION, SHIPPED):
             found[run["setting"]].append(run)
     return dict(sorted(found.items(), reverse=True))  # half before coarse
+
+
+def mosaic(runs: Sequence[dict]) -> list[list[str]]:
+    """Names of the panels of one setting, four in a row: only those that there is something to draw in."""
+    found = by_volumes(runs)
+    rows = [["home", "home", "mean", "mean"]] if len(found) > 1 else []
+    if found:
+        scaled = {is_scale(c) for c in conditions_of(found[main_volumes(found)])}
+        rows.append([*["scale" if True in scaled else "others"] * 3, "scale" if False not in scaled else "others"])
+    if any(run["match"] == "time" for run in runs):
+        rows.append(["time home", "time home", "time mean", "time mean"])
+    return rows
 
 
 def setting_panels(part, runs: Sequence[dict], name: str) -> None:
     """All panels of one setting of a data set."""
     found = by_volumes(runs)
-    several = [["home", "mean"]] if len(found) > 1 else []
-    axes = part.subplot_mosaic([*several, ["scale", "scale"], ["time home", "time mean"]])
+    axes = part.subplot_mosaic(mosaic(runs))
     n = main_volumes(found) if found else min(run["volumes"] for run in runs)
-    for averaged, where in enumerate(several[0] if several else []):
-        against_volumes(axes[where], found, bool(averaged))
-    for averaged, where in enumerate(("time home", "time mean")):
-        against_time(axes[where], [run for run in runs if run["volumes"] == n], bool(averaged))
-    axes["scale"].set_title(f"{n} labelled volumes")
-    if found:
-        scale_axes(axes["scale"], {name: found[n]})
-        validation_curves(axes["time home"], found[n])
-        axes["time home"].set_title("dotted: Dice on the validation volumes")
+    alike = of_all_cases([run for run in runs if run["volumes"] == n])
+    draw = {
+        "home": lambda one: against_volumes(one, found, averaged=False),
+        "mean": lambda one: against_volumes(one, found, averaged=True),
+        "scale": lambda one: against_scale(one, found[n]),
+        "others": lambda one: against_others(one, {name: found[n]}),
+        "time home": lambda one: against_time(one, alike, averaged=False),
+        "time mean": lambda one: against_time(one, alike, averaged=True),
+    }
+    for where, one in axes.items():
+        draw[where](one)
+        if where not in ("home", "mean"):
+            one.set_title(f"{n} labelled volumes")
     part.suptitle(name, fontweight="bold")
     legend(part, axes.values(), loc="outside lower center", ncols=3)
 
@@ -74,30 +91,62 @@ def figure(results: Sequence[dict], dataset: str, output: str | Path) -> None:
     """All that is known of one data set, the settings below each other."""
     settings = by_setting(results, dataset)
     with plt.rc_context(STYLE):
-        panels = [3 if len(by_volumes(runs)) > 1 else 2 for runs in settings.values()]
-        whole = plt.figure(figsize=(10, 3.3 * sum(panels)), layout="constrained")
-        parts = whole.subfigures(len(settings), squeeze=False, height_ratios=panels)[:, 0]
+        heights = [len(mosaic(runs)) + 0.3 for runs in settings.values()]
+        whole = plt.figure(figsize=(10, 3.1 * sum(heights)), layout="constrained")
+        parts = whole.subfigures(len(settings), squeeze=False, height_ratios=heights)[:, 0]
         for part, (setting, runs) in zip(parts, settings.items(), strict=True):
             setting_panels(part, runs, f"{NAMES.get(dataset, dataset)}, {setting}")
         whole.savefig(output, dpi=DPI)
         plt.close(whole)
 
 
+def is_compared(runs: Sequence[dict]) -> bool:
+    """Whether there are several networks."""
+    return len({network for network, _ in drawn_rows(runs)}) > 1
+
+
+def summary_panels(results: Sequence[dict], dataset: str) -> dict[str, Callable[[Axes], None]]:
+    """What the summary shows of a data set, by title: nothing where there is one network, or one number of volumes."""
+    found = {setting: by_volumes(runs) for setting, runs in by_setting(results, dataset).items()}
+    chosen = {setting: (main_volumes(runs), runs) for setting, runs in found.items() if runs}
+    chosen = {setting: (n, runs) for setting, (n, runs) in chosen.items() if is_compared(runs[n])}
+    panels: dict[str, Callable[[Axes], None]] = {}
+    if not chosen:
+        return panels
+    main, volumes = next(iter(chosen.values()))
+    numbers = " and ".join(str(n) for n in sorted({n for n, _ in chosen.values()}))
+    if any(map(is_scale, conditions_of(volumes[main]))):
+        panels[f"{numbers} labelled volumes"] = lambda axes: against_scale(axes, volumes[main], share=0.1)
+    else:
+        each = {setting: runs[n] for setting, (n, runs) in chosen.items()}
+        panels[f"{numbers} labelled volumes"] = lambda axes: against_others(axes, each)
+    if len(volumes) > 1:
+        panels["at the training's scale"] = lambda axes: against_volumes(axes, volumes, averaged=False)
+        panels["mean over the scales"] = lambda axes: against_volumes(axes, volumes, averaged=True)
+    return panels
+
+
 def summary(results: Sequence[dict], output: str | Path) -> None:
-    """Three data sets: Dice against the test's scale above, against the number of volumes below."""
+    """A row for each data set that has something to compare: Dice against scale, and against the number of volumes.
+
+    Data sets with one panel share a row.
+    """
+    found = {name: summary_panels(results, dataset) for dataset, name in NAMES.items()}
+    titled = [{f"{name}, {title}": draw for title, draw in own.items()} for name, own in found.items()]
+    single = {title: draw for own in titled if len(own) == 1 for title, draw in own.items()}
+    rows = [own for own in (*(own for own in titled if len(own) > 1), single) if own]
+    if not rows:
+        return
     with plt.rc_context(STYLE):
-        whole, axes = plt.subplots(2, 3, figsize=(10, 6), layout="constrained")
-        for (dataset, name), (scale, volumes) in zip(NAMES.items(), axes.T, strict=True):
-            found = {setting: by_volumes(runs) for setting, runs in by_setting(results, dataset).items()}
-            chosen = {setting: (main_volumes(runs), runs) for setting, runs in found.items() if runs}
-            scale_axes(scale, {setting: runs[n] for setting, (n, runs) in chosen.items()}, share=0.1)
-            numbers = sorted({n for n, _ in chosen.values()})
-            scale.set_title(", ".join([name, *(f"{n} volumes" for n in numbers)]))
-            for _, runs in list(chosen.values())[:1]:
-                against_volumes(volumes, runs, averaged=False)
-        axes[1, 2].clear()
-        axes[1, 2].axis("off")  # ACDC has one number of volumes: room for the legend
-        legend(whole, list(axes.flat), loc="center", bbox_to_anchor=(0.85, 0.25))
+        whole = plt.figure(figsize=(10, 2.9 * len(rows) + 0.6), layout="constrained")
+        every: list[Axes] = []
+        for part, panels in zip(whole.subfigures(len(rows), squeeze=False)[:, 0], rows, strict=True):
+            axes = part.subplots(1, len(panels), squeeze=False)[0]
+            for one, (title, draw) in zip(axes, panels.items(), strict=True):
+                draw(one)
+                one.set(title=title, ylabel="Dice")
+            every.extend(axes)
+        legend(whole, every, loc="outside lower center", ncols=3)
         whole.savefig(output, dpi=DPI)
         plt.close(whole)
 
@@ -111,5 +160,6 @@ def main(results: str, output: str) -> None:
     """
     runs = load(results)
     for dataset in sorted({run["dataset"] for run in runs}):
-        figure(runs, dataset, Path(output) / f"dice_{dataset}.png")
+        if by_setting(runs, dataset):
+            figure(runs, dataset, Path(output) / f"dice_{dataset}.png")
     summary(runs, Path(output) / "dice.png")

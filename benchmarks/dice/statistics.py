@@ -22,6 +22,7 @@ HOME = ("1", "own")  # what resembles the training most
 JOINED = ("brats",)  # each fold tests the cases that it left out: the folds of a seed are one run over all cases
 
 VALIDATION = "validation"  # the setting by which choices are made, whose cases are not those of the test
+SHIPPED = "ship"  # the setting of the weights that the package comes with, each trained once
 
 
 class Group(NamedTuple):
@@ -53,7 +54,7 @@ class Values(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Means and their intervals, each [condition + 1]: the last is the average over the conditions."""
+    """Means and their intervals, each [condition + 1]: the last is the average over the conditions, or over some."""
 
     mean: np.ndarray
     low: np.ndarray
@@ -166,9 +167,15 @@ def seen_mean(x: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
         return np.nansum(x, axis=axis) / (~np.isnan(x)).sum(axis=axis)
 
 
-def with_average(x: np.ndarray) -> np.ndarray:
-    """Each condition counts the same in the average, however many cases it has."""
-    return np.concatenate([x, x.mean(-1, keepdims=True)], -1)
+def with_average(x: np.ndarray, counted: Sequence[bool] | None = None) -> np.ndarray:
+    """Each condition, or each that is ``counted``, counts the same in the average, however many cases it has."""
+    return np.concatenate([x, (x if counted is None else x[..., counted]).mean(-1, keepdims=True)], -1)
+
+
+def in_average(conditions: Sequence[str]) -> list[bool]:
+    """The scales, where there are any: thick slices are no sizes."""
+    scales = [is_scale(c) for c in conditions]
+    return scales if any(scales) else [True] * len(scales)
 
 
 def resampled(table: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -181,11 +188,13 @@ def resampled(table: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> n
         return total / np.einsum("br,rbk->bk", runs, cases @ (~np.isnan(table)).astype(float))
 
 
-def estimate(table: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+def estimate(
+    table: np.ndarray, resamples: int = RESAMPLES, seed: int = 0, counted: Sequence[bool] | None = None
+) -> Estimate:
     """Means over runs and cases of ``table`` [run, case, condition], with their intervals."""
-    drawn = with_average(resampled(table, resamples, seed))
+    drawn = with_average(resampled(table, resamples, seed), counted)
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
-    return Estimate(with_average(seen_mean(table, axis=(0, 1))), low, high)
+    return Estimate(with_average(seen_mean(table, axis=(0, 1)), counted), low, high)
 
 
 def difference(ours: Values, baseline: Values) -> Difference | None:
@@ -194,9 +203,10 @@ def difference(ours: Values, baseline: Values) -> Difference | None:
     if not all(common):
         return None
     table = ours.part(*common).table - baseline.part(*common).table
-    by_case = with_average(seen_mean(table, axis=0))  # [case, condition + 1]
+    counted = in_average(common[2])
+    by_case = with_average(seen_mean(table, axis=0), counted)  # [case, condition + 1]
     p = np.array([p_value(column) for column in by_case.T])
-    return Difference(estimate(table), p, common[2], len(common[0]), len(common[1]))
+    return Difference(estimate(table, counted=counted), p, common[2], len(common[0]), len(common[1]))
 
 
 def p_value(differences: np.ndarray) -> float:

@@ -16,6 +16,7 @@ from benchmarks.dice.statistics import (
     estimate,
     grouped,
     home,
+    in_average,
     load,
     longest,
     rows_of,
@@ -24,9 +25,9 @@ from benchmarks.dice.statistics import (
 )
 
 PAIRS = {  # ours and the baseline, network/test
-    "hippocampus": ("canon_pyramid/own", "unet_aug/half"),
-    "brats": ("canon_pyramid_matched/own", "unet_aug/half"),
-    "acdc": ("pyramid_mm_aug/own", "unet_resampled_aug/own"),
+    "hippocampus": [("canon_pyramid/own", "unet_aug/own"), ("canon_pyramid/own", "unet_aug/four_mean")],
+    "brats": [("pyramid_aug/own", "unet_aug/half"), ("seunet_aug/own", "unet_aug/half")],
+    "acdc": [("pyramid_mm_aug/own", "unet_resampled_aug/own")],
 }
 COSTS = {  # heading: of a run, format
     "parameters": (lambda run: run["parameters"], ",.0f"),
@@ -62,7 +63,7 @@ def dice_cells(runs: Sequence[dict], row: tuple[str, str], conditions: Sequence[
     found = values(runs, *row)
     if not found:
         return ["-"] * (len(conditions) + 3)
-    mean, low, high = estimate(found.table)
+    mean, low, high = estimate(found.table, counted=in_average(found.conditions))
     means = dict(zip(found.conditions, mean, strict=False))
     intervals = dict(zip(found.conditions, map(interval, low, high), strict=False))
     complete = found.conditions == list(conditions)
@@ -85,12 +86,25 @@ def line(runs: Sequence[dict], row: tuple[str, str], conditions: Sequence[str]) 
     return ["/".join(row), *dice_cells(runs, row, conditions), distance, *costs(own), str(len(own))]
 
 
+def average_of(conditions: Sequence[str]) -> str:
+    return "mean" if all(in_average(conditions)) else "mean over scales"
+
+
 def results_table(runs: Sequence[dict]) -> str:
     """Dice and costs of every network and test of one group."""
     rows = rows_of(runs)
     conditions = conditions_of(runs)
     at = home(conditions)
-    head = ["network/test", *conditions, "mean", f"95 % at {at}", "95 % of the mean", f"HD95 at {at}", *COSTS, "runs"]
+    head = [
+        "network/test",
+        *conditions,
+        average_of(conditions),
+        f"95 % at {at}",
+        "95 % of the mean",
+        f"HD95 at {at}",
+        *COSTS,
+        "runs",
+    ]
     return markdown(head, [line(runs, row, conditions) for row in rows])
 
 
@@ -101,7 +115,9 @@ def verdict(low: float, high: float) -> str:
 def difference_table(found: Difference) -> str:
     """One line for each condition, the last for their average."""
     lines = []
-    for name, mean, low, high, p in zip([*found.conditions, "mean"], *found.estimate, found.p, strict=True):
+    for name, mean, low, high, p in zip(
+        [*found.conditions, average_of(found.conditions)], *found.estimate, found.p, strict=True
+    ):
         lines.append([name, number(mean, "+.3f"), interval(low, high, "+.3f"), number(p, ".2g"), verdict(low, high)])
     return markdown(["condition", "difference", "95 %", "p", ""], lines)
 
@@ -119,10 +135,10 @@ def main(results: str, ours: str | None = None, baseline: str | None = None) -> 
 
     Args:
         results: folder with the JSON files of the runs.
-        ours: network/test whose difference to the baseline is taken; by default that of the data set in ``PAIRS``.
+        ours: network/test whose difference to the baseline is taken; by default those of the data set in ``PAIRS``.
         baseline: network/test that is subtracted.
     """
     for group, runs in grouped(load(results)).items():
-        pair = (given or usual for given, usual in zip((ours, baseline), PAIRS[group.dataset], strict=True))
-        parts = [title(group), results_table(runs), comparison(runs, *pair)]
+        pairs = dict.fromkeys((ours or ours_usual, baseline or usual) for ours_usual, usual in PAIRS[group.dataset])
+        parts = [title(group), results_table(runs), *(comparison(runs, *pair) for pair in pairs)]
         sys.stdout.write("\n\n".join(parts) + "\n\n")
