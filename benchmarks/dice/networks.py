@@ -135,25 +135,26 @@ def inside(test: Test) -> Test:
     return lambda net: test(net.network)
 
 
+def axes_of(net: nn.Module) -> int:
+    """2 or 3."""
+    return net.dimensions if isinstance(net, UNet) else net.spatial_dims
+
+
 def once(net: nn.Module) -> nn.Module:
     """As it is; a plain network in a pyramid of one copy, for sizes that it does not take by itself."""
     if isinstance(net, (ScalePyramid, SEUNet, PaddedToFit)):
         return net
-    axes = 2 if any(isinstance(m, nn.Conv2d) for m in net.modules()) else 3
     divisor = 4 if isinstance(net, SegResNet) else None
-    return ScalePyramid(net, (1.0,), "mean", axes, size_divisor=divisor)
+    return ScalePyramid(net, (1.0,), "mean", axes_of(net), size_divisor=divisor)
 
 
 def over(scales: tuple[float, ...], projection: str = "logsumexp") -> Test:
     """Averaged over these scales; a pyramid keeps the projection that it was trained with."""
 
     def wrap(net: nn.Module) -> nn.Module:
-        inner, joined, axes = net, projection, 3
-        if isinstance(net, ScalePyramid):
-            inner, joined, axes = net.network, net.projection, net.spatial_dims
-        elif any(isinstance(m, nn.Conv2d) for m in net.modules()):
-            axes = 2
-        return ScalePyramid(inner, scales, joined, axes)
+        is_pyramid = isinstance(net, ScalePyramid)
+        inner, joined = (net.network, net.projection) if is_pyramid else (net, projection)
+        return ScalePyramid(inner, scales, joined, axes_of(net))
 
     return wrap
 

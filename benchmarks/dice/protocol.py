@@ -60,7 +60,7 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
         *[variants(HIPPOCAMPUS, volumes=[n], seed=SEEDS, steps=[int(1000 * AS_LONG["pyramid"])], match=["time"])
           for n in (25, 10, 126)],
         variants(HIPPOCAMPUS, network=["seunet_aug"], seed=SEEDS),
-        *[variants(ACDC, setting=["coarse"], volumes=[40], network=[name], seed=SEEDS)
+        *[variants(ACDC, setting=["coarse"], volumes=[33], network=[name], seed=SEEDS)
           for name in ("seunet_mm_aug", "pyramid_mm_aug", "unet_aug", "unet_resampled_aug")],
         *[variants(BRATS, volumes=[10], network=[name], fold=folds)
           for name in MAIN[:2] for folds in ((0, 1, 2), (3, 4, 5))],
