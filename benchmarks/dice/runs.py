@@ -98,6 +98,7 @@ def _line(run: Run, report: dict[str, Any]) -> str:
 
 
 def mean(rows: Sequence[Sequence[float | None]]) -> float:
+    """Over all cases and classes where there is something to measure."""
     values = [v for row in rows for v in row if v is not None]
     return round(sum(values) / max(len(values), 1), 4)
 

@@ -108,6 +108,7 @@ class Trainer:
         self.at += 1
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Dice and cross entropy of the answer, and with ``deep`` of each copy's own."""
         loss = self.criterion(logits, labels)
         projection = getattr(self.net, "projection", None)
         if self.deep and isinstance(projection, Remembering):
@@ -139,6 +140,7 @@ class Trainer:
         self.graphs[kind].replay()
 
     def save(self, path: Path) -> None:
+        """All that the remaining steps depend on; a file that is there stays whole until the new one is."""
         parts = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
         facts = {"done": self.done, "seconds": self.seconds, "lost": self.lost, "random": torch.get_rng_state()}
         unfinished = path.with_suffix(".tmp")
@@ -146,6 +148,7 @@ class Trainer:
         unfinished.replace(path)
 
     def load(self, path: Path) -> None:
+        """Goes on where ``save`` was called, bit for bit on a CPU."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -166,7 +169,7 @@ def rate_at(step: int, steps: int, peak: float) -> float:
 def finish(trainers: Sequence[Trainer], checkpoints: Sequence[Path] = ()) -> None:
     """The remaining steps of several trainings, in turns, which on a GPU run beside each other.
 
-    On a CPU, each leaves its checkpoint every minute.
+    On a CPU, each leaves its checkpoint every minute. The seconds of each are those of all that run beside each other.
     """
     saved = time.perf_counter()
     is_cuda = trainers[0].device.type == "cuda"
