@@ -32,10 +32,11 @@ def main(
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     setting = "half" if dataset == "acdc" else "scale"
     pool = split(dataset, load(dataset, cases), setting, 0)[0][:10]
+    Path(output).mkdir(parents=True, exist_ok=True)
     file = Path(output) / f"costs_{dataset}_{device.type}.json"
     rows = json.loads(file.read_text()) if file.exists() else {}
     for name in networks:
-        if time.time() - start > limit or name in rows:
+        if time.time() - start > limit or "error" not in rows.get(name, {"error": ""}):
             continue
         try:
             rows[name] = _row(Run(dataset, name, len(pool), setting=setting, steps=CHEAP), pool, device)

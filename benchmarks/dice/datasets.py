@@ -48,7 +48,8 @@ class Volume:
         """In the plane at another voxel size, for a training; labels by the most probable class."""
         size = [max(round(n * s / voxel), 1) for n, s in zip(self.label.shape[:2], self.spacing, strict=False)]
         size.append(self.label.shape[2])
-        image = resized(torch.from_numpy(self.image)[None].float(), size)[0].round().clamp(0, 255)
+        lowest = int(self.image.min())  # 1 where nothing lies outside: splines must not make a 0 there
+        image = resized(torch.from_numpy(self.image)[None].float(), size)[0].round().clamp(lowest, 255)
         each = torch.stack([torch.from_numpy(self.label == k).float() for k in range(int(self.label.max()) + 1)])
         label = resized(each[None], size)[0].argmax(0)
         spacing = (voxel, voxel, *self.spacing[2:])

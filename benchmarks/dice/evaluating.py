@@ -25,7 +25,8 @@ CONDITIONS = {
 }
 SHORT = ("own", "half", "octaves", "without")  # tests on larger images: no copies of eight times their voxels
 MOST_VOXELS = 2_000_000  # of the images that are segmented at once
-BROUGHT_BACK = ("0.5", "0.7", "1", "1.4", "2", "1.25", "z2", "z3")  # conditions under which the oracle is measured
+# Conditions under which the oracle is measured, which sees images brought back to their own size; not all, to save time
+BROUGHT_BACK = ("0.5", "0.7", "1", "1.4", "2", "1.25", "z2", "z3")
 WITH_DISTANCE = ("1", "own")  # conditions of which HD95 is taken
 
 
@@ -89,6 +90,8 @@ def measure_slices(
     return found
 
 
+# One volume's Dice, and HD95 in mm, after those of the volumes before; None where it is not defined: for a class that
+# the truth lacks, and HD95 for one that the prediction lacks.
 def _add(found: dict, condition: str, prediction: torch.Tensor, truth: torch.Tensor, volume: Volume) -> None:
     classes = 1 + len(CLASSES[volume.dataset])
     pair = [one_hot(x[None, None].float(), classes) for x in (prediction, truth)]
@@ -100,7 +103,7 @@ def _add(found: dict, condition: str, prediction: torch.Tensor, truth: torch.Ten
 
 
 def label_maps(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Labels (B, D, H, W) from logits (B, C, ...) of rescaled images."""
+    """Labels (B, D, H, W) on a grid of this size, from logits (B, C, ...) of rescaled images."""
     probabilities = torch.softmax(logits.float(), dim=1)
     if tuple(logits.shape[2:]) != tuple(size):
         mode = "trilinear" if len(size) == 3 else "bilinear"

@@ -23,7 +23,8 @@ ACDC = Run("acdc", "unet_aug", 37, setting="half", steps=1500)
 SHIPPED = Run("hippocampus", "pyramid_aug", 168, setting="ship", steps=5000)
 KEPT = [HIPPOCAMPUS, *variants(HIPPOCAMPUS, network=("pyramid_aug", "canon_pyramid"))]  # weights, for pictures
 SEEDS = (0, 1, 2)
-# Steps of a plain network in the time of a thousand of the others, on the card of costs_*_cuda.json
+# How many steps a plain network does in the time of one of the others, on a GPU that does nothing else, by
+# seconds_per_step of costs_*_cuda.json: runs with match="time" train the plain network that many times longer
 AS_LONG = {"pyramid": 3.2, "seunet": 7.3}
 
 
@@ -60,7 +61,7 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
         *[variants(HIPPOCAMPUS, volumes=[n], seed=SEEDS, steps=[int(1000 * AS_LONG["pyramid"])], match=["time"])
           for n in (25, 10, 126)],
         variants(HIPPOCAMPUS, network=["seunet_aug"], seed=SEEDS),
-        *[variants(ACDC, setting=["coarse"], volumes=[40], network=[name], seed=SEEDS)
+        *[variants(ACDC, setting=["coarse"], volumes=[33], network=[name], seed=SEEDS)
           for name in ("seunet_mm_aug", "pyramid_mm_aug", "unet_aug", "unet_resampled_aug")],
         *[variants(BRATS, volumes=[10], network=[name], fold=folds)
           for name in MAIN[:2] for folds in ((0, 1, 2), (3, 4, 5))],
@@ -82,6 +83,7 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
 
 
 def with_rate(run: Run, rates: dict[str, float]) -> Run:
+    """With the rate of its kind, a canonicalised network with the pyramid's; the usual one where none was chosen."""
     kind = run.network.split("_")[0].replace("canon", "pyramid")
     return variants(run, learning_rate=[rates.get(kind, USUAL_RATE)])[0]
 
@@ -90,6 +92,8 @@ def main(
     output: str, cases: str, workers: int = 2, beside: int = 1, limit: float = 1e9, trial_limit: float = 1e9
 ) -> None:
     """Does all runs that are not there yet, with progress; may be stopped and started again at any time.
+
+    Learning rates follow from the choices that are there: once runs were begun with them, do not add to these.
 
     Args:
         output: folder with the reports.

@@ -25,6 +25,8 @@ def finish_group(runs: Sequence[Run], cases: str, output: Path, device: torch.de
     trainers, tests, checkpoints = [], [], [output / f"{run.name}.pt" for run in runs]
     for run, checkpoint in zip(runs, checkpoints, strict=True):
         pool, test = split(run.dataset, _loaded(run.dataset, cases), run.setting, run.fold)
+        if len(pool) < run.volumes:
+            raise ValueError(f"{run.name}: expected {run.volumes} volumes to train with, got {len(pool)}.")
         trainers.append(Trainer(run, pool[: run.volumes], device))
         tests.append(test)
         if checkpoint.exists():
@@ -96,6 +98,7 @@ def _line(run: Run, report: dict[str, Any]) -> str:
 
 
 def mean(rows: Sequence[Sequence[float | None]]) -> float:
+    """Over all cases and classes where there is something to measure."""
     values = [v for row in rows for v in row if v is not None]
     return round(sum(values) / max(len(values), 1), 4)
 
@@ -135,6 +138,8 @@ def do(
         done += 1
         sys.stdout.write(f"[{done}/{count}, {limit - (deadline - time.time()):.0f} s] {line}\n")
         sys.stdout.flush()
+    for process in crew:
+        process.terminate()  # those whose time is over: they would go on beside what comes next
 
 
 def variants(run: Run, **lists: Sequence[Any]) -> list[Run]:

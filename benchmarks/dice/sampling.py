@@ -18,6 +18,7 @@ from benchmarks.dice.zooming import PRODUCTS
 MARGIN = 1.25  # of the box that is rotated, over what is kept of it
 NOISE_BANK = 1 << 22
 MULTIPLE = 4  # that sizes of whole images are rounded to
+WHOLE_NUMBERS = ("case", "noise_from", "size")  # of a plan
 
 
 @dataclass(frozen=True)
@@ -65,31 +66,28 @@ class Bank:
     def plan(
         self, steps: int, batch: int, augmentation: Augmentation, seed: int, is_grouped: bool = False
     ) -> dict[str, torch.Tensor]:
-        """What each sample of each step is: tensors (steps, batch, ...) on the device.
+        """What each sample of each step is: tensors (steps, batch, ...) on the device, which the seed alone decides.
 
-        With ``is_grouped``, all samples of a batch are of one volume.
+        ``step`` is the distance of a sample's voxels in voxels of the image, negative for a flip; ``size`` is there for
+        whole images, (steps, axes). With ``is_grouped``, all samples of a batch are of one volume.
         """
         rng = np.random.default_rng(seed)
         shape = (steps, batch)
-        if is_grouped:
-            slices = [np.flatnonzero(np.array(self.of_volume) == i) for i in range(max(self.of_volume) + 1)]
-            case = np.stack([rng.choice(slices[i], batch) for i in _in_turn(steps, len(slices), rng)])
-        else:
-            case = _in_turn(steps * batch, len(self.sizes), rng).reshape(shape)
+        case = self._cases(shape, is_grouped, rng)
         zoom = 2 ** rng.uniform(-augmentation.octaves, augmentation.octaves, shape)
         step = np.repeat(1 / zoom[..., None], self.axes, axis=-1)
         centre = np.empty((*shape, self.axes))
         for index in np.ndindex(*shape):
             centre[index] = self._centre(case[index], step[index], rng)
-        if augmentation.is_whole:
-            sizes = MULTIPLE * np.maximum(np.round(zoom[:, :1] * self.size / MULTIPLE), 1)  # (steps, axes)
+        numbers = {"case": case}
+        if augmentation.is_whole:  # of one size for all of a batch
+            numbers["size"] = sizes = MULTIPLE * np.maximum(np.round(zoom[:, :1] * self.size / MULTIPLE), 1)
             step = np.repeat((self.size / sizes)[:, None], batch, axis=1)
             centre[:] = (np.array(self.sizes)[case] - 1) / 2
         for axis in augmentation.flips:
             step[..., axis] *= rng.choice([-1, 1], shape)
         degrees = rng.uniform(-augmentation.rotation, augmentation.rotation, (*shape, 3 if self.axes == 3 else 1))
-        numbers = {
-            "case": case,
+        numbers |= {
             "centre": centre,
             "step": step,
             "rotation": _rotations(np.deg2rad(degrees)),
@@ -98,13 +96,18 @@ class Bank:
             "noise": augmentation.noise * rng.uniform(0, 1, shape),
             "noise_from": rng.integers(0, NOISE_BANK // 2, shape[:1]),
         }
-        if augmentation.is_whole:
-            numbers["size"] = sizes
-        is_whole = ("case", "noise_from", "size")
         return {
-            name: torch.as_tensor(x, dtype=torch.int64 if name in is_whole else torch.float32).to(self.images.device)
+            name: torch.as_tensor(x, dtype=torch.int64 if name in WHOLE_NUMBERS else torch.float32).to(
+                self.noise.device
+            )
             for name, x in numbers.items()
         }
+
+    def _cases(self, shape: tuple[int, int], is_grouped: bool, rng: np.random.Generator) -> np.ndarray:
+        if not is_grouped:
+            return _in_turn(shape[0] * shape[1], len(self.sizes), rng).reshape(shape)
+        slices = [np.flatnonzero(np.array(self.of_volume) == i) for i in range(max(self.of_volume) + 1)]
+        return np.stack([rng.choice(slices[i], shape[1]) for i in _in_turn(shape[0], len(slices), rng)])
 
     def _centre(self, case: int, step: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         # Half of them within an organ; the box stays inside the image where it is smaller than it.
@@ -193,6 +196,7 @@ def _cubic(x: torch.Tensor) -> torch.Tensor:
 
 
 def mirrored(x: torch.Tensor, size: np.ndarray) -> torch.Tensor:
+    """Images (C, ...) continued to this size beyond their ends, as in a mirror at the border of the last voxel."""
     for axis, n in enumerate(size, start=1):
         have = x.shape[axis]
         index = np.arange(n) % (2 * have)

@@ -14,8 +14,9 @@ from monai.losses import DiceCELoss
 from torch import nn
 
 from benchmarks.dice.datasets import CLASSES, MODALITIES, Volume
-from benchmarks.dice.networks import ENTRIES, Remembering
+from benchmarks.dice.networks import ENTRIES, WORKING, Remembering
 from benchmarks.dice.sampling import Augmentation, Bank
+from monai_scaleequiv import ScaleCanonicalizer
 
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
 CHECKPOINT_SECONDS = 60.0
@@ -107,6 +108,7 @@ class Trainer:
         self.at += 1
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Dice and cross entropy of the answer, and with ``deep`` of each copy's own."""
         loss = self.criterion(logits, labels)
         projection = getattr(self.net, "projection", None)
         if self.deep and isinstance(projection, Remembering):
@@ -138,18 +140,22 @@ class Trainer:
         self.graphs[kind].replay()
 
     def save(self, path: Path) -> None:
+        """All that the remaining steps depend on; a file that is there stays whole until the new one is."""
         parts = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
-        facts = {"done": self.done, "seconds": self.seconds, "lost": self.lost}
+        facts = {"done": self.done, "seconds": self.seconds, "lost": self.lost, "random": torch.get_rng_state()}
         unfinished = path.with_suffix(".tmp")
         torch.save({**parts, **facts}, unfinished)
         unfinished.replace(path)
 
     def load(self, path: Path) -> None:
+        """Goes on where ``save`` was called, bit for bit on a CPU."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.done, self.seconds, self.lost = state["done"], state["seconds"], state["lost"]
         self.at.fill_(self.done)
+        if "random" in state:  # for networks that draw numbers in training; checkpoints of before have none
+            torch.set_rng_state(state["random"].cpu())
 
 
 def rate_at(step: int, steps: int, peak: float) -> float:
@@ -163,9 +169,9 @@ def rate_at(step: int, steps: int, peak: float) -> float:
 def finish(trainers: Sequence[Trainer], checkpoints: Sequence[Path] = ()) -> None:
     """The remaining steps of several trainings, in turns, which on a GPU run beside each other.
 
-    On a CPU, each leaves its checkpoint every minute.
+    On a CPU, each leaves its checkpoint every minute. The seconds of each are those of all that run beside each other.
     """
-    start = saved = time.perf_counter()
+    saved = time.perf_counter()
     is_cuda = trainers[0].device.type == "cuda"
     torch.backends.cudnn.benchmark = is_cuda  # the shapes of a training never change
     for trainer in trainers:
@@ -173,15 +179,17 @@ def finish(trainers: Sequence[Trainer], checkpoints: Sequence[Path] = ()) -> Non
     while left := [trainer for trainer in trainers if trainer.done < trainer.run.steps]:
         for trainer in left:
             trainer.advance()
-        if not is_cuda and time.perf_counter() - saved > CHECKPOINT_SECONDS:
-            saved = time.perf_counter()
+        now = time.perf_counter()
+        if checkpoints and not is_cuda and now - saved > CHECKPOINT_SECONDS:
             for trainer, checkpoint in zip(trainers, checkpoints, strict=True):
+                trainer.seconds += now - saved
                 trainer.save(checkpoint)
+            saved = now
     if is_cuda:
         torch.cuda.synchronize()
     torch.backends.cudnn.benchmark = False
     for trainer in trainers:
-        trainer.seconds += time.perf_counter() - start
+        trainer.seconds += time.perf_counter() - saved
         trainer.graphs.clear()
 
 
@@ -199,13 +207,20 @@ def seconds_per_step(trainer: Trainer, steps: int = 30) -> float:
 
 
 def gmacs(trainer: Trainer) -> float:
-    """Multiply-adds, in thousands of millions, of one sample's forward pass (convolutions and matrix products)."""
+    """Multiply-adds, in thousands of millions, of one sample's forward pass (convolutions and matrix products).
+
+    Of an image of the training's size: one that a canonicaliser finds as it should be, of the working voxel size in mm.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     images, _ = trainer.bank.sample(trainer.plan, torch.zeros_like(trainer.at))
     net = copy.deepcopy(trainer.net).eval()
+    if isinstance(net, ScaleCanonicalizer):
+        nn.init.zeros_(net.estimator.last.weight)
+        nn.init.zeros_(net.estimator.last.bias)
+    told = [[WORKING / ENTRIES[trainer.run.network].unit] * trainer.bank.axes] if trainer.spacings else []
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(images[:1], *trainer.spacings[:1])
+        net(images[:1], *told)
     return counter.get_total_flops() / 2e9
 
 
