@@ -289,7 +289,7 @@ def listed(dataset, count):
 @pytest.mark.parametrize(
     ("dataset", "count", "settings"),
     [
-        ("hippocampus", 208, {"scale": (126, 40), "validation": (126, 42), "ship": (168, 40)}),
+        ("hippocampus", 208, {"scale": (126, 40), "validation": (126, 42)}),
         ("brats", 30, {"scale": (25, 5), "validation": (20, 5)}),
         ("acdc", 75, {"half": (37, 38), "validation": (28, 9), "coarse": (37, 38)}),
     ],

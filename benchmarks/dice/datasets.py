@@ -95,8 +95,6 @@ def split(dataset: str, volumes: list[Volume], setting: str, fold: int) -> tuple
     ``"validation"`` is for choices: it takes the place of the test by volumes that are not in it.
     """
     if dataset == "hippocampus":
-        if setting == "ship":
-            return volumes[40:], volumes[:40]
         return volumes[82:], volumes[40:82] if setting == "validation" else volumes[:40]
     if dataset == "brats":
         order = np.random.default_rng(0).permutation(len(volumes))

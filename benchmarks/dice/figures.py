@@ -24,7 +24,7 @@ from benchmarks.dice.panels import (
     main_volumes,
     of_all_cases,
 )
-from benchmarks.dice.statistics import SHIPPED, VALIDATION, conditions_of, is_scale, load
+from benchmarks.dice.statistics import VALIDATION, conditions_of, is_scale, load
 
 NAMES = {"hippocampus": "Hippocampus", "brats": "BraTS", "acdc": "ACDC"}
 STYLE = {
@@ -48,7 +48,7 @@ def legend(figure, axes: Iterable[Axes], **where) -> None:
 def by_setting(results: Sequence[dict], dataset: str) -> dict[str, list[dict]]:
     found = defaultdict(list)
     for run in results:
-        if run["dataset"] == dataset and run["setting"] not in (VALIDATION, SHIPPED):
+        if run["dataset"] == dataset and run["setting"] != VALIDATION:
             found[run["setting"]].append(run)
     return dict(sorted(found.items(), reverse=True))  # half before coarse
 

@@ -20,12 +20,11 @@ TRIAL = Run("hippocampus", "unet_aug", 25, setting="validation", steps=500)
 HIPPOCAMPUS = Run("hippocampus", "unet_aug", 25)
 BRATS = Run("brats", "unet_aug", 25, steps=600)
 ACDC = Run("acdc", "unet_aug", 37, setting="half", steps=1500)
-SHIPPED = Run("hippocampus", "pyramid_aug", 168, setting="ship", steps=5000)
 KEPT = [HIPPOCAMPUS, *variants(HIPPOCAMPUS, network=("pyramid_aug", "canon_pyramid"))]  # weights, for pictures
 SEEDS = (0, 1, 2)
 # How many steps a plain network does in the time of one of the others, on a GPU that does nothing else, by
 # seconds_per_step of costs_*_cuda.json: runs with match="time" train the plain network that many times longer
-AS_LONG = {"pyramid": 3.2, "seunet": 7.3}
+AS_LONG = {"canon": 3.7, "seunet": 7.3}
 
 
 def selection() -> list[list[Run]]:
@@ -52,32 +51,31 @@ def chosen_rates(output: str) -> dict[str, float]:
 
 
 def protocol(rates: dict[str, float]) -> list[list[Run]]:
-    """All runs, in groups that run beside each other on a GPU, those of high priority first."""
+    """All runs, in groups of one kind, those of high priority first."""
     groups = [
         *[variants(HIPPOCAMPUS, volumes=[n], network=[name], seed=SEEDS)
           for n in (25, 10, 126) for name in ("unet_aug", "pyramid_aug", "canon_pyramid")],
-        *[variants(BRATS, network=[name], fold=folds) for name in reversed(MAIN) for folds in ((0, 1, 2), (3, 4, 5))],
-        variants(SHIPPED, network=("pyramid_aug", "canon_pyramid", "unet_aug")),
-        *[variants(HIPPOCAMPUS, volumes=[n], seed=SEEDS, steps=[int(1000 * AS_LONG["pyramid"])], match=["time"])
-          for n in (25, 10, 126)],
-        variants(HIPPOCAMPUS, network=["seunet_aug"], seed=SEEDS),
+        *[variants(HIPPOCAMPUS, network=[name], seed=SEEDS) for name in ("unet_whole_aug", "canon_pyramid_matched")],
+        *[variants(BRATS, network=[name], fold=range(6))
+          for name in ("seunet_aug", "unet_aug", "canon_pyramid_matched")],
+        variants(HIPPOCAMPUS, seed=SEEDS, steps=[int(1000 * AS_LONG["canon"])], match=["time"]),
+        variants(HIPPOCAMPUS, network=["canon_pyramid_no_aug"], seed=SEEDS),
         *[variants(ACDC, setting=["coarse"], volumes=[33], network=[name], seed=SEEDS)
-          for name in ("seunet_mm_aug", "pyramid_mm_aug", "unet_aug", "unet_resampled_aug")],
-        *[variants(BRATS, volumes=[10], network=[name], fold=folds)
-          for name in MAIN[:2] for folds in ((0, 1, 2), (3, 4, 5))],
-        *[variants(BRATS, steps=[int(600 * AS_LONG["pyramid"])], match=["time"], fold=folds)
-          for folds in ((0, 1, 2), (3, 4, 5))],
-        variants(HIPPOCAMPUS, network=["pyramid"], seed=SEEDS),
+          for name in ("pyramid_mm_aug", "unet_aug", "unet_resampled_aug", "seunet_mm_aug")],
+        *[variants(BRATS, volumes=[n], network=[name], fold=range(6))
+          for n in (10, 15) for name in ("unet_aug", "canon_pyramid_matched")],
+        variants(BRATS, steps=[int(600 * AS_LONG["canon"])], match=["time"], fold=range(6)),
+        *[variants(HIPPOCAMPUS, volumes=[n], seed=SEEDS, steps=[int(1000 * AS_LONG["canon"])], match=["time"])
+          for n in (10, 126)],
+        *[variants(HIPPOCAMPUS, volumes=[n], network=[name], seed=SEEDS)
+          for n in (10, 126) for name in ("unet_whole_aug", "canon_pyramid_matched")],
         variants(HIPPOCAMPUS, network=["unet"], seed=SEEDS),
+        variants(HIPPOCAMPUS, network=["pyramid"], seed=SEEDS),
         *[variants(ACDC, network=[name], seed=SEEDS) for name in ("pyramid_mm_aug", "unet_aug", "unet_resampled_aug")],
-        *[variants(BRATS, volumes=[n], network=[name], fold=folds)
-          for n, name in ((10, "seunet_aug"), (15, "unet_aug"), (15, "pyramid_aug"))
-          for folds in ((0, 1, 2), (3, 4, 5))],
+        variants(HIPPOCAMPUS, network=["seunet_aug"], seed=SEEDS),
         *[variants(HIPPOCAMPUS, network=[name], seed=SEEDS)
           for name in ("pyramid_attentive", "canon_unet", "pyramid_wide", "segresnet_aug", "published_aug")],
-        *[variants(BRATS, steps=[int(600 * AS_LONG["seunet"])], match=["time"], fold=folds)
-          for folds in ((0, 1, 2), (3, 4, 5))],
-        *[variants(HIPPOCAMPUS, volumes=[n], network=["seunet_aug"], seed=SEEDS) for n in (10, 126)],
+        variants(BRATS, steps=[int(600 * AS_LONG["seunet"])], match=["time"], fold=range(6)),
     ]  # fmt: skip
     return [[with_rate(run, rates) for run in group] for group in groups]
 
@@ -107,7 +105,7 @@ def main(
     do(_split(selection(), beside), cases, output, workers, min(limit, trial_limit))
     rates = chosen_rates(output)
     sys.stdout.write(f"learning rates chosen on the validation volumes: {rates}\n")
-    kept = [with_rate(run, rates).name for run in (*KEPT, *variants(SHIPPED, network=("pyramid_aug", "canon_pyramid")))]
+    kept = [with_rate(run, rates).name for run in KEPT]
     do(_split(protocol(rates), beside), cases, output, workers, limit - (time.time() - start), kept)
 
 

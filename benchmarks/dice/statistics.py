@@ -22,7 +22,6 @@ HOME = ("1", "own")  # what resembles the training most
 JOINED = ("brats",)  # each fold tests the cases that it left out: the folds of a seed are one run over all cases
 
 VALIDATION = "validation"  # the setting by which choices are made, whose cases are not those of the test
-SHIPPED = "ship"  # the setting of the weights that the package comes with, each trained once
 
 
 class Group(NamedTuple):

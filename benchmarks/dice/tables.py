@@ -24,11 +24,16 @@ from benchmarks.dice.statistics import (
     values,
 )
 
+# fmt: off
 PAIRS = {  # ours and the baseline, network/test
-    "hippocampus": [("canon_pyramid/own", "unet_aug/own"), ("canon_pyramid/own", "unet_aug/four_mean")],
-    "brats": [("pyramid_aug/own", "unet_aug/half"), ("seunet_aug/own", "unet_aug/half")],
+    "hippocampus": [
+        ("canon_pyramid/own", "unet_aug/own"), ("canon_pyramid/own", "unet_aug/four_mean"),
+        ("canon_pyramid_matched/own", "unet_whole_aug/half"),
+    ],
+    "brats": [("canon_pyramid_matched/own", "unet_aug/half"), ("seunet_aug/own", "unet_aug/half")],
     "acdc": [("pyramid_mm_aug/own", "unet_resampled_aug/own")],
 }
+# fmt: on
 COSTS = {  # heading: of a run, format
     "parameters": (lambda run: run["parameters"], ",.0f"),
     "GMAC": (lambda run: run["gmacs"], ".3g"),
