@@ -22,7 +22,7 @@ ROWS = {
     ("unet_aug", "own"): ("UNet + augmentation", "#D55E00", "s-"),
     ("unet_aug", "four_mean"): ("UNet + augmentation, mean of 4 scales", "#E69F00", "v-"),
     ("unet_aug", "half"): ("UNet + augmentation, mean of 3 scales", "#E69F00", "v-"),
-    ("unet_whole_aug", "own"): ("UNet, trained on whole images", "0.5", "^-"),
+    ("unet_whole_aug", "half"): ("UNet on whole images, mean of 3 scales", "0.5", "^-"),
     ("unet_resampled_aug", "own"): ("UNet at one voxel size", "black", "X-"),
     ("unet_aug", "oracle"): ("UNet + augmentation, told the scale", "black", "--"),
 }
