@@ -170,6 +170,7 @@ ENTRIES = {
     "seunet_aug": Entry(seunet, WIDE, {"own": once, "octaves": over((2**-0.5, 2**0.5))}),
     "unet_whole_aug": Entry(unet, WIDE, {"own": once, "half": over(HALF)}, is_whole=True),
     "canon_pyramid_matched": Entry(canonical(narrower_pyramid, narrow=True), 0.5, {"own": once}),
+    "canon_whole_aug": Entry(canonical(narrower_pyramid, narrow=True), 0.5, {"own": once}, is_whole=True),
     "canon_pyramid_no_aug": Entry(canonical(pyramid()), 0.0, {"own": once}),
     "unet": Entry(unet, 0.0, AVERAGED),
     "pyramid": Entry(pyramid(FIVE), 0.0, {"own": once, "four": over(FOUR), "half": over(HALF)}),

@@ -14,6 +14,7 @@ from benchmarks.dice.statistics import conditions_of, estimate, grouped, home, i
 ROWS = {
     ("canon_pyramid", "own"): ("ScaleCanonicalizer (ours)", "#0072B2", "o-"),
     ("canon_pyramid_matched", "own"): ("ScaleCanonicalizer, as small as UNet (ours)", "#009E73", "P-"),
+    ("canon_whole_aug", "own"): ("ScaleCanonicalizer on whole images (ours)", "#009E73", "P-"),
     ("pyramid_aug", "four"): ("ScalePyramid (ours)", "#56B4E9", "D-"),
     ("pyramid_aug", "own"): ("ScalePyramid (ours)", "#56B4E9", "D-"),
     ("pyramid_mm_aug", "own"): ("ScalePyramid in mm (ours)", "#009E73", "p-"),

@@ -55,7 +55,7 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
     groups = [
         *[variants(HIPPOCAMPUS, volumes=[n], network=[name], seed=SEEDS)
           for n in (25, 10, 126) for name in ("unet_aug", "pyramid_aug", "canon_pyramid")],
-        *[variants(HIPPOCAMPUS, network=[name], seed=SEEDS) for name in ("unet_whole_aug", "canon_pyramid_matched")],
+        *[variants(HIPPOCAMPUS, network=[name], seed=SEEDS) for name in ("unet_whole_aug", "canon_whole_aug")],
         *[variants(BRATS, network=[name], fold=range(6))
           for name in ("seunet_aug", "unet_aug", "canon_pyramid_matched")],
         variants(HIPPOCAMPUS, seed=SEEDS, steps=[int(1000 * AS_LONG["canon"])], match=["time"]),
@@ -68,7 +68,7 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
         *[variants(HIPPOCAMPUS, volumes=[n], seed=SEEDS, steps=[int(1000 * AS_LONG["canon"])], match=["time"])
           for n in (10, 126)],
         *[variants(HIPPOCAMPUS, volumes=[n], network=[name], seed=SEEDS)
-          for n in (10, 126) for name in ("unet_whole_aug", "canon_pyramid_matched")],
+          for n in (10, 126) for name in ("unet_whole_aug", "canon_whole_aug")],
         variants(HIPPOCAMPUS, network=["unet"], seed=SEEDS),
         variants(HIPPOCAMPUS, network=["pyramid"], seed=SEEDS),
         *[variants(ACDC, network=[name], seed=SEEDS) for name in ("pyramid_mm_aug", "unet_aug", "unet_resampled_aug")],
