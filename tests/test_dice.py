@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import affine_transform, gaussian_filter
+from scipy.spatial.transform import Rotation
 from torch import nn
 
 from benchmarks.dice import costs, datasets, evaluating, networks, protocol, runs, sampling, training
@@ -115,12 +116,20 @@ def test_rotation_takes_labels_with_it(axis):
     assert not torch.equal(turned[1], straight[1])
 
 
+def expected_in_plane(angle):
+    return [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+
+
 def test_rotations_are_rotations():
     for n in (1, 3):
         turns = sampling._rotations(np.random.default_rng(0).uniform(-3, 3, (5, n)))
         unit = np.broadcast_to(np.eye(turns.shape[1]), turns.shape)
         np.testing.assert_allclose(turns @ np.swapaxes(turns, 1, 2), unit, atol=1e-12)
         np.testing.assert_allclose(np.linalg.det(turns), 1)
+    angles = np.array([0.3, -0.5, 0.7])  # of the second axis' plane, scipy counts the other way
+    expected = Rotation.from_euler("XYZ", angles * [1, -1, 1]).as_matrix()
+    np.testing.assert_allclose(sampling._rotations(angles), expected, atol=1e-12)
+    np.testing.assert_allclose(sampling._rotations(angles[2:]), expected_in_plane(0.7))
 
 
 def test_sample_is_a_box_of_image_and_label_mirrored_at_the_border():
