@@ -465,6 +465,15 @@ def test_steps_take_the_plan_in_order(small_recipes):
     assert rates == pytest.approx([rate_at(i, 3, 5e-3) for i in range(3)])
 
 
+def test_whole_images_are_of_the_plans_sizes(monkeypatch):
+    monkeypatch.setitem(RECIPES, "hippocampus", RECIPES["hippocampus"] | {"size": (16, 16, 16)})
+    trainer, seen = trainer_of("unet_whole_aug", steps=3), []
+    trainer.net.register_forward_pre_hook(lambda net, args: seen.append(list(args[0].shape[2:])))
+    finish([trainer])
+    assert seen == trainer.sizes
+    assert len({tuple(size) for size in seen}) > 1
+
+
 def test_checkpoints_on_the_way_hold_the_seconds_so_far(small_recipes, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     clock = iter(range(100))
