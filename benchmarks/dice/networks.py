@@ -61,12 +61,6 @@ def seunet(axes: int, channels: int, classes: int) -> nn.Module:
     return SEUNet(axes, channels, classes, widths, (2,) * (len(widths) - 1), num_res_units=2, filters=filters)
 
 
-def seunet_fine(axes: int, channels: int, classes: int) -> nn.Module:
-    """Its first level on the image's own grid."""
-    filters = ScaleFilters((1.0, 0.9, 0.81), sigma=1.0, max_order=3)
-    return SEUNet(axes, channels, classes, (14, 30, 60, 80), (1, 2, 2), num_res_units=1, filters=filters)
-
-
 def published(axes: int, channels: int, classes: int) -> nn.Module:
     net = PublishedSEUNet(
         channels, classes, (16, 32, 64), (2, 2), kernel_size=5, effective_size=3, scales=list(STEPS_OF_AN_OCTAVE),
@@ -122,8 +116,7 @@ def brought(scales: tuple[float, ...]) -> Test:
     def wrap(net: nn.Module) -> nn.Module:
         found = copy.copy(net)
         found._modules = dict(net._modules)
-        inner = net.network.network if isinstance(net.network, ScalePyramid) else net.network
-        found.network = ScalePyramid(inner, scales, "logsumexp", net.spatial_dims)
+        found.network = ScalePyramid(net.network, scales, "logsumexp", net.spatial_dims)
         found.size_divisor = [1] * net.spatial_dims
         return found
 
@@ -159,7 +152,6 @@ def over(scales: tuple[float, ...], projection: str = "logsumexp") -> Test:
     return wrap
 
 
-# Entries in none of the protocol's lists were tried by hand with runs.do and keep their names in costs_*.json.
 PLAIN = {"own": once}
 AVERAGED = {"own": once, "half": over(HALF), "four_mean": over(FOUR, "mean")}
 CANONICAL = {"own": once, "half": brought(HALF), "without": inside(once)}
@@ -177,17 +169,12 @@ ENTRIES = {
     "seunet_octaves_aug": Entry(pyramid((2**-0.5, 2**0.5), "logsumexp", seunet), NARROW, PLAIN),
     "published_aug": Entry(published, WIDE, PLAIN),
     "segresnet_aug": Entry(segresnet, WIDE, PLAIN),
-    "seunet_fine_aug": Entry(seunet_fine, WIDE, PLAIN),
     "pyramid_wide": Entry(pyramid(), WIDE, COPIES),
     "pyramid_attentive": Entry(pyramid(FOUR, "attentive"), WIDE, PLAIN),
-    "pyramid_attentive_five": Entry(pyramid(FIVE, "attentive"), WIDE, PLAIN),
     "pyramid_deep": Entry(pyramid(remember=True), WIDE, COPIES, deep=0.5),
-    "pyramid_four": Entry(pyramid(FOUR), WIDE, COPIES),
     "pyramid_fine_steps": Entry(pyramid(tuple(2 ** (i / 4) for i in range(-2, 3))), NARROW, COPIES),
     "canon_unet": Entry(canonical(), 0.5, CANONICAL),
-    "canon_unet_wide": Entry(canonical(), WIDE, CANONICAL),
     "canon_pyramid": Entry(canonical(pyramid()), 0.5, {"own": once, "without": inside(once)}),
-    "canon_pyramid_narrow": Entry(canonical(pyramid()), 0.25, {"own": once}),
     "unet_resampled_aug": Entry(unet, NARROW, {"own": at_working}, resample=WORKING, unit=1.0),
     "pyramid_mm_aug": Entry(pyramid_mm, NARROW, PLAIN, unit=1.0, is_told=True),
     "seunet_mm_aug": Entry(seunet, NARROW, PLAIN, unit=WORKING, is_told=True),

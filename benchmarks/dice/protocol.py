@@ -74,7 +74,8 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
         *[variants(ACDC, network=[name], seed=SEEDS) for name in ("pyramid_mm_aug", "unet_aug", "unet_resampled_aug")],
         variants(HIPPOCAMPUS, network=["seunet_aug"], seed=SEEDS),
         *[variants(HIPPOCAMPUS, network=[name], seed=SEEDS)
-          for name in ("pyramid_attentive", "canon_unet", "pyramid_wide", "segresnet_aug", "published_aug")],
+          for name in ("seunet_octaves_aug", "pyramid_attentive", "canon_unet", "pyramid_wide", "segresnet_aug",
+                       "published_aug")],
         variants(BRATS, steps=[int(600 * AS_LONG["seunet"])], match=["time"], fold=range(6)),
     ]  # fmt: skip
     return [[with_rate(run, rates) for run in group] for group in groups]
