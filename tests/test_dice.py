@@ -687,3 +687,8 @@ def test_report_of_a_finished_training(small_recipes, tmp_path, monkeypatch):
     expected = measure(trainer.net, ENTRIES["unet_aug"], test, ("1", "z2"), CPU)
     assert report["tests"] == expected
     assert runs.mean([[0.5, None], [0.75, 1.0]]) == 0.75
+
+
+def test_cases_that_were_not_prepared_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"--cases: expected .*brats\.npz, found none; .*prepare"):
+        datasets.load("brats", tmp_path)

@@ -75,7 +75,10 @@ def prepare(output: str, data: str = "../shared/data") -> None:
 
 def load(dataset: str, cases: str | Path) -> list[Volume]:
     """All volumes of a data set, sorted by name, from what ``prepare`` left."""
-    with np.load(Path(cases) / f"{dataset}.npz") as stored:
+    file = Path(cases) / f"{dataset}.npz"
+    if not file.exists():
+        raise FileNotFoundError(f"--cases: expected {file}, found none; `python -m benchmarks dice prepare` writes it.")
+    with np.load(file) as stored:
         names = sorted({key.split("/")[0] for key in stored})
         return [
             Volume(
