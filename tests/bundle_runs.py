@@ -23,6 +23,11 @@ CPU = "$torch.device('cpu')"
 # Overrides that make a bundle's own network small.
 TINY = {
     "SEUNet": {"network_def#channels": [4, 8], "network_def#strides": [2]},
+    "ScaleCanonicalizer": {
+        "network_def#network#network#channels": [4, 8],
+        "network_def#network#network#strides": [2],
+        "network_def#channels": [4, 8],
+    },
     "RepUXNet": {
         "network_def#depths": [1, 1],
         "network_def#feature_size": [4, 8],

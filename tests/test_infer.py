@@ -449,10 +449,16 @@ def test_what_the_training_recorded_is_used_and_compared(capsys, whole, tmp_path
 
 
 def test_recorded_network_keeps_what_its_record_cannot_hold():
-    parser = ConfigParser({"ckpt_path": "", "network_def": {"_target_": "a.Net", "size": 1, "hidden": "@x"}, "x": 2})
+    configured = {"_target_": "a.Net", "size": 1, "hidden": "@x", "inner": DEFINITION}
+    parser = ConfigParser({"ckpt_path": "", "network_def": configured, "x": 2})
     for recorded, expected in (
-        ({"_target_": "Net", "size": 3}, {"_target_": "a.Net", "size": 3, "hidden": "@x"}),
+        ({"_target_": "Net", "size": 3}, {**configured, "size": 3}),
         ({"_target_": "Other", "size": 3}, {"_target_": "Other", "size": 3}),
+        (
+            {"_target_": "Net", "inner": {"_target_": "Conv3d", "out_channels": 4}},
+            {**configured, "inner": {**DEFINITION, "out_channels": 4}},
+        ),
+        ({"_target_": "Net", "inner": {"_target_": "Other"}}, {**configured, "inner": {"_target_": "Other"}}),
     ):
         assert merged_record(parser, {"network_def": recorded, "spacing": [1]}) == {"network_def": expected}
 

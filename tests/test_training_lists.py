@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +16,7 @@ from monai.networks.nets import UNet
 from monai.transforms import Compose, SaveImaged
 from torch import nn
 
-from monai_scaleequiv import SEUNet
+from monai_scaleequiv import ScalePyramid, SEUNet
 from monai_scaleequiv.data import (
     InputGridWriter,
     case_sizes,
@@ -232,6 +233,23 @@ def test_weights_of_another_network(tmp_path):
             load_weights(other, tmp_path / "model.pt", new_head=True)
         assert "\n" not in str(raised.value)
         assert len(str(raised.value)) < 400
+
+
+def test_weights_under_the_head_of_a_unet(tmp_path):
+    """Its last block is transposed convolution and residual unit, both between classes."""
+    unet = partial(UNet, 2, 1, channels=(4, 8), strides=(2,), num_res_units=1)
+    of_three = unet(out_channels=3)
+    torch.save(of_three.state_dict(), tmp_path / "model.pt")
+    torch.save(ScalePyramid(of_three, spatial_dims=2).state_dict(), tmp_path / "pyramid.pt")
+    net = ScalePyramid(unet(out_channels=5), spatial_dims=2)
+    kept = load_weights(net, tmp_path / "pyramid.pt", new_head=True)
+    assert {name.rsplit(".", 1)[0] for name in kept} == {"network.model.2.0.conv", "network.model.2.1.conv.unit0.conv"}
+    for options in ({"channels": (2, 8)}, {"channels": (4, 5)}, {"strides": (3,), "up_kernel_size": 5}):
+        with pytest.raises(ValueError, match=r"of another shape: model"):
+            load_weights(unet(out_channels=3, **options), tmp_path / "model.pt", new_head=True)
+    other = UNet(2, 2, 5, channels=(4, 8), strides=(2,), num_res_units=1)
+    with pytest.raises(ValueError, match=r"2 of another shape: model.0.conv.unit0.conv.weight"):
+        load_weights(other, tmp_path / "model.pt", new_head=True)
 
 
 # Errors.

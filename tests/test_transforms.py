@@ -370,6 +370,7 @@ def test_windows_are_in_millimetres():
     for form in forms(MetaTensor(image[0], affine=torch.as_tensor(turned(voxels))))[1:]:
         assert windows_seen(form, [10.0, 10.0, 10.0], voxels) == {(20, 10, 5)}
     assert windows_seen(image, [40, 40, 40], [1, 1, 1], spacing=[1, 1, 1]) == {(30, 20, 9)}
+    assert windows_seen(image, [-1, 10, 0], voxels, spacing=voxels) == {(30, 10, 9)}  # MONAI's way to say all
     assert windows_seen(image[..., :2], [10, 30, 10], [30, 1, 30], spacing=[30, 1, 30]) == {(1, 20, 1)}
 
 
@@ -383,6 +384,5 @@ def test_windows_without_one_voxel_size():
     for roi_size, spacing in (([4, 4], [1, 1]), ([4, 4, 4], [1, 1]), ([4, 4], [1, 1, 1])):
         with pytest.raises(ValueError, match=r"^spacing: expected 3 numbers, for spacing as for roi_size, got"):
             MillimetreSlidingWindowInferer(roi_size)(torch.rand(1, 1, 4, 4, 4), network, spacing=spacing)
-    for roi_size in ([], [4, 0, 4], [-1, 4, 4]):
-        with pytest.raises(ValueError, match=r"^roi_size: expected edges above 0"):
-            MillimetreSlidingWindowInferer(roi_size)
+    with pytest.raises(ValueError, match=r"^roi_size: expected edges in mm, got none"):
+        MillimetreSlidingWindowInferer([])

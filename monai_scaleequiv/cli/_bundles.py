@@ -80,10 +80,22 @@ def merged_record(parser: ConfigParser, record: Mapping[str, Any]) -> dict[str, 
     found = {id: record[id] for id in RECORDED if id in record and id in parser}
     configured, recorded = parser.get("network_def"), found.pop("network_def", None)
     if isinstance(configured, dict) and recorded:
-        name = str(configured.get("_target_"))
-        same = name.rpartition(".")[2] == recorded["_target_"].rpartition(".")[2]
-        found["network_def"] = {**configured, **recorded, "_target_": name} if same else recorded
+        found["network_def"] = _merged(configured, recorded)
     return found
+
+
+def _merged(configured: Any, recorded: Any) -> Any:
+    """The recorded definition of a network, with the configured arguments of the same classes that it lacks."""
+    if not all(isinstance(part, Mapping) and "_target_" in part for part in (configured, recorded)):
+        return recorded
+    name = str(configured["_target_"])
+    if name.rpartition(".")[2] != recorded["_target_"].rpartition(".")[2]:
+        return recorded
+    return {
+        **configured,
+        **{key: _merged(configured.get(key), part) for key, part in recorded.items()},
+        "_target_": name,
+    }
 
 
 def find_bundle(name: str) -> Path:

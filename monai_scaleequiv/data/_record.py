@@ -34,6 +34,8 @@ def definition_of(network: nn.Module) -> dict[str, Any]:
     network = unwrapped(network)
     names = [name for name in inspect.signature(type(network).__init__).parameters if name != "use_checkpoint"]
     arguments = {name: getattr(network, name) for name in names if hasattr(network, name)}
+    if "spatial_dims" in names and hasattr(network, "dimensions"):  # as MONAI's UNet calls it
+        arguments.setdefault("spatial_dims", network.dimensions)
     name = type(network).__name__
     # Configs find classes of MONAI and its plugins by their name, those of torch by their path.
     return {"_target_": f"torch.nn.{name}" if getattr(nn, name, None) is type(network) else name, **plain(arguments)}

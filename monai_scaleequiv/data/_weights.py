@@ -5,7 +5,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ def load_weights(network: nn.Module, path: PathLike, map_location: Device = None
         path: a state dict, or a checkpoint with one under ``state_dict``, ``network``, ``model`` or ``net``; names may
             begin with ``module.`` or whatever else is in front of all of the network's names.
         map_location: see ``torch.load``.
-        new_head: whether parameters whose first axis alone differs, for another number of classes, keep their values.
+        new_head: whether parameters of another shape for another number of classes keep their values: those whose
+            first axis alone differs; where the network says its ``out_channels``, by that number, and others with
+            them that differ by it, as the layers of the last block of MONAI's UNet do.
 
     Returns:
         names of the parameters that kept their values.
@@ -48,7 +50,7 @@ def load_weights(network: nn.Module, path: PathLike, map_location: Device = None
     # Layers take older shapes, too, in which the axes behind the channels are joined.
     joined = {name: [(*shape[:2], math.prod(shape[2:])) for shape in pair] for name, pair in shapes.items()}
     other = [name for name, (old, new) in joined.items() if name in found and old != new]
-    kept = [name for name in other if new_head and joined[name][0][1:] == joined[name][1][1:]]
+    kept = _of_head({name: joined[name] for name in other}, network) if new_head else []
     parts = {
         "missing": [name for name in wanted if name not in found],
         "unknown": [str(name) for name in found if name not in wanted],
@@ -60,6 +62,17 @@ def load_weights(network: nn.Module, path: PathLike, map_location: Device = None
         raise ValueError(f"{path}: expected weights of this {type(network).__name__}, got others ({got}); {hint}.")
     network.load_state_dict({**found, **{name: wanted[name] for name in kept}})
     return kept
+
+
+def _of_head(shapes: Mapping[str, Sequence[tuple[int, ...]]], network: nn.Module) -> list[str]:
+    """The parameters whose old and new shapes differ by the number of classes alone."""
+    while isinstance(getattr(network, "network", None), nn.Module):  # as a pyramid has it
+        network = network.network
+    classes = getattr(network, "out_channels", None)
+    first = [n for n, (old, new) in shapes.items() if old[1:] == new[1:] and classes in (None, new[0])]
+    numbers = {(shapes[n][0][0], classes) for n in first}
+    rest = [n for n, (old, new) in shapes.items() if n not in first and len(old) == len(new)]
+    return first + [n for n in rest if {(a, b) for a, b in zip(*shapes[n], strict=True) if a != b} <= numbers]
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

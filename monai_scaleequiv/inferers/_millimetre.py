@@ -16,11 +16,11 @@ class MillimetreSlidingWindowInferer(SlidingWindowInfererAdapt):
     nothing is padded with a constant.
 
     Args:
-        roi_size: edges of the window in mm, one per axis.
+        roi_size: edges of the window in mm, one per axis; 0 or less for the image's own, as in MONAI.
         options: see ``SlidingWindowInferer``.
 
     Raises:
-        ValueError: when an edge is not above 0, or there is no voxel size, or another one for each image of a batch.
+        ValueError: when there is no edge or voxel size, or another voxel size for each image of a batch.
 
     Example::
 
@@ -31,8 +31,8 @@ class MillimetreSlidingWindowInferer(SlidingWindowInfererAdapt):
     """
 
     def __init__(self, roi_size: Sequence[float], **options: Any) -> None:
-        if not roi_size or min(roi_size) <= 0:
-            raise ValueError(f"roi_size: expected edges above 0, in mm, got {list(roi_size)}; give one per axis.")
+        if not roi_size:
+            raise ValueError("roi_size: expected edges in mm, got none; give one per axis.")
         super().__init__([1] * len(roi_size), **options)
         self.edges = [float(edge) for edge in roi_size]
 
@@ -57,7 +57,7 @@ class MillimetreSlidingWindowInferer(SlidingWindowInfererAdapt):
         windows = copy.copy(self)
         windows.roi_weight_map = None  # of another size
         edges = zip(self.edges, sizes, inputs.shape[2:], strict=True)
-        windows.roi_size = [min(max(round(edge / voxel), 1), n) for edge, voxel, n in edges]
+        windows.roi_size = [min(max(round(edge / voxel), 1), n) if edge > 0 else n for edge, voxel, n in edges]
         output = SlidingWindowInfererAdapt.__call__(windows, inputs, network, *args, spacing=sizes, **kwargs)
         self.cpu_thresh, self.buffer_steps = windows.cpu_thresh, windows.buffer_steps  # what it learned of the memory
         return output
