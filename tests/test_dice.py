@@ -384,6 +384,20 @@ def test_what_the_ways_compute(axes):
     torch.testing.assert_close(brought(HALF)(canonical)(x), expected(x))
 
 
+@torch.no_grad()
+def test_two_scales_at_a_time():
+    net, x = networks.two_scales_at_a_time(2, 1, 3), torch.randn(1, 1, 16, 24)
+    whole = networks.pyramid()(2, 1, 3)
+    whole.load_state_dict(net.state_dict())
+    torch.testing.assert_close(net.eval()(x), whole.eval()(x))
+    pairs = [
+        ScalePyramid(net.network, [HALF[i], HALF[j]], spatial_dims=2).train()(x) for i, j in ((0, 1), (0, 2), (1, 2))
+    ]
+    drawn = [net.train()(x) for _ in range(20)]
+    seen = {i for y in drawn for i, pair in enumerate(pairs) if torch.allclose(y, pair, atol=1e-5)}
+    assert seen == {0, 1, 2}
+
+
 @pytest.mark.parametrize(
     ("axes", "channels", "classes", "names"),
     [

@@ -31,6 +31,17 @@ class Remembering(ScaleProjection):
         return super().forward(x)
 
 
+class TwoOfThem(ScalePyramid):
+    """A pyramid that in training computes two of its scales, drawn anew at each step, for less than all of its cost."""
+
+    def forward(self, x: torch.Tensor, spacing: list[float] | None = None) -> torch.Tensor:
+        if not self.training:
+            return super().forward(x, spacing)
+        steps = self._steps(spacing)
+        chosen = torch.randperm(len(steps))[:2].tolist()
+        return self.projection(torch.stack([self._answer(x, steps[i]) for i in chosen], dim=1))
+
+
 @dataclass(frozen=True)
 class Entry:
     """One network of the comparison.
@@ -97,6 +108,16 @@ def at_working(net: nn.Module) -> nn.Module:
 def narrower_pyramid(axes: int, channels: int, classes: int) -> nn.Module:
     """With the narrow estimator of sizes as many parameters as the plain network."""
     net = UNet(axes, channels, classes, (15, 30, 60), (2, 2), num_res_units=2)
+    return ScalePyramid(net, HALF, spatial_dims=axes)
+
+
+def two_scales_at_a_time(axes: int, channels: int, classes: int) -> nn.Module:
+    return TwoOfThem(unet(axes, channels, classes), HALF, spatial_dims=axes)
+
+
+def pyramid_of_wider_kernels(axes: int, channels: int, classes: int) -> nn.Module:
+    """Kernels of 5 voxels in place of 3, and fewer channels for them."""
+    net = UNet(axes, channels, classes, (8, 15, 29), (2, 2), kernel_size=5, up_kernel_size=5, num_res_units=2)
     return ScalePyramid(net, HALF, spatial_dims=axes)
 
 
@@ -174,6 +195,8 @@ ENTRIES = {
     "pyramid_deep": Entry(pyramid(remember=True), WIDE, COPIES, deep=0.5),
     "pyramid_fine_steps": Entry(pyramid(tuple(2 ** (i / 4) for i in range(-2, 3))), NARROW, COPIES),
     "canon_unet": Entry(canonical(), 0.5, CANONICAL),
+    "canon_two_scales": Entry(canonical(two_scales_at_a_time), 0.5, {"own": once}),
+    "canon_wider_kernels": Entry(canonical(pyramid_of_wider_kernels), 0.5, {"own": once}),
     "canon_pyramid": Entry(canonical(pyramid()), 0.5, {"own": once, "without": inside(once)}),
     "unet_resampled_aug": Entry(unet, NARROW, {"own": at_working}, resample=WORKING, unit=1.0),
     "pyramid_mm_aug": Entry(pyramid_mm, NARROW, PLAIN, unit=1.0, is_told=True),

@@ -15,6 +15,7 @@ MAIN = ("unet_aug", "pyramid_aug", "seunet_aug")
 DESIGNS = (
     "canon_pyramid", "pyramid_attentive", "pyramid_wide",
     "pyramid_deep", "canon_unet", "pyramid_fine_steps",
+    "canon_two_scales", "canon_wider_kernels",
 )  # fmt: skip
 TRIAL = Run("hippocampus", "unet_aug", 25, setting="validation", steps=500)
 HIPPOCAMPUS = Run("hippocampus", "unet_aug", 25)
