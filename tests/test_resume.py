@@ -33,7 +33,7 @@ from tests.bundle_runs import CPU, FOLDERS, QUICK, SIZE, load, run, tiny
 from tests.conftest import ROOT
 
 TICKS_AN_EPOCH = 3 * 4 + 2 + 2  # iterations, validated cases, checkpoints
-REPUXNET, SEUNET = FOLDERS
+REPUXNET, CANONICALIZER, SEUNET = FOLDERS
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +137,10 @@ def test_kill_9_and_resume(cases, tmp_path):
         fails="expected the states of this training's trainer, other",
     )
     assert not list((out / "models").glob("*.tmp"))
+
+
+def test_kill_9_and_resume_with_an_estimator_that_draws_its_views(cases, tmp_path):
+    kill_and_compare(CANONICALIZER, cases, tmp_path, kills=1, epochs=2)
 
 
 @pytest.mark.slow
