@@ -40,6 +40,7 @@ def test_published_path_is_not_that_of_other_modules():
         PublishedPath(net)(torch.randn(1, 2, 13, 13, 13))
 
 
+@pytest.mark.slow
 def test_small_run_of_the_gpu_script_on_the_cpu(tmp_path):
     gpu.main(str(tmp_path), data=str(tmp_path / "none"), smoke=True)
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
@@ -74,6 +75,7 @@ def test_no_check_passes_with_another_result(monkeypatch):
     assert not gpu_checks.checked(lambda: torch.nn.Conv3d(1, 1, 1), (1, 1, 2, 2, 2), "bfloat16", "cpu")["passed"]
 
 
+@pytest.mark.slow
 def test_rows_of_the_speed_script_in_processes_of_their_own(tmp_path):
     rows = ["build_seunet / scale_size 1 / 13^3 / forward", "SEUNet published / scale_size 1 / 13^3 / memory of a step"]
     speed.main(str(tmp_path), rows=",".join(rows), smoke=True)
