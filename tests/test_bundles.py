@@ -52,7 +52,7 @@ from tests.fault_files import write_volume
 
 ORIENTATION = np.array([[2, 1], [0, -1], [1, 1]])
 SCHEMA = Path(__file__).parent / "data" / "meta_schema_20240725.json"
-IMPORTS = {"monai_scaleequiv", "os", "torch", "torch.distributed"}
+IMPORTS = {"glob", "monai_scaleequiv", "os", "torch", "torch.distributed"}
 # What bundles for the same task may have of their own; all else in their folders is the same.
 OWN = {
     "network_def",
@@ -71,6 +71,7 @@ CALLS = {
     "dist.init_process_group",
     "dist.is_initialized",
     "int",
+    "isinstance",
     "max",
     "min",
     "monai.utils.set_determinism",

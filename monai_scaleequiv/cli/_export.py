@@ -71,7 +71,9 @@ def write_bundle(bundle: Path, target: Path) -> None:
         # The format knows neither views nor tensors that share their memory.
         tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
         save_file(tensors, folder / "models" / "model.safetensors", {"format": "pt"})
-        sums = [f"{_sha256(file)}  {file.relative_to(folder)}\n" for file in sorted(folder.rglob("*")) if file.is_file()]
+        sums = [
+            f"{_sha256(file)}  {file.relative_to(folder)}\n" for file in sorted(folder.rglob("*")) if file.is_file()
+        ]
         (folder / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
         folder.rename(target)
 
