@@ -29,9 +29,8 @@ PROGRAM = """
 import json, runpy, sys
 for command in json.loads(sys.argv[1]):
     sys.argv[:] = ["monai.bundle", *command]
-
     runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
-    print(json.dumps([module.__file__ for name, module in sys.modules.items() if name.startswith("monai_scaleequiv")]))
+print(json.dumps([module.__file__ for name, module in sys.modules.items() if name.startswith("monai_scaleequiv")]))
 """
 
 
