@@ -27,9 +27,15 @@ META = ["--meta_file", "configs/metadata.json"]
 # Runs commands of MONAI's one after the other, then names the files of this package that were imported.
 PROGRAM = """
 import json, runpy, sys
+import monai.bundle
 for command in json.loads(sys.argv[1]):
     sys.argv[:] = ["monai.bundle", *command]
     runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+monai.bundle.load("elsewhere", bundle_dir="..", device="cpu")
+for kind, names in {"train": ["train", "evaluate"], "infer": ["inference", "inference_native"]}.items():
+    workflow = monai.bundle.ConfigWorkflow([f"configs/{name}.json" for name in names], workflow_type=kind)
+    workflow.initialize()
+    assert workflow.check_properties() == []
 print(json.dumps([module.__file__ for name, module in sys.modules.items() if name.startswith("monai_scaleequiv")]))
 """
 
@@ -132,8 +138,10 @@ def test_exported_bundle_runs_without_the_package(bundle, exported, elsewhere, p
 @pytest.mark.slow
 def test_modules_of_the_bundle_win_over_installed_ones(exported, elsewhere, tmp_path):
     both = {**elsewhere, "PYTHONPATH": os.pathsep.join([str(ROOT), str(exported), elsewhere["PYTHONPATH"]])}
-    code = "from scripts import monai_scaleequiv; print(monai_scaleequiv.__file__)"
-    assert python("-c", code, cwd=tmp_path, env=both).stdout.strip().startswith(str(exported / "scripts"))
+    load = f"monai.bundle.load({exported.name!r}, bundle_dir={str(exported.parent)!r}, device='cpu')"
+    code = f"import sys, monai.bundle; print(sys.modules[type({load}).__module__].__file__)"
+    done = python("-c", code, cwd=tmp_path, env=both)
+    assert Path(done.stdout.strip()).is_relative_to(exported / "scripts"), done.stderr[-3000:]
 
 
 @pytest.fixture
@@ -209,7 +217,7 @@ def test_exports_that_fail_leave_nothing(bundle, exported, tmp_path, monkeypatch
     for source, target, message in (
         (bundle, "mine", f"--output: {tmp_path / 'mine'} exists already; choose another folder"),
         (exported, "out", f"--bundle: {exported} has scripts/ of its own; export the bundle"),
-        (plain, "out", f'--bundle: {plain}: expected a config with "$import monai_scaleequiv" among its imports'),
+        (plain, "out", f"--bundle: {plain}: expected a config with $import monai_scaleequiv among its imports"),
         (bare, "out", f"{bare / 'models' / 'model.pt'} does not exist"),
         ("seunet_hippocampus", "out", "did you mean seunet_hippocampus_segmentation?"),
         (bundle, "", "export_bundle: expected --output=PATH, got none"),

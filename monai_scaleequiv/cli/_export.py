@@ -6,6 +6,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -13,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from monai.config import PathLike
+from monai.bundle import ConfigParser
 
 import monai_scaleequiv
 from monai_scaleequiv.data import check_output_dir, read_weights
 
 PACKAGE = "monai_scaleequiv"
-IMPORT = f'"$import {PACKAGE}"'
+IMPORT = re.compile(rf"\$import {PACKAGE}(?![\w.])")
 LEFT_OUT = (".*", "__pycache__", "eval", "output")  # the last two are where a bundle's own runs write
 BASE = {"monai", "numpy", "torch"}  # which have entries of their own in the metadata
 SCRIPTS = f'''"""Makes ``{PACKAGE}`` of this folder the one that is imported, also where another is installed."""
@@ -43,8 +44,9 @@ if {PACKAGE}.__version__ != VERSION:
 def write_bundle(bundle: Path, target: Path) -> None:
     """Writes a bundle so that it runs without this package, whole or not at all.
 
-    The modules lie in ``scripts/``, and configs import them from there: in a process that has not imported this
-    package, they win over an installed one; in one that has, a warning says so if the versions differ.
+    All that importing this package runs lies in ``scripts/``, and configs import it from there: it wins over an
+    installed one. In a process that has imported that one before, it stays, and a warning says so if its version is
+    another. ``scripts`` is found in the current folder or on Python's path, as by any bundle of the Model Zoo.
 
     Raises:
         FileExistsError: when there is something at the target.
@@ -80,11 +82,13 @@ def write_bundle(bundle: Path, target: Path) -> None:
 
 def _redirect_imports(configs: Path, bundle: Path) -> None:
     """Lets the configs import this package from ``scripts``."""
-    texts = {file: file.read_text(encoding="utf-8") for file in configs.iterdir() if file.suffix == ".json"}
-    if not any(IMPORT in text for text in texts.values()):
-        raise ValueError(f"--bundle: {bundle}: expected a config with {IMPORT} among its imports, got none; add it.")
+    files = [file for file in configs.iterdir() if file.suffix[1:] in ConfigParser.suffixes]
+    texts = {file: file.read_text(encoding="utf-8") for file in files}
+    if not any(map(IMPORT.search, texts.values())):
+        expected = f"a config with $import {PACKAGE} among its imports"
+        raise ValueError(f"--bundle: {bundle}: expected {expected}, got none; add it.")
     for file, text in texts.items():
-        file.write_text(text.replace(IMPORT, f'"$from scripts import {PACKAGE}"'), encoding="utf-8")
+        file.write_text(IMPORT.sub(f"$from scripts import {PACKAGE}", text), encoding="utf-8")
 
 
 def _copy_modules(scripts: Path) -> dict[str, str]:
@@ -124,12 +128,12 @@ def _complete_metadata(file: Path, requirements: dict[str, str]) -> None:
     """Names the version of the modules, and in place of this package what they require."""
     meta = json.loads(file.read_text(encoding="utf-8"))
     listed = meta.get("required_packages_version", {})
-    listed = {name: version for name, version in listed.items() if name != PACKAGE.replace("_", "-")}
+    listed = {name: version for name, version in listed.items() if name.replace("-", "_") != PACKAGE}
     meta["required_packages_version"] = dict(sorted({**requirements, **listed}.items()))
     meta[f"{PACKAGE}_version"] = monai_scaleequiv.__version__
     file.write_text(json.dumps(meta, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _sha256(file: PathLike) -> str:
-    with Path(file).open("rb") as stream:
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
