@@ -183,10 +183,8 @@ def test_what_is_in_an_exported_bundle(bundle, exported):
     assert set(tensors) == set(weights)
     assert all(torch.equal(tensors[name], weights[name]) for name in weights)
     package = Path(monai_scaleequiv.__file__).parent
-    modules = {
-        file.relative_to(package): file.read_bytes() for file in package.rglob("*.py") if "cli" not in file.parts
-    }
-    del modules[Path("__main__.py")]
+    modules = {file.relative_to(package): file.read_bytes() for file in package.rglob("*.py")}
+    modules = {file: code for file, code in modules.items() if file.parts[0] not in ("cli", "__main__.py")}
     copies = exported / "scripts" / "monai_scaleequiv"
     assert {file.relative_to(copies): file.read_bytes() for file in copies.rglob("*.py")} == modules
     for file in (file for file in files(bundle) if file.name != "metadata.json"):
@@ -213,12 +211,15 @@ def test_exports_that_fail_leave_nothing(bundle, exported, tmp_path, monkeypatch
     for file in (plain / "configs").iterdir():
         file.write_text(file.read_text(encoding="utf-8").replace("$import monai_scaleequiv", "$import glob"))
     bare = Path(shutil.copytree(bundle, tmp_path / "bare", ignore=shutil.ignore_patterns("*.pt")))
+    nested = Path(shutil.copytree(bundle, tmp_path / "nested"))
+    torch.save({"network": {}}, nested / "models" / "model.pt")
     before = files(tmp_path)
     for source, target, message in (
         (bundle, "mine", f"--output: {tmp_path / 'mine'} exists already; choose another folder"),
         (exported, "out", f"--bundle: {exported} has scripts/ of its own; export the bundle"),
         (plain, "out", f"--bundle: {plain}: expected a config with $import monai_scaleequiv among its imports"),
         (bare, "out", f"{bare / 'models' / 'model.pt'} does not exist"),
+        (nested, "out", f"{nested / 'models' / 'model.pt'}: expected tensors alone, got dict; save network.state_dict"),
         ("seunet_hippocampus", "out", "did you mean seunet_hippocampus_segmentation?"),
         (bundle, "", "export_bundle: expected --output=PATH, got none"),
         (bundle, "plain/configs/train.json/out", "--output: expected a folder that can be written to"),
@@ -231,4 +232,4 @@ def test_exports_that_fail_leave_nothing(bundle, exported, tmp_path, monkeypatch
     assert main(["export_bundle", str(bundle), str(tmp_path / "out")]) == 1
     assert "expected the package safetensors, got none; pip install safetensors." in capsys.readouterr().err
     assert files(tmp_path) == before
-    assert {path.name for path in tmp_path.iterdir()} == {"bare", "mine", "plain"}
+    assert {path.name for path in tmp_path.iterdir()} == {"bare", "mine", "nested", "plain"}

@@ -52,7 +52,8 @@ def write_bundle(bundle: Path, target: Path) -> None:
         FileExistsError: when there is something at the target.
         FileNotFoundError: when the bundle has no ``models/model.pt``.
         ModuleNotFoundError: when the package safetensors is not installed.
-        ValueError: when the bundle has ``scripts/`` of its own, or no config that imports this package.
+        ValueError: when the bundle has ``scripts/`` of its own, no config that imports this package, or weights with
+            anything but tensors.
     """
     try:
         from safetensors.torch import save_file
@@ -63,7 +64,9 @@ def write_bundle(bundle: Path, target: Path) -> None:
         raise FileExistsError(f"--output: {target} exists already; choose another folder or remove it.")
     if (bundle / "scripts").exists():
         raise ValueError(f"--bundle: {bundle} has scripts/ of its own; export the bundle that it was made from.")
-    weights = read_weights(bundle / "models" / "model.pt")
+    weights = read_weights(file := bundle / "models" / "model.pt")
+    for got in (type(value).__name__ for value in weights.values() if not isinstance(value, torch.Tensor)):
+        raise ValueError(f"{file}: expected tensors alone, got {got}; save network.state_dict() instead.")
     check_output_dir(target.parent, "--output")
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as unfinished:
         folder = Path(shutil.copytree(bundle, Path(unfinished) / "bundle", ignore=shutil.ignore_patterns(*LEFT_OUT)))
@@ -73,10 +76,9 @@ def write_bundle(bundle: Path, target: Path) -> None:
         # The format knows neither views nor tensors that share their memory.
         tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
         save_file(tensors, folder / "models" / "model.safetensors", {"format": "pt"})
-        sums = [
-            f"{_sha256(file)}  {file.relative_to(folder)}\n" for file in sorted(folder.rglob("*")) if file.is_file()
-        ]
-        (folder / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        sums = "".join(f"{_sha256(file)}  {file.relative_to(folder)}\n" for file in files)
+        (folder / "SHA256SUMS").write_text(sums, encoding="utf-8")
         folder.rename(target)
 
 
