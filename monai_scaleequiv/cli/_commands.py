@@ -175,8 +175,8 @@ def export_bundle(bundle: str, output: str) -> None:
     """Writes a bundle that runs without this package: its modules, the weights also as safetensors, and SHA256SUMS.
 
     Where MONAI and the packages of its configs/metadata.json are installed, the folder passes the Model Zoo's
-    verification, trains, evaluates and segments by ``python -m monai.bundle``, as its docs/README.md shows. The bundle's
-    own eval/ and output/ are left out.
+    verification, trains, evaluates and segments by ``python -m monai.bundle``, as its docs/README.md shows.
+    Its own eval/ and output/ are left out.
 
     Args:
         bundle: folder of a bundle, or name of one that comes with this package.
