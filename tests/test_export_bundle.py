@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 from packaging.requirements import Requirement
-from safetensors.torch import load_file
 
 import monai_scaleequiv
 from monai_scaleequiv.cli import main
 from tests.bundle_runs import CPU, FOLDERS, QUICK, config, files, load, run, tiny
 from tests.conftest import ROOT
 
+safetensors = pytest.importorskip("safetensors.torch", reason="safetensors, of the extra [test], is not installed")
 SCHEMA = ROOT / "tests" / "data" / "meta_schema_20240725.json"
 META = ["--meta_file", "configs/metadata.json"]
 # Runs commands of MONAI's one after the other, then names the files of this package that were imported.
@@ -179,7 +179,10 @@ def test_what_is_in_an_exported_bundle(bundle, exported):
     assert {file: hashlib.sha256(found[file]).hexdigest() for file in sums} == sums
     if shutil.which("sha256sum"):
         subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=exported, check=True)
-    tensors, weights = load_file(exported / "models" / "model.safetensors"), load(exported / "models" / "model.pt")
+    tensors, weights = (
+        safetensors.load_file(exported / "models" / "model.safetensors"),
+        load(exported / "models" / "model.pt"),
+    )
     assert set(tensors) == set(weights)
     assert all(torch.equal(tensors[name], weights[name]) for name in weights)
     package = Path(monai_scaleequiv.__file__).parent
