@@ -52,7 +52,7 @@ from tests.fault_files import write_volume
 
 ORIENTATION = np.array([[2, 1], [0, -1], [1, 1]])
 SCHEMA = Path(__file__).parent / "data" / "meta_schema_20240725.json"
-IMPORTS = {"monai_scaleequiv", "os", "torch", "torch.distributed"}
+IMPORTS = {"glob", "monai_scaleequiv", "os", "torch", "torch.distributed"}
 # What bundles for the same task may have of their own; all else in their folders is the same.
 OWN = {
     "network_def",
@@ -65,12 +65,16 @@ OWN = {
     "eval_metrics",
     "references",
 }
+# Sections of the Model Zoo's template for a README, in its order.
+SECTIONS = ["Authors", "Tags", "Model Description", "Data", "Preprocessing", "Performance", "Additional Usage Steps"]
+SECTIONS += ["System Configuration", "Limitations", "Citation Info", "References"]
 CALLS = {
     "dist.destroy_process_group",
     "dist.get_rank",
     "dist.init_process_group",
     "dist.is_initialized",
     "int",
+    "isinstance",
     "max",
     "min",
     "monai.utils.set_determinism",
@@ -119,6 +123,8 @@ def test_files_of_a_bundle(bundle):
     expected += [f"configs/{name}.json" for name in CONFIGS]
     assert [name for name in expected if not (bundle / name).is_file()] == []
     assert "Apache License" in (bundle / "LICENSE").read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.+)$", (bundle / "docs" / "README.md").read_text(encoding="utf-8"), flags=re.M)
+    assert [heading for heading in headings if heading in SECTIONS] == SECTIONS
     # The sizes of the zoo's spleen bundle.
     for name, lines in {"train": 307, "inference": 152}.items():
         assert len((bundle / "configs" / f"{name}.json").read_text(encoding="utf-8").splitlines()) <= lines
@@ -463,6 +469,63 @@ def test_federated_learning_measures_the_weights_it_is_given(bundle, phantoms, t
     for _ in range(2):
         algo.train(ExchangeObject(weights=dict(best)))
     assert load(tmp_path / "train" / "models" / "checkpoint_epoch=2.pt")["trainer"]["iteration"] == 4
+
+
+# --- as unit tests of the Model Zoo run a bundle ---
+
+
+def workflow_of_the_zoo(bundle, kind, *configs, **overrides):
+    """A workflow that has run, with all properties that MONAI knows."""
+    given = {"bundle_root": str(bundle), "device": CPU, **overrides}
+    workflow = ConfigWorkflow(config_files(bundle, *configs), workflow_type=kind, logging_file=False, **given)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    workflow.run()
+    workflow.finalize()
+    return workflow
+
+
+def test_training_and_evaluation_with_overrides_of_the_zoo(bundle, phantoms, tmp_path):
+    overrides = {
+        **tiny(bundle),
+        "dataset_dir": str(phantoms),
+        "epochs": 1,
+        "train#dataset#cache_rate": 0.0,
+        "validate#dataset#cache_rate": 0.0,
+        "train#dataloader#num_workers": 0,
+        "validate#dataloader#num_workers": 0,
+        "train#random_transforms#2#roi_size": [16, 16, 16],
+        "validate#inferer#roi_size": list(SIZE),
+    }
+    workflow_of_the_zoo(bundle, "train", "train", output_dir=str(tmp_path / "train"), **overrides)
+    overrides["ckpt_path"] = str(tmp_path / "train" / "models" / "model.pt")
+    with pytest.warns(UserWarning, match="1 of 5 labelled cases"):
+        workflow_of_the_zoo(bundle, "train", "train", "evaluate", output_dir=str(tmp_path / "eval"), **overrides)
+    assert metrics(tmp_path / "eval")["val_mean_dice"] == pytest.approx(
+        max(scalars(tmp_path / "train", "val_mean_dice").values()), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("configs", [["inference"], ["inference", "inference_native"]])
+def test_inference_with_overrides_of_the_zoo(bundle, phantoms, probe, tmp_path, configs):
+    """The list of inputs as plain paths, by an expression or not, or as dictionaries; windows of another size."""
+    images = sorted(str(path) for path in (phantoms / "imagesTr").iterdir())[:2]
+    shared_by_all = {**probe, "dataset_dir": str(phantoms / "imagesTr"), "inferer#roi_size": [16, 16, 16]}
+    for name, datalist in {
+        "paths": images,
+        "cases": [{"image": image} for image in images],
+        "glob": "$list(sorted(glob.glob(@dataset_dir + '/*_00[01].nii.gz')))",
+    }.items():
+        output = tmp_path / name
+        overrides = {**shared_by_all, "output_dir": str(output), "datalist": datalist}
+        workflow = workflow_of_the_zoo(bundle, "infer", *configs, **overrides)
+        windows = getattr(workflow.inferer, "edges", workflow.inferer.roi_size)  # in mm, or in voxels
+        assert list(windows) == [16, 16, 16]
+        assert {path.name for path in output.iterdir()} == {"phantom_000_seg.nii.gz", "phantom_001_seg.nii.gz"}
+        for image in images:
+            labels = nib.load(output / Path(image).name.replace(".nii.gz", "_seg.nii.gz"))
+            expected = probe_labels(nib.load(image).get_fdata(), config(bundle, "inference")["num_classes"])
+            np.testing.assert_array_equal(np.asarray(labels.dataobj), expected)
 
 
 # --- evaluation and inference ---

@@ -64,6 +64,8 @@ def read_bundle(
     except KeyError as error:  # an override file, such as ours, that changes what the others do not have
         names = ", ".join(file.name for file in files)
         raise ValueError(f"{folder}: {names} do not fit together ({error.args[0]}); give another --bundle.") from None
+    if (folder / "scripts").is_dir():  # of an exported bundle; MONAI adds this after the config has been parsed
+        sys.path.insert(1, str(folder))
     overrides = {"bundle_root": str(folder), **overrides}
     check_overrides(parser, overrides, " with ".join(file.name for file in files))
     _check_device(overrides.get("device"))

@@ -8,6 +8,7 @@ from typing import Any
 from monai.utils import ensure_tuple
 
 from monai_scaleequiv.cli._bundles import DEFAULT_BUNDLE, NATIVE, absolute, find_bundle, input_paths, run_bundle, say
+from monai_scaleequiv.cli._export import write_bundle
 from monai_scaleequiv.cli._overrides import NONE, is_expression
 from monai_scaleequiv.cli._tables import sweep_table
 from monai_scaleequiv.data import check_dataset, check_output_dir, make_phantom_dataset, whole_file
@@ -170,7 +171,23 @@ def equivariance(
     say(_equivariance.make_report(Path(absolute(output)), source, overrides, arguments))
 
 
-COMMANDS = {f.__name__: f for f in (demo, phantom, check, train, evaluate, sweep, infer, equivariance)}
+def export_bundle(bundle: str, output: str) -> None:
+    """Writes a bundle that runs without this package: its modules, the weights also as safetensors, and SHA256SUMS.
+
+    Where MONAI and the packages of its configs/metadata.json are installed, the folder passes the Model Zoo's
+    verification, trains, evaluates and segments by ``python -m monai.bundle``, as its docs/README.md shows.
+    Its own eval/ and output/ are left out.
+
+    Args:
+        bundle: folder of a bundle, or name of one that comes with this package.
+        output: new folder.
+    """
+    _check_given("export_bundle", bundle=bundle, output=output)
+    write_bundle(find_bundle(bundle), Path(absolute(output)))
+    say(f"{absolute(output)}\n")
+
+
+COMMANDS = {f.__name__: f for f in (demo, phantom, check, train, evaluate, sweep, infer, equivariance, export_bundle)}
 
 
 def _run_command(command: str, input: str, output: str, bundle: str, overrides: dict[str, Any]) -> None:
