@@ -66,8 +66,8 @@ def load_weights(network: nn.Module, path: PathLike, map_location: Device = None
 
 def _of_head(shapes: Mapping[str, Sequence[tuple[int, ...]]], network: nn.Module) -> list[str]:
     """The parameters whose old and new shapes differ by the number of classes alone."""
-    while isinstance(getattr(network, "network", None), nn.Module):  # as a pyramid has it
-        network = network.network
+    while isinstance(inner := getattr(network, "network", None), nn.Module):  # as a pyramid has it
+        network = inner
     classes = getattr(network, "out_channels", None)
     first = [n for n, (old, new) in shapes.items() if old[1:] == new[1:] and classes in (None, new[0])]
     numbers = {(shapes[n][0][0], classes) for n in first}
