@@ -345,13 +345,15 @@ def test_onnx_computes_the_same_at_any_size(bundle, shipped, tmp_path):
 def test_what_a_training_leaves(bundle, trained):
     folder = trained / "models"
     epochs = [load(folder / f"checkpoint_epoch={n}.pt") for n in (1, 2)]
-    names = {"model.pt", "model.json", "checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt"}
+    names = {"model.pt", "model.json", "model_final.pt", "checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt"}
     assert {path.name for path in folder.iterdir()} == names
     made = network(bundle, **tiny(bundle))
     made.load_state_dict(load(folder / "model.pt"), strict=True)
     assert epochs[1]["lr_scheduler"]["last_epoch"] == 2
     assert epochs[1]["trainer"]["iteration"] == 2 * epochs[1]["trainer"]["epoch_length"]
     first, second = (epoch["network"] for epoch in epochs)
+    final = load(folder / "model_final.pt")
+    assert all(torch.equal(final[name], weight) for name, weight in second.items())
     assert set(first) == set(load(folder / "model.pt"))
     assert [name for name in first if first[name].is_floating_point() and torch.equal(first[name], second[name])] == []
     losses, dice = scalars(trained, "train_loss"), scalars(trained, "val_mean_dice")
@@ -806,7 +808,8 @@ def test_training_in_two_processes(bundle, phantoms, tmp_path):
     options = {**tiny(bundle), **QUICK, "epochs": 1, "split#ratio": 0.6}
     run_on_two(bundle, phantoms, tmp_path / "out", "train", "multi_gpu_train", **options)
     folder = tmp_path / "out" / "models"
-    assert {path.name for path in folder.iterdir()} == {"model.pt", "model.json", "checkpoint_epoch=1.pt"}
+    names = {"model.pt", "model.json", "model_final.pt", "checkpoint_epoch=1.pt"}
+    assert {path.name for path in folder.iterdir()} == names
     made = network(bundle, **tiny(bundle))
     made.load_state_dict(load(folder / "model.pt"), strict=True)
     assert read_record(folder / "model.pt")["network_def"] == definition_of(made)
