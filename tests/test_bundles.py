@@ -89,7 +89,7 @@ CALLS = {
 WEIGHTS = {
     "repuxnet": "4ad228dc11d70de13b0bcde34854eda6e5bf1429a93989beb8dc183bb5f1461c",
     "scalecanonicalizer": "36e04d486f2ff3a598a1218268d9a50cab0dc9db7282f7e99f0d696925fc93a3",
-    "seunet": "4e9d01083d74b53c2de0681bf6e0bf192b9aa2203f88ffd237e06b4f95ba7f41",
+    "seunet": "eeb71a855b16f3a912beef7a37c4245669d7674a6f7fa71523fd4b1932ca60fd",
 }
 TRAINING_CASES = {"repuxnet": 166, "scalecanonicalizer": 168, "seunet": 166}
 WORKFLOWS = pytest.mark.parametrize(

@@ -1,17 +1,36 @@
 """MONAI's own tools on every bundle: federated learning, `monai.bundle`, MONAI Label, MONAI Deploy."""
 
+import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import create_autospec
 
+import monai.bundle
 import pytest
 import torch
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigWorkflow, create_workflow
 from monai.fl.client import MonaiAlgo, MonaiAlgoStats
 from monai.fl.utils.constants import ExtraItems, FlStatistics, ModelType
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from monai_scaleequiv.data import make_phantom_dataset
-from tests.bundle_runs import CPU, FOLDERS, SIZE, config_files, files, load, network, tiny
+from tests.bundle_runs import (
+    CPU,
+    FOLDERS,
+    QUICK,
+    SIZE,
+    config,
+    config_files,
+    files,
+    load,
+    metrics,
+    network,
+    run,
+    tiny,
+    train,
+)
 
 NAMES = [folder.name for folder in reversed(FOLDERS)]
 # The first bundle stands for all; the others are slow.
@@ -114,3 +133,136 @@ def test_statistics_of_a_client(bundle, phantoms, tmp_path):
     assert counts == {"train": (4, 0), "eval": (1, 0), FlStatistics.TOTAL_DATA: (5, 0)}
     assert found["train"][FlStatistics.DATA_STATS]["image_stats"]["shape"]["mean"] == list(SIZE)
     assert files(bundle) == before
+
+
+# --- monai.bundle ---
+
+
+def exported(bundle, command=monai.bundle.ckpt_export, **options):
+    """The bundle's network by one of MONAI's exports."""
+    given = {
+        "net_id": "network_def",
+        "filepath": str(bundle / "models" / "model.ts"),
+        "ckpt_file": str(bundle / "models" / "model.pt"),
+        "meta_file": str(bundle / "configs" / "metadata.json"),
+        "config_file": config_files(bundle, "inference")[0],
+    }
+    command(**given | options)
+    return Path((given | options)["filepath"])
+
+
+@EACH
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_load_and_download(bundle, monkeypatch, tmp_path):
+    """As a model, into another one, with another head, as TorchScript, out of an archive: nothing else is left."""
+    monkeypatch.chdir(tmp_path)
+    archive = Path(shutil.make_archive(str(tmp_path / bundle.name), "zip", bundle.parent, bundle.name))
+    monai.bundle.download(name=bundle.name, url=archive.as_uri(), bundle_dir="zoo", progress=False)
+    archive.unlink()
+    Path("zoo", archive.name).unlink()
+    folder = Path("zoo", bundle.name)
+    before = {path.relative_to(bundle): content for path, content in files(bundle).items()}
+    assert {path.relative_to(folder): content for path, content in files(folder).items()} == before
+    weights = load(folder / "models" / "model.pt")
+    given = {"name": bundle.name, "bundle_dir": "zoo", "device": "cpu"}
+    for options in ({}, {"workflow_type": "inference"}, {"model": network(bundle)}):
+        assert equal(monai.bundle.load(**given, **options).state_dict(), weights)
+    path, definition = "", config(bundle, "inference")["network_def"]
+    while "network" in definition:
+        path, definition = f"{path}network#", definition["network"]
+    wider = monai.bundle.load(**given, net_override={f"{path}out_channels": 4}).state_dict()
+    same = [name for name in weights if wider[name].shape == weights[name].shape]
+    assert len(weights) - 6 <= len(same) < len(weights)
+    assert all(torch.equal(wider[name], weights[name]) for name in same)
+    script = exported(folder)
+    model, meta, extra = monai.bundle.load(**given, load_ts_module=True, config_files=("inference.json",))
+    assert isinstance(model, torch.jit.ScriptModule)
+    assert meta["network_data_format"] == config(bundle, "metadata")["network_data_format"]
+    assert json.loads(extra["inference.json"])["network_def"] == config(bundle, "inference")["network_def"]
+    script.unlink()
+    assert {path.relative_to(folder): content for path, content in files(folder).items()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
+
+
+@pytest.mark.parametrize("configs", [["train"], ["train", "evaluate"], ["inference"]])
+def test_each_property_of_a_workflow_can_be_set(bundle, phantoms, tmp_path, configs):
+    """To what it is, whereupon everything else still finds it."""
+    kind, engine = ("infer", "evaluator") if configs == ["inference"] else ("train", "trainer")
+    data = phantoms if kind == "train" else phantoms / "imagesTr"
+    given = {"bundle_root": "/elsewhere", "dataset_dir": "/no/data", "output_dir": str(tmp_path / "out"), "device": CPU}
+
+    def fresh():
+        files = config_files(bundle, *configs)
+        workflow = create_workflow(workflow_type=kind, config_file=files, logging_file=False, **given)
+        workflow.dataset_dir, workflow.bundle_root = str(data), str(bundle)
+        workflow.initialize()
+        return workflow
+
+    for name in fresh().properties:
+        workflow = fresh()
+        value = getattr(workflow, name)
+        setattr(workflow, name, value)
+        workflow.initialize()
+        assert getattr(workflow, name) is value or getattr(workflow, name) == value, name
+        assert getattr(workflow, engine) is not None, name
+    assert not (tmp_path / "out").exists()
+
+
+def test_tensorboard_and_mlflow_by_one_switch_each(bundle, phantoms, tmp_path):
+    mlflow = pytest.importorskip("mlflow", reason="needs mlflow")
+    pytest.importorskip("sqlalchemy", reason="MONAI keeps MLflow's records in SQLite")
+    train(bundle, phantoms, tmp_path / "train", tracking="mlflow", tensorboard=False)
+    assert {path.name for path in (tmp_path / "train").iterdir() if path.suffix != ".json"} == {"mlruns.db", "models"}
+    weights = {"ckpt_path": tmp_path / "train" / "models" / "model.pt", "roi_size": list(SIZE), **tiny(bundle)}
+    given = {**weights, "tracking": "mlflow"}
+    run(bundle, "train", "evaluate", dataset_dir=phantoms, output_dir=tmp_path / "evaluate", **given)
+    run(bundle, "inference", dataset_dir=phantoms / "imagesTr", output_dir=tmp_path / "inference", **given)
+    found = {}
+    for name in ("train", "evaluate", "inference"):
+        client = mlflow.MlflowClient(f"sqlite:///{tmp_path / name / 'mlruns.db'}")
+        (record,) = client.search_runs([client.get_experiment_by_name("monai_experiment").experiment_id])
+        found[name] = record.data.metrics
+        if name == "train":
+            losses = client.get_metric_history(record.info.run_id, "train_loss")
+            assert len(losses) == QUICK["epochs"] * int(record.data.params["epoch_length"])
+    assert found["train"].keys() >= {"train_loss", "train_mean_dice", "val_mean_dice", "lr_group_0"}
+    assert found["evaluate"] == pytest.approx(metrics(tmp_path / "evaluate"), abs=1e-5)
+    assert len(list((tmp_path / "inference").glob("*_seg.nii.gz"))) == 5
+
+
+@EACH
+def test_what_tensorrt_is_given(bundle, monkeypatch, tmp_path):
+    """MONAI asks for a GPU within this call; up to there all is done without one."""
+    calls = []
+
+    def convert(model, precision, input_shape, dynamic_batchsize, use_trace, **options):
+        calls.append((precision, input_shape, dynamic_batchsize, use_trace))
+        assert equal(model.state_dict(), load(bundle / "models" / "model.pt"))
+        return torch.jit.script(torch.nn.Identity())
+
+    monkeypatch.setattr("monai.bundle.scripts.convert_to_trt", convert)
+    target = str(tmp_path / "model.trt.ts")
+    exported(bundle, monai.bundle.trt_export, filepath=target, precision="fp16", dynamic_batchsize=[1, 2, 4])
+    shape = config(bundle, "metadata")["network_data_format"]["inputs"]["image"]["spatial_shape"]
+    assert calls == [("fp16", (1, 1, *shape), [1, 2, 4], False)]
+    assert Path(target).is_file()
+
+
+@EACH
+def test_what_is_pushed_to_the_hugging_face_hub(bundle, monkeypatch, tmp_path):
+    hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
+    folder = Path(shutil.copytree(bundle, tmp_path / bundle.name))
+    api, pushed = create_autospec(hub.HfApi, instance=True), {}
+    api.upload_folder.side_effect = lambda repo_id, folder_path: pushed.update(files(Path(folder_path)))
+    monkeypatch.setattr("monai.bundle.scripts.huggingface_hub", SimpleNamespace(HfApi=lambda token: api))
+    version = config(bundle, "metadata")["version"]
+    monai.bundle.push_to_hf_hub("someone/bundle", bundle.name, str(tmp_path), token="none", version=version)
+    assert api.create_repo.call_args.kwargs == {"repo_id": "someone/bundle", "private": True, "exist_ok": True}
+    assert api.create_tag.call_args.kwargs["tag"] == version
+    assert {path.relative_to(folder).as_posix() for path in pushed} >= {
+        *("LICENSE", "README.md", "docs/README.md", "docs/data_license.txt", "configs/metadata.json"),
+        *("configs/inference.json", "configs/train.json", "models/model.pt", "models/model.json"),
+    }
+    card = hub.ModelCard(pushed[folder / "README.md"].decode())
+    assert (card.data.license, card.data.library_name, card.data.tags) == ("apache-2.0", "monai", ["monai", "medical"])
+    assert card.text.lstrip().startswith("# Model Overview")
