@@ -205,7 +205,9 @@ def test_inference_does_what_evaluation_and_training_do(bundle):
     one = steps(inference["preprocessing"]["transforms"])
     assert one == steps(config(bundle, "evaluate")["validate#preprocessing#transforms"])
     assert one == steps(training["to_working_grid"])
-    without = [{k: v for k, v in step.items() if k != "pixdim"} for step in one if step["_target_"] != "OwnKeysSpacingd"]
+    without = [
+        {k: v for k, v in step.items() if k != "pixdim"} for step in one if step["_target_"] != "OwnKeysSpacingd"
+    ]
     assert without == steps(native["preprocessing#transforms"])
     assert len(without) == len(one) - 1
 

@@ -2,18 +2,23 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import create_autospec
 
 import monai.bundle
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow, create_workflow
+from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 from monai.fl.client import MonaiAlgo, MonaiAlgoStats
 from monai.fl.utils.constants import ExtraItems, FlStatistics, ModelType
 from monai.fl.utils.exchange_object import ExchangeObject
+from monai.transforms import Invertd, SaveImaged
 
 from monai_scaleequiv.data import make_phantom_dataset
 from tests.bundle_runs import (
@@ -31,6 +36,7 @@ from tests.bundle_runs import (
     tiny,
     train,
 )
+from tests.conftest import ROOT
 
 NAMES = [folder.name for folder in reversed(FOLDERS)]
 # The first bundle stands for all; the others are slow.
@@ -184,12 +190,15 @@ def test_load_and_download(bundle, monkeypatch, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
 
 
-@pytest.mark.parametrize("configs", [["train"], ["train", "evaluate"], ["inference"]])
+@pytest.mark.parametrize(
+    "configs", [["train"], pytest.param(["train", "evaluate"], marks=pytest.mark.slow), ["inference"]]
+)
 def test_each_property_of_a_workflow_can_be_set(bundle, phantoms, tmp_path, configs):
     """To what it is, whereupon everything else still finds it."""
     kind, engine = ("infer", "evaluator") if configs == ["inference"] else ("train", "trainer")
     data = phantoms if kind == "train" else phantoms / "imagesTr"
     given = {"bundle_root": "/elsewhere", "dataset_dir": "/no/data", "output_dir": str(tmp_path / "out"), "device": CPU}
+    given |= {"cache_rate": 0.0} if kind == "train" else {}
 
     def fresh():
         files = config_files(bundle, *configs)
@@ -266,3 +275,190 @@ def test_what_is_pushed_to_the_hugging_face_hub(bundle, monkeypatch, tmp_path):
     card = hub.ModelCard(pushed[folder / "README.md"].decode())
     assert (card.data.license, card.data.library_name, card.data.tags) == ("apache-2.0", "monai", ["monai", "medical"])
     assert card.text.lstrip().startswith("# Model Overview")
+
+
+# --- MONAI Label and MONAI Deploy: each by itself where it is installed, and by the look-ups that it makes ---
+
+
+@pytest.fixture(scope="module")
+def grids(phantoms, tmp_path_factory):
+    """One image in three ways: axes in the orders LPS and PIR, and slices of 2.5 mm."""
+    folder = tmp_path_factory.mktemp("grids")
+    image = nib.load(phantoms / "imagesTr" / "phantom_000.nii.gz")
+    for code in ("LPS", "PIR"):
+        turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(code))
+        nib.save(image.as_reoriented(turn), folder / f"{code}.nii.gz")
+    thick = image.affine @ np.diag([1, 1, 2.5, 1])
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:, :, ::2], thick), folder / "thick.nii.gz")
+    return folder
+
+
+class LookUps:
+    """What MONAI Label 0.8.5 does in ``tasks/infer/bundle.py`` and ``tasks/train/bundle.py`` with a bundle."""
+
+    def __init__(self, bundle):
+        self.bundle = bundle
+
+    def infer(self, image, dropout=0.0, left_out=(SaveImaged,), probabilities=False):
+        parser = ConfigParser()
+        parser.read_config(config_files(self.bundle, "inference"))
+        parser.config |= {"bundle_root": str(self.bundle), "device": "cpu", "probabilities": probabilities}
+        if dropout:
+            parser["network_def"]["dropout"] = dropout
+        net = parser.get_parsed_content("network_def")
+        net.load_state_dict(load(self.bundle / "models" / "model.pt"), strict=False)
+        data = {"image": str(image), "image_path": str(image), "device": "cpu"}
+        for step in parser.get_parsed_content("preprocessing").transforms:
+            data = step(data)
+        with torch.no_grad():
+            inferer = parser.get_parsed_content("inferer")
+            data["pred"] = inferer(data["image"][None], net.train(dropout > 0))[0]
+        for step in parser.get_parsed_content("postprocessing").transforms:
+            data = data if isinstance(step, left_out) else step(data)
+        return data["pred"]
+
+    def train(self, cases):
+        handlers = config(self.bundle, "train")["train"]["handlers"]
+        assert not [handler for handler in handlers if handler.get("_target_") == "CheckpointLoader"]
+        weights = {"load_path": str(self.bundle / "models" / "model.pt"), "load_dict": {"model": "$@network"}}
+        overrides = {"train#trainer#max_epochs": 1, "train#dataset#data": cases[:-1], "device": "cpu"}
+        monai.bundle.run(
+            run_id="run",
+            init_id=None,
+            final_id=None,
+            meta_file=str(self.bundle / "configs" / "metadata.json"),
+            config_file=config_files(self.bundle, "train")[0],
+            bundle_root=str(self.bundle),
+            **overrides,
+            **{"train#handlers": [{"_target_": "CheckpointLoader", **weights, "strict": False}, *handlers]},
+            **{"validate#dataset#data": cases[-1:]},
+        )
+
+
+class Label:
+    """MONAI Label itself."""
+
+    def __init__(self, bundle):
+        pytest.importorskip("monailabel", reason="needs monailabel (0.8.5 asks for torchvision and sam2)")
+        self.bundle = bundle
+
+    def infer(self, image, dropout=0.0, left_out=(SaveImaged,), probabilities=False):
+        from monailabel.tasks.infer.bundle import BundleInferTask
+
+        options = {"train_mode": dropout > 0, "dropout": dropout, "skip_writer": True}
+        task = BundleInferTask(str(self.bundle), {}, post_filter=list(left_out), **options)
+        task.bundle_config["probabilities"] = probabilities
+        return task({"image": str(image), "device": "cpu"})[1]["pred"]
+
+    def train(self, cases):
+        from monailabel.tasks.train.bundle import BundleTrainTask
+
+        request = {"model": self.bundle.name, "max_epochs": 1, "device": "cpu", "val_split": 0.25}
+        BundleTrainTask(str(self.bundle), {})(request, SimpleNamespace(datalist=lambda: cases))
+
+
+def small(bundle, trained, target):
+    """A copy of the bundle whose configs hold the small network that was trained, with its weights."""
+    shutil.copytree(bundle, target)
+    for name in ("train", "inference"):
+        parser = ConfigParser(config(bundle, name))
+        parser.update({**tiny(bundle), "roi_size": list(SIZE)} | ({"patch_size": [16] * 3} if name == "train" else {}))
+        ConfigParser.export_config_file(parser.get(), config_files(target, name)[0])
+    for name in ("model.pt", "model.json"):
+        shutil.copy(trained / "models" / name, target / "models" / name)
+    return target
+
+
+@EACH
+@pytest.mark.parametrize("tool", [LookUps, Label])
+def test_label_segments_trains_and_scores(bundle, trained, phantoms, grids, tmp_path, tool):
+    own = small(bundle, trained, tmp_path / bundle.name)
+    shipped, before = tool(own), files(own)
+    run(own, "inference", dataset_dir=grids, output_dir=tmp_path / "out")
+    for image in sorted(grids.iterdir()):
+        expected = nib.load(tmp_path / "out" / image.name.replace(".nii", "_seg.nii"))
+        found = shipped.infer(image)
+        assert len(np.unique(expected.dataobj)) > 1
+        np.testing.assert_array_equal(np.asarray(found).squeeze(), np.asarray(expected.dataobj))
+        np.testing.assert_allclose(np.asarray(found.affine), expected.affine, atol=1e-5)
+    one, other = (
+        shipped.infer(image, dropout=0.2, left_out=(SaveImaged, Invertd), probabilities=True) for _ in range(2)
+    )
+    for probabilities in (one, other):
+        assert probabilities.min() >= 0
+        torch.testing.assert_close(torch.as_tensor(probabilities).sum(0), torch.ones(probabilities.shape[1:]))
+    assert not torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+    assert files(own) == before
+    cases = [
+        {key: str(phantoms / f"{key}sTr" / f"phantom_00{i}.nii.gz") for key in ("image", "label")} for i in (4, 3, 2, 1)
+    ]
+    seen, masks = len(config_record(own)["training_cases"]), [shipped.infer(image)]
+    for turn in (1, 2):
+        old = {name: (own / "models" / name).read_bytes() for name in ("model.pt", "model.json")}
+        shipped.train(cases)
+        assert {name: (own / "models" / f"earlier_{turn}" / name).read_bytes() for name in old} == old
+        assert (own / "models" / "model.pt").read_bytes() != old["model.pt"]
+        masks.append(tool(own).infer(image))
+        assert not torch.equal(torch.as_tensor(masks[-1]), torch.as_tensor(masks[-2]))
+    assert len(config_record(own)["training_cases"]) == seen + 1  # number 4 is new
+
+
+def config_record(bundle):
+    return json.loads((bundle / "models" / "model.json").read_text(encoding="utf-8"))
+
+
+# What `MonaiBundleInferenceOperator` of MONAI Deploy 4.0 does with a model.ts, an image in memory and its affine.
+DEPLOY = """
+import json, sys, tempfile, zipfile
+from pathlib import Path
+import nibabel as nib, numpy as np, torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.utils import ensure_tuple
+
+model, image, result, *names = sys.argv[1:]
+parser = ConfigParser()
+with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(model) as archive:
+    extra = f"{Path(model).stem}/extra/"
+    parser.read_meta(f=json.loads(archive.read(f"{extra}metadata.json")))
+    archive.extractall(folder, [f"{extra}{name}.json" for name in names])
+    parser.read_config([Path(folder, f"{extra}{name}.json") for name in names])
+parser.parse()
+assert list(parser["_meta_"]["network_data_format"]["inputs"]) == ["image"]
+device, inferer = (parser.get_parsed_content(id) for id in ("device", "inferer"))
+pre, post = (parser.get_parsed_content(id) for id in ("preprocessing", "postprocessing"))
+for steps in (pre, post):
+    kept = [t for t in steps.transforms if not any(n in type(t).__name__ for n in ("LoadImage", "SaveImage"))]
+    steps.transforms = tuple(kept)
+nifti = nib.load(image)
+meta = {"original_affine": nifti.affine, "affine": nifti.affine.copy(), "original_channel_dim": "no_channel"}
+meta |= {"spatial_shape": np.asarray(nifti.shape), "row_pixel_spacing": 1.0, "SeriesInstanceUID": "1.2.3"}
+with torch.no_grad():
+    value = np.asarray(nifti.dataobj).astype(np.float32)
+    inputs = pre({"image": MetaTensor.ensure_torch_and_prune_meta(value, meta)})
+    image = inputs["image"]
+    pred = inferer(inputs=image[None].to(device), network=torch.jit.load(model, map_location=device).eval())
+    labels = post({"pred": ensure_tuple(pred)[0], **inputs})["pred"]
+np.save(result, np.squeeze(labels.cpu().numpy(), 0).astype(np.uint8))
+"""
+BLOCK = "import sys\nsys.modules['monai_scaleequiv'] = None\n"
+
+
+@EACH
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_deploy_with_and_without_this_package(bundle, grids, monkeypatch, tmp_path):
+    """The archive alone gives the same label maps, by its own configs."""
+    both = [config_files(bundle, name)[0] for name in ("deploy", "inference")]  # of two, the later one counts
+    model = exported(bundle, filepath=str(tmp_path / "model.ts"), config_file=both)
+    image = grids / "PIR.nii.gz"
+    run(bundle, "inference", dataset_dir=image, output_dir=tmp_path / "out")
+    expected = np.asarray(nib.load(tmp_path / "out" / "PIR_seg.nii.gz").dataobj)
+    arguments = [str(model), str(image), str(tmp_path / "with.npy"), "inference"]
+    monkeypatch.setattr(sys, "argv", ["deploy", *arguments])
+    exec(DEPLOY, {})
+    command = [sys.executable, "-W", "ignore", "-c", BLOCK + DEPLOY, model, image, tmp_path / "without.npy"]
+    done = subprocess.run([*command, "inference", "deploy"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("with", "without"):
+        np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npy"), expected)
+    assert len(np.unique(expected)) > 1

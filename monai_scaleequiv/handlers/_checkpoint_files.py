@@ -19,8 +19,7 @@ UNFINISHED = ".tmp"  # at the end of the name of a file that is being written
 def check_checkpoint_dir(folder: Path, start: Path | None, resume: str, given: Mapping[str, torch.Tensor]) -> None:
     """Creates the folder; raises where its checkpoints would be overwritten; removes what a killed process left.
 
-    A new start puts earlier files aside where ``resume`` asks for it, or goes on from the weights ``given`` if they are
-    those of the folder.
+    A new start puts earlier files aside where ``resume`` allows it, or it goes on from the weights of one of them.
     """
     lost: list[Path] = []
     if start is not None and start.resolve().parent == folder.resolve():
@@ -44,11 +43,13 @@ def _holds(path: Path, weights: Mapping[str, torch.Tensor]) -> bool:
     if not weights or file_finding(path):
         return False
     stored = read_weights(path, "cpu")
-    return stored.keys() == weights.keys() and all(torch.equal(torch.as_tensor(stored[name]), weights[name].cpu()) for name in weights)
+    return stored.keys() == weights.keys() and all(
+        torch.equal(torch.as_tensor(stored[name]), weights[name].cpu()) for name in weights
+    )
 
 
 def _put_aside(folder: Path, files: Sequence[Path], goes_on: bool) -> None:
-    """Keeps files of an earlier training in a folder of their own; weights to go on from stay until there are others."""
+    """Keeps files of an earlier training in a folder of their own; weights to go on from stay, too, until replaced."""
     earlier = next(path for n in count(1) if not (path := folder / f"earlier_{n}").exists())
     earlier.mkdir()
     for path in [*files, *folder.glob("model.json")]:

@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 class ResumeCheckpointLoader(CheckpointLoader):
     """MONAI's ``CheckpointLoader`` that finds a whole checkpoint itself, as the run starts, and looks after the folder.
 
-    A new start moves an earlier training's files to ``earlier_1`` in the folder, or ``earlier_2`` and so on, if it is by
-    ``"auto"`` or ``"federated"``, or if the network has the weights of one of them, as in MONAI Label.
+    A new start by ``"auto"`` or ``"federated"``, or with the weights of an earlier training, as in MONAI Label, keeps
+    that training's files in the folder ``earlier_1`` of ``save_dir``, or ``earlier_2`` and so on.
 
     Args:
         resume: a checkpoint; a folder, for the newest whole ``checkpoint_epoch=N.pt`` in it; ``"auto"``, for the newest

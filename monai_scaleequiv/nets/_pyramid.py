@@ -181,11 +181,13 @@ class ScalePyramid(nn.Module):
 
 
 def _set_dropout(network: nn.Module, dropout: float | None) -> None:
+    if dropout is None:
+        return
     layers = [layer for layer in network.modules() if isinstance(layer, _DropoutNd)]
-    if dropout is not None and not (layers and 0 <= dropout <= 1):
+    if not layers or not 0 <= dropout <= 1:
         got = f"got {dropout} and {len(layers)} layer(s)"
         raise ValueError(f"dropout: expected 0 to 1, and layers of dropout in the network, {got}; build it with some.")
-    for layer in layers if dropout is not None else ():
+    for layer in layers:
         layer.p = dropout
 
 
