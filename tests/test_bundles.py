@@ -446,29 +446,6 @@ def test_inference_of_another_training_s_weights_is_an_error(bundle, phantoms, t
     assert not list(tmp_path.iterdir())
 
 
-def test_federated_learning_measures_the_weights_it_is_given(bundle, phantoms, trained, tmp_path):
-    from monai.fl.client import MonaiAlgo
-    from monai.fl.utils.exchange_object import ExchangeObject
-
-    given = {"dataset_dir": str(phantoms), "device": CPU, "roi_size": list(SIZE), "bundle_root": str(bundle)}
-    given |= tiny(bundle)
-    algo = MonaiAlgo(
-        bundle_root=str(bundle),
-        config_train_filename="configs/train.json",
-        train_kwargs={**given, **QUICK, "epochs": 1, "output_dir": str(tmp_path / "train")},
-        eval_kwargs={**given, "output_dir": str(tmp_path / "eval"), "ckpt_path": str(trained / "models" / "model.pt")},
-    )
-    algo.initialize({})
-    best = load(trained / "models" / "model.pt")
-    zero = {name: torch.zeros_like(weight) for name, weight in best.items()}
-    scores = [algo.evaluate(ExchangeObject(weights=dict(w))).metrics["val_mean_dice"] for w in (best, zero, best)]
-    assert scores[0] == scores[2] == pytest.approx(max(scalars(trained, "val_mean_dice").values()), abs=1e-4)
-    assert scores[1] == 0
-    for _ in range(2):
-        algo.train(ExchangeObject(weights=dict(best)))
-    assert load(tmp_path / "train" / "models" / "checkpoint_epoch=2.pt")["trainer"]["iteration"] == 4
-
-
 # --- evaluation and inference ---
 
 
