@@ -191,7 +191,8 @@ def test_load_and_download(bundle, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "configs", [["train"], pytest.param(["train", "evaluate"], marks=pytest.mark.slow), ["inference"]]
+    "configs",
+    [["inference"], *(pytest.param(names, marks=pytest.mark.slow) for names in (["train"], ["train", "evaluate"]))],
 )
 def test_each_property_of_a_workflow_can_be_set(bundle, phantoms, tmp_path, configs):
     """To what it is, whereupon everything else still finds it."""
