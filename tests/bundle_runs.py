@@ -17,7 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.conftest import BUNDLES
 
 FOLDERS = sorted(folder.parent for folder in BUNDLES.glob("*/configs"))
-CONFIGS = ["train", "evaluate", "sweep", "inference", "inference_native", "multi_gpu_train", "multi_gpu_evaluate"]
+CONFIGS = [
+    *("train", "evaluate", "sweep", "inference", "inference_native", "deploy", "multi_gpu_train", "multi_gpu_evaluate")
+]
 SIZE = (24, 32, 24)
 CPU = "$torch.device('cpu')"
 # Overrides that make a bundle's own network small.

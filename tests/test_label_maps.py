@@ -252,3 +252,13 @@ def test_memory_run_measures_what_it_says(tmp_path):
     found = memory_run.measure(tmp_path / "ours", "bundle", 3, image)
     assert 100 * 2**20 < found["peak_bytes"] < 2 * GIB
     assert "killed_at_bytes" in memory_run.measure(tmp_path / "killed", "plain", 3, image, most=50 * 2**20)
+
+
+def test_probabilities_give_the_label_map_of_their_logits():
+    flip = Compose([Flipd("image", spatial_axis=0)])
+    image, logits = flip({"image": MetaTensor(torch.rand(1, 5, 6, 4))})["image"], torch.randn(3, 5, 6, 4)
+    found = [
+        ArgmaxInvertd("pred", flip, "image", softmax=softmax)({"image": image, "pred": pred})["pred"]
+        for softmax, pred in ((True, logits.clone()), (False, logits.softmax(0)))
+    ]
+    assert torch.equal(*found)

@@ -338,3 +338,13 @@ def test_torchscript_in_voxels_and_millimetres():
         for size in ((8, 8, 6), (9, 7, 5)):
             x = torch.rand(1, 1, *size)
             torch.testing.assert_close(loaded(x, spacing), pyramid(x, spacing))
+
+
+def test_dropout_of_the_network_inside():
+    args = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": (4, 8), "strides": (2,)}
+    net, image = ScalePyramid(UNet(**args), spatial_dims=2, dropout=0.5), torch.rand(1, 1, 16, 16)
+    assert not torch.equal(net(image), net(image))
+    assert torch.equal(net.eval()(image), net(image))
+    for network, dropout in ((UNet(**args), 1.5), (torch.nn.Conv2d(1, 2, 3, padding=1), 0.5)):
+        with pytest.raises(ValueError, match="dropout: expected 0 to 1, and layers of dropout in the network, got"):
+            ScalePyramid(network, spatial_dims=2, dropout=dropout)

@@ -1,24 +1,35 @@
 """Checkpoints as files: which are whole, which one a training resumes from, and whose folder it is."""
 
 import re
+import shutil
+from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 
 import torch
 
-from monai_scaleequiv.data import check_output_dir, file_finding
+from monai_scaleequiv.data import check_output_dir, file_finding, read_weights
 
 AUTO = "auto"
+FEDERATED = "federated"
 PATTERN = "checkpoint_epoch=*.pt"
 UNFINISHED = ".tmp"  # at the end of the name of a file that is being written
 
 
-def check_checkpoint_dir(folder: Path, start: Path | None, resume: str) -> None:
-    """Creates the folder; raises where its checkpoints would be overwritten; removes what a killed process left."""
+def check_checkpoint_dir(folder: Path, start: Path | None, resume: str, given: Mapping[str, torch.Tensor]) -> None:
+    """Creates the folder; raises where its checkpoints would be overwritten; removes what a killed process left.
+
+    A new start puts earlier files aside where ``resume`` allows it, or it goes on from the weights of one of them.
+    """
     lost: list[Path] = []
     if start is not None and start.resolve().parent == folder.resolve():
         lost = [path for path in epoch_files(folder) if epoch_of(path) > epoch_of(start) and not file_finding(path)]
-    elif resume != AUTO:
+    else:
         lost = sorted(folder.glob("*.pt"))
+        goes_on = start is None and any(_holds(path, given) for path in lost)
+        if lost and start is None and (goes_on or resume in (AUTO, FEDERATED)):
+            _put_aside(folder, lost, goes_on)
+            lost = []
     if lost:
         advice = "choose another output_dir, or go on with resume=auto"
         raise FileExistsError(f"{lost[0]} is left from an earlier training and would be overwritten; {advice}.")
@@ -27,9 +38,30 @@ def check_checkpoint_dir(folder: Path, start: Path | None, resume: str) -> None:
         path.unlink(missing_ok=True)
 
 
+def _holds(path: Path, weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a file holds these weights and nothing else."""
+    if not weights or file_finding(path):
+        return False
+    stored = read_weights(path, "cpu")
+    return stored.keys() == weights.keys() and all(
+        torch.equal(torch.as_tensor(stored[name]), weights[name].cpu()) for name in weights
+    )
+
+
+def _put_aside(folder: Path, files: Sequence[Path], goes_on: bool) -> None:
+    """Keeps files of an earlier training in a folder of their own; weights to go on from stay, too, until replaced."""
+    earlier = next(path for n in count(1) if not (path := folder / f"earlier_{n}").exists())
+    earlier.mkdir()
+    for path in [*files, *folder.glob("model.json")]:
+        if goes_on and epoch_of(path) < 0:
+            shutil.copy2(path, earlier)
+        else:
+            path.rename(earlier / path.name)
+
+
 def resume_file(resume: str, folder: Path) -> tuple[Path | None, list[str]]:
     """The checkpoint to resume from, None for a new start, and what is wrong with newer ones."""
-    source = folder if resume == AUTO else Path(resume)
+    source = folder if resume in (AUTO, FEDERATED) else Path(resume)
     findings: list[str] = []
     for path in ([source] if source.is_file() else epoch_files(source)) if resume else ():
         if not (finding := file_finding(path)):
@@ -38,7 +70,7 @@ def resume_file(resume: str, folder: Path) -> tuple[Path | None, list[str]]:
     if findings:
         advice = "no earlier one is whole; start anew in another output_dir"
         raise ValueError(f"{findings[0]}; {'go on with resume=auto' if source.is_file() else advice}.")
-    if resume not in ("", AUTO):
+    if resume not in ("", AUTO, FEDERATED):
         raise FileNotFoundError(f"resume={resume}: expected a {PATTERN} or a folder with one, got none; give another.")
     return None, []
 

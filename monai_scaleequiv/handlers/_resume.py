@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Engine
 from ignite.handlers import Checkpoint
 from monai.config import PathLike
 from monai.handlers import CheckpointLoader
+from monai.networks.utils import get_state_dict
 
 from monai_scaleequiv.data import one_line, read_weights
-from monai_scaleequiv.handlers._checkpoint_files import check_checkpoint_dir, resume_file
+from monai_scaleequiv.handlers._checkpoint_files import FEDERATED, check_checkpoint_dir, resume_file
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +22,16 @@ logger = logging.getLogger(__name__)
 class ResumeCheckpointLoader(CheckpointLoader):
     """MONAI's ``CheckpointLoader`` that finds a whole checkpoint itself, as the run starts, and looks after the folder.
 
+    A new start by ``"auto"`` or ``"federated"``, or with the weights of an earlier training, as in MONAI Label, keeps
+    that training's files in the folder ``earlier_1`` of ``save_dir``, or ``earlier_2`` and so on.
+
     Args:
         resume: a checkpoint; a folder, for the newest whole ``checkpoint_epoch=N.pt`` in it; ``"auto"``, for the newest
-            whole one in ``save_dir`` or a new start without any; or ``""`` for a new start.
+            whole one in ``save_dir`` or a new start without any; ``"federated"``, for the same in a round of
+            ``MonaiAlgo``: the network keeps the weights that the server has sent, and the epochs are further ones; or
+            ``""`` for a new start.
         save_dir: where this training writes its checkpoints; is created.
-        load_dict: what to load, as for ``CheckpointLoader``.
+        load_dict: what to load, as for ``CheckpointLoader``; a ``WorkflowState`` in it is attached to the trainer.
         map_location: as for ``torch.load``.
 
     Raises:
@@ -45,26 +52,39 @@ class ResumeCheckpointLoader(CheckpointLoader):
         self.map_location: Any
         self.save_dir = Path(save_dir)
 
+    def attach(self, engine: Engine) -> None:
+        """Attaches to a trainer."""
+        for part in self.load_dict.values():
+            if isinstance(part, WorkflowState):
+                part.attach(engine)
+        super().attach(engine)
+
     def __call__(self, engine: Engine) -> None:
         """Loads, unless there is nothing to resume from or the engine itself goes on."""
         if engine.state.iteration:
             return
         path, findings = resume_file(self.load_path, self.save_dir)
+        networks = {name: part for name, part in self.load_dict.items() if isinstance(part, torch.nn.Module)}
         if idist.get_rank() == 0:
-            check_checkpoint_dir(self.save_dir, path, self.load_path)
+            given = get_state_dict(*networks.values()) if networks else {}
+            check_checkpoint_dir(self.save_dir, path, self.load_path, given)
             for finding in findings[:1]:
                 logger.warning("%s; going on from %s.", finding, path)
         if path is None:
             return
         state, epochs, length = engine.state, engine.state.max_epochs, engine.state.epoch_length
         checkpoint = read_weights(path, self.map_location)
+        in_rounds = self.load_path == FEDERATED
+        parts = {name: part for name, part in self.load_dict.items() if not (in_rounds and name in networks)}
         try:
-            Checkpoint.load_objects(self.load_dict, checkpoint)
+            Checkpoint.load_objects(parts, checkpoint)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}: expected the states of this training's {', '.join(self.load_dict)}, got others "
                 f"({one_line(error)[:200]}); go on with the config of the earlier training."
             ) from None
+        if epochs is not None and in_rounds:
+            epochs += state.epoch
         if epochs is not None and state.epoch > epochs:
             raise ValueError(f"{path}: expected at most {epochs} epochs, got {state.epoch}; ask for more epochs.")
         if length is not None and state.epoch_length != length:
@@ -78,7 +98,8 @@ class ResumeCheckpointLoader(CheckpointLoader):
 class WorkflowState:
     """What MONAI's engines remember: iteration, best metrics with their epochs, and the gradient scaler.
 
-    A handler that learns its trainer as it is attached, for the ``save_dict`` of another handler of that trainer.
+    For the ``save_dict`` of a handler of the trainer, which it learns as it is attached, by itself or by a
+    ``ResumeCheckpointLoader`` that has it in its ``load_dict``.
 
     Args:
         validator: the evaluator whose key metric counts, if there is one.

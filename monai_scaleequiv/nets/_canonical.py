@@ -51,6 +51,7 @@ class ScaleCanonicalizer(ScalePyramid):
         iterations: how often the estimate is refined on the image that was rescaled by it.
         size_divisor: number that the copy's size must be a multiple of, as in :py:class:`ScalePyramid`.
         weight: of the estimator's gradient in training, 0 for none.
+        dropout: as in :py:class:`ScalePyramid`.
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or channels.
@@ -73,9 +74,9 @@ class ScaleCanonicalizer(ScalePyramid):
     def __init__(
         self, network: nn.Module, spatial_dims: int = 3, in_channels: int = 1, channels: Sequence[int] = (16, 32, 64),
         coarseness: float = 2.0, largest: float = 4.0, iterations: int = 2,
-        size_divisor: Sequence[int] | int | None = None, weight: float = 1.0,
+        size_divisor: Sequence[int] | int | None = None, weight: float = 1.0, dropout: float | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(network, (1.0,), "mean", spatial_dims, size_divisor=size_divisor)
+        super().__init__(network, (1.0,), "mean", spatial_dims, size_divisor=size_divisor, dropout=dropout)
         check_arguments(spatial_dims, in_channels=in_channels, channels=channels)
         check_counts(iterations=iterations)
         if len(channels) == 0:

@@ -7,6 +7,7 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import ensure_tuple_rep
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from monai_scaleequiv.layers import ScaleProjection, SingleImageConvolutions, check_arguments, check_image
 from monai_scaleequiv.maths import as_ratio, check_scales, resample_axes, voxel_sizes
@@ -40,6 +41,7 @@ class ScalePyramid(nn.Module):
             predicted class, in mm with ``voxel_size`` (the geometric mean over axes), else relative.
         smoothing: standard deviation, in voxels of the copy, of a Gaussian instead of the sharp end of the band: with
             0.5 answers depend several times less on how the image was interpolated, at some loss of finest detail.
+        dropout: probability for all layers of dropout in ``network``; None leaves them as they are.
 
     Raises:
         ValueError: when an argument is out of range, or ``voxel_size`` is given and the spacing of an image is unknown.
@@ -62,6 +64,7 @@ class ScalePyramid(nn.Module):
         projection: str | nn.Module = "logsumexp", spatial_dims: int = 3,
         voxel_size: Sequence[float] | float | None = None, size_divisor: Sequence[int] | int | None = None,
         use_checkpoint: bool = False, with_scale_map: bool = False, smoothing: float = 0.0,
+        dropout: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         divisor = _strides_product(network, spatial_dims) if size_divisor is None else size_divisor
@@ -81,6 +84,8 @@ class ScalePyramid(nn.Module):
         self.use_checkpoint = use_checkpoint
         self.smoothing = smoothing
         self.with_scale_map = with_scale_map
+        self.dropout = dropout
+        _set_dropout(network, dropout)
 
     def forward(self, x: torch.Tensor, spacing: list[float] | None = None) -> torch.Tensor:
         """Segments images (B, C, D, H, W); ``spacing`` in mm per axis, None to read it from a MetaTensor."""
@@ -173,6 +178,17 @@ class ScalePyramid(nn.Module):
     def extra_repr(self) -> str:
         unit = f", voxel_size={self.voxel_size} mm" if self.voxel_size else ""
         return f"scales={[round(s, 4) for s in self.scales]}{unit}, size_divisor={self.size_divisor}"
+
+
+def _set_dropout(network: nn.Module, dropout: float | None) -> None:
+    if dropout is None:
+        return
+    layers = [layer for layer in network.modules() if isinstance(layer, _DropoutNd)]
+    if not layers or not 0 <= dropout <= 1:
+        got = f"got {dropout} and {len(layers)} layer(s)"
+        raise ValueError(f"dropout: expected 0 to 1, and layers of dropout in the network, {got}; build it with some.")
+    for layer in layers:
+        layer.p = dropout
 
 
 def _strides_product(network: nn.Module, spatial_dims: int) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.networks.blocks import UnetOutBlock
+from monai.networks.layers import Dropout
 from torch import nn
 
 from monai_scaleequiv.layers import LargeKernelConv, check_arguments, check_image, with_split_sums
@@ -54,6 +55,7 @@ class RepUXNet(nn.Module):
             goes with the published ``feature_size[0]``, the default.
         use_checkpoint: whether training keeps only what enters each stage and each block of the decoder and computes
             the rest twice: less than half the activations, for a forward pass more per step.
+        dropout: probability of a channel of the lowest features, and of those before the head, to be dropped.
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or channels.
@@ -81,6 +83,7 @@ class RepUXNet(nn.Module):
         encoder_act: tuple | str | None = "gelu", drop_path_rate: float = 0.0,
         layer_scale_init_value: float | None = None, frequency_prior: float | None = 1.0, prior_mode: str = "fixed",
         deploy: bool = False, full_size_channels: int | None = None, use_checkpoint: bool = False,
+        dropout: float = 0.0,
     ) -> None:  # fmt: skip
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -126,6 +129,7 @@ class RepUXNet(nn.Module):
         ups = zip(skips, [top, *feature_size[1:]], strict=True)
         self.ups = nn.ModuleList(up(in_channels=below, out_channels=above) for below, above in reversed(list(ups)))
         self.last = full_size(in_channels=top)
+        self.drop = Dropout["dropout", spatial_dims](dropout)
         self.head = UnetOutBlock(spatial_dims, top, out_channels)
         set_checkpointing(self, use_checkpoint)
 
@@ -139,10 +143,10 @@ class RepUXNet(nn.Module):
         for stage in self.stages:
             x, skip = stage(x)
             skips.append(skip)
-        y = skips.pop()
+        y = self.drop(skips.pop())
         for up in self.ups:
             y = up(y, skips.pop())
-        y = self.head(self.last(y))
+        y = self.head(self.drop(self.last(y)))
         if not torch.jit.is_scripting() and self._is_whole(pad):
             return y
         # Not a view: an exported graph would hold on to whether the example's is contiguous.

@@ -2,5 +2,6 @@
 
 from monai_scaleequiv.transforms._argmax_invert import ArgmaxInvertd
 from monai_scaleequiv.transforms._checks import CheckLabeld, CheckVolumed
+from monai_scaleequiv.transforms._spacing import OwnKeysSpacingd
 
-__all__ = ["ArgmaxInvertd", "CheckLabeld", "CheckVolumed"]
+__all__ = ["ArgmaxInvertd", "CheckLabeld", "CheckVolumed", "OwnKeysSpacingd"]

@@ -26,6 +26,7 @@ class ArgmaxInvertd(Invertd):
         transform: the preprocessing that is to be undone.
         orig_keys: keys of the images that went through it, with or without a batch axis.
         num_classes: how many channels are logits of classes, at most 256; None for all.
+        softmax: whether ``keys`` hold logits; else they hold probabilities, as of ``Activationsd(softmax=True)``.
         maps_key: key for the channels behind them, such as a scale map, inverted likewise; None where there are none.
         spatial_dims: number of spatial dimensions.
         allow_missing_keys: whether to pass over keys that are not there.
@@ -52,6 +53,7 @@ class ArgmaxInvertd(Invertd):
         maps_key: KeysCollection | None = None,
         spatial_dims: int = 3,
         allow_missing_keys: bool = False,
+        softmax: bool = True,
     ) -> None:
         super().__init__(keys, transform, orig_keys, nearest_interp=False, allow_missing_keys=allow_missing_keys)
         if num_classes is not None and not 2 <= num_classes <= 256:
@@ -59,6 +61,7 @@ class ArgmaxInvertd(Invertd):
         self.num_classes = num_classes
         self.maps_key = ensure_tuple_rep(maps_key, len(self.keys))
         self.spatial_dims = spatial_dims
+        self.softmax = softmax
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         done = dict(data)
@@ -68,7 +71,7 @@ class ArgmaxInvertd(Invertd):
             logits = self._single(convert_to_tensor(done[key], track_meta=False), key).detach()
             logits = logits.float()  # probabilities of half precision would be ties
             classes = self._check(logits, image, name_of(image, key), maps_key is not None)
-            for piece in logits[:classes].split(_slices(logits), 1):
+            for piece in logits[:classes].split(_slices(logits), 1) if self.softmax else ():
                 piece.copy_(piece.softmax(0))
             inverted = [self._labels(logits[:classes], image, orig_key)]
             if classes < len(logits):
