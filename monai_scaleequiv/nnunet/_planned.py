@@ -1,12 +1,15 @@
 """Networks as nnU-Net builds them from a plans file."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from monai_scaleequiv.nets import RepUXNet, ScalePyramid, SEUNet
+
+TRAINERS = Path(__file__).parent / "trainers"
 
 # What a plan says of nnU-Net's own networks, whose layers these do not have.
 _OF_OTHERS = (
@@ -131,8 +134,10 @@ class PlannedPyramid(ScalePyramid):
     Raises:
         ValueError: when ``deep_supervision`` is True.
 
-    Example:
-        ``nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerScalePyramid``
+    Example::
+
+        >>> options = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]  # doctest: +SKIP
+        >>> PlannedPyramid(1, 3, deep_supervision=False, **options)  # doctest: +SKIP
     """
 
     def __init__(
