@@ -25,11 +25,11 @@ class UpLevel(nn.Module):
     deep supervision another level has a ``head`` as well, whose answers on the level's own grid are added to a list.
     """
 
-    def __init__(self, unit: nn.Module, upsample: ScaleUpsample, head: nn.Module | None = None) -> None:
+    def __init__(self, unit: nn.Module, upsample: ScaleUpsample) -> None:
         super().__init__()
         self.unit = unit
         self.upsample = upsample
-        self.head = nn.Identity() if head is None else head
+        self.head: nn.Module = nn.Identity()  # until a network sets one
 
     def forward(
         self, x: torch.Tensor, size: list[int], takes_mean: bool = False, answers: list[torch.Tensor] | None = None
