@@ -54,7 +54,7 @@ class PlannedSEUNet(_Planned, SEUNet):  # type: ignore[misc] # a plan has no spa
     """:py:class:`SEUNet` as a plans file of nnU-Net describes networks, with the plan's levels and half its channels.
 
     Half the channels, for each is computed at every scale. A last level without strides is added, which with the last
-    of the plan makes the two convolutions that nnU-Net has there; and norms are those of instances, as nnU-Net has them.
+    of the plan makes the two convolutions that nnU-Net has there. Norms are those of instances, as nnU-Net has them.
 
     Args:
         input_channels, num_classes: numbers of channels.
