@@ -189,10 +189,10 @@ def workplace(tmp_path_factory):
     ("trainer", "plans", "head"),  # a parameter that tells whose network it is
     [
         ("UNet", "nnUNetPlans", "decoder.seg_layers.0.weight"),
-        ("SEUNet", "nnUNetPlans", "ups.0.head.layer.weight"),
+        ("SEUNet", "nnUNetPlans", "ups.1.head.layer.weight"),
         ("RepUXNet", "nnUNetPlans", "coarse_heads.0.conv.conv.weight"),
         ("ScalePyramid", "nnUNetPlans", "network.decoder.seg_layers.0.weight"),
-        ("UNet", "SEUNetPlans", "ups.0.head.layer.weight"),
+        ("UNet", "SEUNetPlans", "ups.1.head.layer.weight"),
     ],
 )
 def test_train_and_predict(workplace, trainer, plans, head):
