@@ -208,4 +208,4 @@ def test_train_and_predict(workplace, trainer, plans, head):
     np.testing.assert_allclose(found.affine, truth.affine)
     assert set(np.unique(np.asarray(found.dataobj))) <= {0, 1, 2}
     (fold,) = (workplace.folder / "results" / "Dataset004_Phantom").glob(f"Short{trainer}__{plans}__*/fold_0")
-    assert head in torch.load(fold / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    assert head in list(torch.load(fold / "checkpoint_final.pth", weights_only=False)["network_weights"])
