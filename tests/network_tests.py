@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.losses import DeepSupervisionLoss, DiceCELoss
 from monai.networks.nets import UNet
 from torch import nn
 
@@ -265,6 +266,79 @@ class NetworkTests:
         net.load_state_dict(net.state_dict() | {k: v.abs() if "running_var" in k else v for k, v in rules.items()})
         x = torch.from_numpy(np.random.default_rng(0).standard_normal(shape))
         return net(x).detach().numpy()
+
+
+class DeepSupervisionTests:
+    """For networks with ``dsdepth``; ``cases`` are (arguments without it, shape, sizes of all possible outputs)."""
+
+    network: ClassVar[type[nn.Module]]
+    cases: ClassVar[list[tuple[dict[str, Any], tuple[int, ...], list[tuple[int, ...]]]]]
+
+    def pytest_generate_tests(self, metafunc):
+        if "case" in metafunc.fixturenames:
+            metafunc.parametrize("case", self.cases, ids=[f"{len(case[1]) - 2}d" for case in self.cases])
+
+    def built(self, case: tuple) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+        """The network with as many levels as it takes, a batch of images, and labels."""
+        args, shape, sizes = case
+        net = self.network(**args, dsdepth=len(sizes))
+        x = torch.randn(shape)
+        return net, x, torch.randint(0, args["out_channels"], (shape[0], 1, *shape[2:]))
+
+    def test_training_gives_a_list_of_all_levels_and_evaluation_the_first(self, case):
+        args, shape, sizes = case
+        net, x, _ = self.built(case)
+        expected = [(shape[0], args["out_channels"], *size) for size in sizes]
+        assert [tuple(y.shape) for y in net(x)] == expected
+        with torch.no_grad():
+            answers = net.eval().outputs(x)
+            assert [tuple(y.shape) for y in answers] == expected
+            torch.testing.assert_close(net(x), answers[0])
+        with pytest.raises(ValueError, match=rf"dsdepth must be at most .*got {len(sizes) + 1}"):
+            self.network(**args, dsdepth=len(sizes) + 1)
+        with pytest.raises(ValueError, match="dsdepth must be a whole number of at least 1"):
+            self.network(**args, dsdepth=0)
+
+    def test_network_without_it_is_as_ever(self, case):
+        """The same first weights under the same names, and the same answer; heads are extra."""
+        plain = self.network(**case[0])
+        torch.manual_seed(0)  # as before this test
+        deep, x, _ = self.built(case)
+        weights = {k: v for k, v in deep.state_dict().items() if k not in self.heads(deep, case)}
+        torch.testing.assert_close(weights, dict(plain.state_dict()), atol=0, rtol=0)
+        torch.testing.assert_close(plain.eval()(x), deep.eval()(x))
+
+    def test_monais_loss_trains_every_head(self, case):
+        net, x, labels = self.built(case)
+        loss = DeepSupervisionLoss(DiceCELoss(to_onehot_y=True, softmax=True))
+        loss(net(x), labels.float()).backward()
+        assert [name for name, p in net.named_parameters() if p.grad is None] == []
+        assert all(net.get_parameter(name).grad.abs().max() > 0 for name in self.heads(net, case))
+        net.zero_grad()
+        net(x)[0].square().mean().backward()  # the control: the first output alone
+        assert {name for name, p in net.named_parameters() if p.grad is None} == self.heads(net, case)
+
+    def heads(self, net: nn.Module, case: tuple) -> set[str]:
+        """Parameters of the coarser heads."""
+        names = set(net.state_dict()) - set(self.network(**case[0]).state_dict())
+        assert len(names) == 2 * (len(case[2]) - 1)  # weight and bias of each
+        return names
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+    def test_evaluation_can_be_scripted_and_exported(self, case):
+        net, x, _ = self.built(case)
+        net(x)
+        net.eval()
+        with torch.no_grad():
+            expected = net(x)
+            torch.testing.assert_close(torch.jit.script(net)(x), expected)
+            torch.testing.assert_close(torch.export.export(net, (x,)).module()(x), expected)
+
+    def test_metadata_stay_with_the_answer_of_evaluation(self, case):
+        net, x, _ = self.built(case)
+        image = MetaTensor(x, affine=2 * torch.eye(4))
+        assert not any(isinstance(y, MetaTensor) for y in net(image))  # coarser grids would have other affines
+        assert isinstance(net.eval()(image), MetaTensor)
 
 
 def kept(network: nn.Module, x: torch.Tensor) -> int:

@@ -32,7 +32,7 @@ def _user_facing(room):
     for name in module.__all__:
         value = getattr(module, name)
         is_helper = inspect.isfunction(value) or is_dataclass(value) or room.endswith((".maths", ".layers"))
-        if not inspect.ismodule(value) and (whole or name in monai_scaleequiv.__all__ or not is_helper):
+        if callable(value) and (whole or name in monai_scaleequiv.__all__ or not is_helper):
             yield name, value
 
 

@@ -16,7 +16,7 @@ from monai_scaleequiv import LargeKernelConv, RepUXNet
 from monai_scaleequiv.maths import frequency_prior
 from monai_scaleequiv.nets._repux_blocks import LargeKernelBlock, PriorKernelConv, ReceptiveBias, ScaledGradientConv
 from tests.conftest import BUNDLES, rule_weight
-from tests.network_tests import NetworkTests
+from tests.network_tests import DeepSupervisionTests, NetworkTests
 
 SMALL = {"depths": (1, 1), "feature_size": (4, 6), "kernel_size": 7, "hidden_size": 8}
 IN_2D = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, **SMALL, "kernel_size": 15}
@@ -72,6 +72,18 @@ class TestRepUXNet(NetworkTests):
             state[name] = weight.abs() if "running_var" in name else weight
         net.load_state_dict(state)
         return net(torch.from_numpy(np.random.default_rng(0).standard_normal(shape))).detach().numpy()
+
+
+class TestDeepSupervisionOfRepUXNet(DeepSupervisionTests):
+    network = RepUXNet
+    cases = [  # noqa: RUF012
+        (IN_2D, (2, 1, 25, 20), [(25, 20), (13, 10)]),
+        (
+            {**IN_3D, "depths": (1, 1, 1), "feature_size": (4, 6, 6), "use_checkpoint": True},
+            (2, 1, 6, 12, 16),
+            [(6, 12, 16), (3, 6, 8), (2, 3, 4)],
+        ),
+    ]
 
 
 def test_definition_can_be_read_back():

@@ -16,7 +16,7 @@ from monai_scaleequiv import PerScale, ScaleFilters, ScaleProjection, SEUNet, re
 from monai_scaleequiv.layers import SteerableConv
 from monai_scaleequiv.metrics import relative_error
 from monai_scaleequiv.nets._checkpoint import set_checkpointing
-from tests.network_tests import NetworkTests, kept
+from tests.network_tests import DeepSupervisionTests, NetworkTests, kept
 
 FILTERS = {"scales": (1.0, 0.8), "sigma": 1.0}
 SMALL = {"in_channels": 1, "out_channels": 2, "channels": (4, 8), "strides": (2,), "filters": FILTERS}
@@ -73,6 +73,24 @@ class TestSEUNet(NetworkTests):
         (60, 60, 60),
         3e-3,
     )
+
+
+class TestDeepSupervisionOfSEUNet(DeepSupervisionTests):
+    network = SEUNet
+    cases = [  # noqa: RUF012
+        ({**IN_2D, **DEEP, "strides": 3 * (2,), "projection": "attentive"}, (2, 1, 25, 20), [(25, 20), (7, 5), (4, 3)]),
+        (
+            {**IN_3D, "channels": (4, 4, 8), "strides": (1, (1, 2, 2)), "num_res_units": 1, "use_checkpoint": True},
+            (2, 1, 6, 12, 16),
+            [(6, 12, 16), (6, 6, 8)],
+        ),
+    ]
+
+
+def test_deep_supervision_at_another_spacing():
+    net = SEUNet(**{**IN_3D, **DEEP}, dsdepth=3)
+    sizes = [list(y.shape[2:]) for y in net(torch.rand(1, 1, 16, 16, 4), spacing=[1.0, 1.0, 4.0])]
+    assert sizes == [[16, 16, 4], [8, 8, 4], [4, 4, 4]]
 
 
 @pytest.mark.slow

@@ -21,16 +21,22 @@ class CheckpointedResidualUnit(Checkpointed, ScaleResidualUnit):
 class UpLevel(nn.Module):
     """Convolutions on the joined features, then up-sampling to the size before the level's down-sampling.
 
-    In this order the convolutions run on the small grid; at the top the head comes first too, being pointwise.
+    In this order the convolutions run on the small grid; at the top the head comes first too, being pointwise. Under
+    deep supervision another level has a ``head`` as well, whose answers on the level's own grid are added to a list.
     """
 
     def __init__(self, unit: nn.Module, upsample: ScaleUpsample) -> None:
         super().__init__()
         self.unit = unit
         self.upsample = upsample
+        self.head: nn.Module = nn.Identity()  # until a network sets one
 
-    def forward(self, x: torch.Tensor, size: list[int], takes_mean: bool = False) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, size: list[int], takes_mean: bool = False, answers: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
         x = self.unit(x)
+        if answers is not None:
+            answers.append(self.head(x))
         if takes_mean:  # over the scales, which commutes with up-sampling and before it costs a fraction
             x = x.mean(dim=1, keepdim=True)
         return self.upsample(x, size)

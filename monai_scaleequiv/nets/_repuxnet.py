@@ -56,6 +56,8 @@ class RepUXNet(nn.Module):
         use_checkpoint: whether training keeps only what enters each stage and each block of the decoder and computes
             the rest twice: less than half the activations, for a forward pass more per step.
         dropout: probability of a channel of the lowest features, and of those before the head, to be dropped.
+        dsdepth: number of levels for deep supervision, as in MONAI's ``SegResNetDS``: above 1, training gives the list
+            of :py:meth:`outputs`, as ``DeepSupervisionLoss`` takes it; at most ``len(depths)``.
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or channels.
@@ -75,6 +77,7 @@ class RepUXNet(nn.Module):
 
     spatial_dims: int
     in_channels: int
+    dsdepth: int
 
     def __init__(
         self, spatial_dims: int, in_channels: int, out_channels: int, depths: Sequence[int] = (2, 2, 2, 2),
@@ -83,7 +86,7 @@ class RepUXNet(nn.Module):
         encoder_act: tuple | str | None = "gelu", drop_path_rate: float = 0.0,
         layer_scale_init_value: float | None = None, frequency_prior: float | None = 1.0, prior_mode: str = "fixed",
         deploy: bool = False, full_size_channels: int | None = None, use_checkpoint: bool = False,
-        dropout: float = 0.0,
+        dropout: float = 0.0, dsdepth: int = 1,
     ) -> None:  # fmt: skip
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -92,8 +95,10 @@ class RepUXNet(nn.Module):
             got = f"got depths={tuple(depths)}, feature_size={tuple(feature_size)}"
             raise ValueError(f"depths and feature_size must have the same length of at least 1, {got}.")
         top = feature_size[0] if full_size_channels is None else full_size_channels
-        names = ("in_channels", "out_channels", "depths", "feature_size", "hidden_size")
+        names = ("in_channels", "out_channels", "depths", "feature_size", "hidden_size", "dsdepth")
         check_arguments(spatial_dims, full_size_channels=top, **{name: arguments[name] for name in names})
+        if dsdepth > len(depths):
+            raise ValueError(f"dsdepth must be at most len(depths) = {len(depths)}, got {dsdepth}.")
         if not 0 <= drop_path_rate < 1 or (drop_path_rate > 0 and layer_scale_init_value is None):
             got = f"got {drop_path_rate} with layer_scale_init_value={layer_scale_init_value}"
             raise ValueError(
@@ -131,26 +136,49 @@ class RepUXNet(nn.Module):
         self.last = full_size(in_channels=top)
         self.drop = Dropout["dropout", spatial_dims](dropout)
         self.head = UnetOutBlock(spatial_dims, top, out_channels)
+        self.coarse_heads = nn.ModuleList(UnetOutBlock(spatial_dims, n, out_channels) for n in feature_size[1:dsdepth])
         set_checkpointing(self, use_checkpoint)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_image(x, self.spatial_dims, self.in_channels)
-        if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
-            return self._with_metadata(x)
+        if not torch.jit.is_scripting():
+            if self.training and self.dsdepth > 1:
+                return self.outputs(x)
+            if isinstance(x, MetaTensor):
+                return self._with_metadata(x)
         pad = self._surplus(list(x.shape[2:]))
-        x = F.pad(x, pad)
-        skips = [self.first(x)]
-        for stage in self.stages:
-            x, skip = stage(x)
-            skips.append(skip)
-        y = self.drop(skips.pop())
-        for up in self.ups:
-            y = up(y, skips.pop())
-        y = self.head(self.drop(self.last(y)))
+        y = self.head(self.drop(self.last(self._decoded(F.pad(x, pad))[-1])))
         if not torch.jit.is_scripting() and self._is_whole(pad):
             return y
         # Not a view: an exported graph would hold on to whether the example's is contiguous.
         return F.pad(y, [-p for p in pad])
+
+    @torch.jit.unused
+    def outputs(self, x: torch.Tensor) -> Any:
+        """Logits of all ``dsdepth`` heads in a list, in training or not: on the image's grid, then on coarser ones.
+
+        Output i has the image's size by ``2 ** i``, rounded up.
+        """
+        check_image(x, self.spatial_dims, self.in_channels)
+        x = x.as_tensor() if isinstance(x, MetaTensor) else x
+        pad = self._surplus(list(x.shape[2:]))
+        *coarse, finest = self._decoded(F.pad(x, pad))
+        answers = [self.head(self.drop(self.last(finest)))]
+        answers += [head(y) for head, y in zip(self.coarse_heads, reversed(coarse), strict=False)]
+        if self._is_whole(pad):
+            return answers
+        return [F.pad(y, [-(p // 2**i) for p in pad]) for i, y in enumerate(answers)]
+
+    def _decoded(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Features of the decoder, from the coarsest level to the image's own."""
+        skips = [self.first(x)]
+        for stage in self.stages:
+            x, skip = stage(x)
+            skips.append(skip)
+        features = [self.drop(skips.pop())]
+        for up in self.ups:
+            features.append(up(features[-1], skips.pop()))
+        return features
 
     @torch.jit.unused
     def _with_metadata(self, x: MetaTensor) -> MetaTensor:

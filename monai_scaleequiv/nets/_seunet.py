@@ -61,6 +61,8 @@ class SEUNet(nn.Module):
         projection: how scales are joined, a mode of :py:class:`ScaleProjection` or a module of its kind.
         use_checkpoint: whether training keeps only what enters each convolution or residual unit and computes the rest
             twice: less than half the activations, for a forward pass more per step.
+        dsdepth: number of levels for deep supervision, as in MONAI's ``SegResNetDS``: above 1, training gives the list
+            of :py:meth:`outputs`, as ``DeepSupervisionLoss`` takes it; at most ``len(channels) - 1``.
 
     Raises:
         ValueError: when an argument is out of range, or the input has another number of axes or channels.
@@ -84,13 +86,16 @@ class SEUNet(nn.Module):
         strides: Sequence[Sequence[int] | int], num_res_units: int = 0, act: tuple | str | None = "SILU",
         norm: tuple | str | None = "BATCH", dropout: float = 0.0, bias: bool = True, adn_ordering: str = "NDA",
         filters: ScaleFilters | Mapping[str, Any] | None = None, scale_size: int = 1,
-        projection: str | nn.Module = "mean", use_checkpoint: bool = False,
+        projection: str | nn.Module = "mean", use_checkpoint: bool = False, dsdepth: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         counts = {"in_channels": in_channels, "out_channels": out_channels, "channels": channels, "strides": strides}
-        check_arguments(spatial_dims, **counts, num_res_units=num_res_units or 1)
+        check_arguments(spatial_dims, **counts, num_res_units=num_res_units or 1, dsdepth=dsdepth)
         self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
         self.channels, self.strides = tuple(channels), _as_many(strides, len(channels) - 1)
+        if dsdepth > len(self.strides):
+            raise ValueError(f"dsdepth must be at most len(channels) - 1 = {len(self.strides)}, got {dsdepth}.")
+        self.dsdepth = dsdepth
         self.num_res_units, self.scale_size = num_res_units, scale_size
         self.act, self.norm, self.adn_ordering = act, norm, adn_ordering
         self.dropout, self.bias = dropout, bias
@@ -129,6 +134,8 @@ class SEUNet(nn.Module):
             if i == 0:
                 up.append(ScalePointwiseConv(dims, outs[i], self.out_channels, self.bias))
             self.ups.append(UpLevel(nn.Sequential(*up), ScaleUpsample(dims, self._factors[i])))
+        for i in range(1, self.dsdepth):  # after all else, whose first weights they leave as they are without them
+            self.ups[-1 - i].head = ScalePointwiseConv(dims, outs[i], self.out_channels, self.bias)
 
     def _set_spacing(self, spacing: Sequence[float] | float) -> None:
         # A level's spacing is that of its grid, relative to the grid that it has at spacing 1.
@@ -164,8 +171,23 @@ class SEUNet(nn.Module):
             else:
                 return self.at_spacing(spacing)(x)
         check_image(x, self.spatial_dims, self.in_channels)
-        if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
-            return self._with_metadata(x)
+        if not torch.jit.is_scripting():
+            if self.training and self.dsdepth > 1:
+                return self.outputs(x)
+            if isinstance(x, MetaTensor):
+                return self._with_metadata(x)
+        return self._answers(x, 1)[0]
+
+    @torch.jit.unused
+    def outputs(self, x: torch.Tensor) -> Any:
+        """Logits of all ``dsdepth`` heads in a list, in training or not: on the image's grid, then on coarser ones.
+
+        Output i has the grid of level i, whose size is the image's by ``strides[0] * ... * strides[i]``, rounded up.
+        """
+        check_image(x, self.spatial_dims, self.in_channels)
+        return self._answers(x.as_tensor() if isinstance(x, MetaTensor) else x, self.dsdepth)
+
+    def _answers(self, x: torch.Tensor, depth: int) -> list[torch.Tensor]:
         width = x.shape[-1]
         x = self._pad_lone_voxel(x)
         skips: list[torch.Tensor] = []
@@ -176,11 +198,14 @@ class SEUNet(nn.Module):
             sizes.append(x.shape[3:])
         x = self.bottom(x)
         takes_mean = False if torch.jit.is_scripting() else self._may_take_mean()
+        coarse: list[torch.Tensor] = []
         for i, up in enumerate(self.ups):
             level = len(skips) - 1 - i
-            x = up(torch.cat([skips[level], x], dim=2), sizes[level], takes_mean and level == 0)
+            answers = coarse if 0 < level < depth else None
+            x = up(torch.cat([skips[level], x], dim=2), sizes[level], takes_mean and level == 0, answers)
         x = self.projection(x)
-        return x if x.shape[-1] == width else x.narrow(-1, 0, width)
+        x = x if x.shape[-1] == width else x.narrow(-1, 0, width)
+        return [x] + [self.projection(y) for y in coarse[::-1]]
 
     @torch.jit.unused
     def _may_take_mean(self) -> bool:
