@@ -126,6 +126,7 @@ def test_two_clients_two_rounds_and_a_restart(bundle, phantoms, tmp_path):
     }
 
 
+@pytest.mark.slow
 @EACH
 def test_statistics_of_a_client(bundle, phantoms, tmp_path):
     pytest.importorskip("yaml", reason="MONAI writes statistics with PyYAML")
@@ -218,6 +219,7 @@ def test_each_property_of_a_workflow_can_be_set(bundle, phantoms, tmp_path, conf
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_tensorboard_and_mlflow_by_one_switch_each(bundle, phantoms, tmp_path):
     mlflow = pytest.importorskip("mlflow", reason="needs mlflow")
     pytest.importorskip("sqlalchemy", reason="MONAI keeps MLflow's records in SQLite")
@@ -258,6 +260,7 @@ def test_what_tensorrt_is_given(bundle, monkeypatch, tmp_path):
     assert Path(target).is_file()
 
 
+@pytest.mark.slow
 @EACH
 def test_what_is_pushed_to_the_hugging_face_hub(bundle, monkeypatch, tmp_path):
     hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
