@@ -327,6 +327,11 @@ def test_ill_arguments(change, message):
         ScalePyramid(Square(), **change)
 
 
+def test_a_network_of_several_answers_is_refused():
+    with pytest.raises(ValueError, match=r"network must give one answer, dsdepth=1, got dsdepth=2"):
+        ScalePyramid(SEUNet(2, 1, 2, (4, 8, 8), (2, 2), dsdepth=2), spatial_dims=2)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_torchscript_in_voxels_and_millimetres():
     for voxel_size, spacing in ((None, None), (1.0, [1.0, 1.0, 2.0])):
