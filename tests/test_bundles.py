@@ -421,6 +421,20 @@ def test_training_from_weights_with_other_classes(bundle, phantoms, trained, tmp
     assert "\n" not in error_of(train, bundle, phantoms, tmp_path / "two", weights=weights, in_channels=2)
 
 
+def test_training_in_place_from_the_weights_that_are_there(bundle, phantoms, trained, tmp_path):
+    folder = Path(shutil.copytree(trained, tmp_path / "own"))
+    models = folder / "models"
+    torch.save(torch.ones(2), models / "of_another_kind.pt")
+    before = {path.name: path.read_bytes() for path in models.iterdir()}
+    error_of(train, bundle, phantoms, folder, epochs=1, kind=FileExistsError)  # random weights would replace them
+    assert {path.name: path.read_bytes() for path in models.iterdir()} == before
+    train(bundle, phantoms, folder, weights=str(models / "model.pt"), epochs=1, learning_rate=0.0)
+    assert {path.name: path.read_bytes() for path in (models / "earlier_1").iterdir()} == before
+    old, new = (load(path / "model.pt") for path in (models / "earlier_1", models))
+    parameters = [name for name, _ in network(bundle, **tiny(bundle)).named_parameters()]
+    assert all(torch.equal(old[name], new[name]) for name in parameters)
+
+
 def test_two_modalities(bundle, phantoms, tmp_path):
     folder = Path(shutil.copytree(phantoms, tmp_path / "two"))
     for path in (folder / "imagesTr").iterdir():

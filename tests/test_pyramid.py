@@ -328,8 +328,10 @@ def test_ill_arguments(change, message):
 
 
 def test_a_network_of_several_answers_is_refused():
-    with pytest.raises(ValueError, match=r"network must give one answer, dsdepth=1, got dsdepth=2"):
-        ScalePyramid(SEUNet(2, 1, 2, (4, 8, 8), (2, 2), dsdepth=2), spatial_dims=2)
+    dynunet = DynUNet(2, 1, 2, [3] * 3, [1, 2, 2], [2, 2], filters=[4] * 3, deep_supervision=True)
+    for network in (SEUNet(2, 1, 2, (4, 8, 8), (2, 2), dsdepth=2), dynunet):
+        with pytest.raises(ValueError, match=r"network must give one answer, got a \w+ with deep supervision"):
+            ScalePyramid(network, spatial_dims=2)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

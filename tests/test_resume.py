@@ -139,6 +139,20 @@ def test_kill_9_and_resume(cases, tmp_path):
     assert not list((out / "models").glob("*.tmp"))
 
 
+def test_refused_training_leaves_the_last_weights_of_another(tmp_path):
+    earlier = {"network": nn.Linear(1, 1).state_dict()}
+    torch.save(earlier, tmp_path / "model_final.pt")
+    before, network = (tmp_path / "model_final.pt").read_bytes(), nn.Linear(1, 1)
+    trainer = Engine(lambda engine, batch: None)
+    others = {"network": network, "other": nn.Linear(2, 2)}
+    ResumeCheckpointLoader("", tmp_path, others).attach(trainer)
+    final = {"save_final": True, "final_filename": "model_final.pt"}
+    ResumableCheckpointSaver(tmp_path, {"network": network}, **final).attach(trainer)
+    with pytest.raises(FileExistsError, match=r"model_final\.pt is left from an earlier training"):
+        trainer.run([0])
+    assert (tmp_path / "model_final.pt").read_bytes() == before
+
+
 def test_kill_9_and_resume_with_an_estimator_that_draws_its_views(cases, tmp_path):
     kill_and_compare(CANONICALIZER, cases, tmp_path, kills=1, epochs=2)
 

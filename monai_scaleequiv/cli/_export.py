@@ -21,7 +21,8 @@ from monai_scaleequiv.data import check_output_dir, read_weights
 
 PACKAGE = "monai_scaleequiv"
 IMPORT = re.compile(rf"\$import {PACKAGE}(?![\w.])")
-LEFT_OUT = (".*", "__pycache__", "eval", "output")  # the last two are where a bundle's own runs write
+# Where a bundle's own runs write
+LEFT_OUT = (".*", "__pycache__", "eval", "tensorboard", "checkpoint_epoch=*", "model_final.pt", "earlier_*")
 BASE = {"monai", "numpy", "torch"}  # which have entries of their own in the metadata
 SCRIPTS = f'''"""Makes ``{PACKAGE}`` of this folder the one that is imported, also where another is installed."""
 
@@ -64,7 +65,7 @@ def write_bundle(bundle: Path, target: Path) -> None:
         raise FileExistsError(f"--output: {target} exists already; choose another folder or remove it.")
     if (bundle / "scripts").exists():
         raise ValueError(f"--bundle: {bundle} has scripts/ of its own; export the bundle that it was made from.")
-    weights = read_weights(file := bundle / "models" / "model.pt")
+    weights = read_weights(file := bundle / "models" / "model.pt", "cpu")
     for got in (type(value).__name__ for value in weights.values() if not isinstance(value, torch.Tensor)):
         raise ValueError(f"{file}: expected tensors alone, got {got}; save network.state_dict() instead.")
     check_output_dir(target.parent, "--output")

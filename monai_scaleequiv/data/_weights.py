@@ -71,6 +71,8 @@ def _of_head(shapes: Mapping[str, Sequence[tuple[int, ...]]], network: nn.Module
     classes = getattr(network, "out_channels", None)
     first = [n for n, (old, new) in shapes.items() if old[1:] == new[1:] and classes in (None, new[0])]
     numbers = {(shapes[n][0][0], classes) for n in first}
+    if len(numbers) > 1 and classes is not None:  # other layers happen to have as many channels
+        return []
     rest = [n for n, (old, new) in shapes.items() if n not in first and len(old) == len(new)]
     return first + [n for n in rest if {(a, b) for a, b in zip(*shapes[n], strict=True) if a != b} <= numbers]
 

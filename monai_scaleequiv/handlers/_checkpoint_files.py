@@ -16,7 +16,7 @@ PATTERN = "checkpoint_epoch=*.pt"
 UNFINISHED = ".tmp"  # at the end of the name of a file that is being written
 
 
-def check_checkpoint_dir(folder: Path, start: Path | None, resume: str, given: Mapping[str, torch.Tensor]) -> None:
+def check_checkpoint_dir(folder: Path, start: Path | None, resume: str, given: Sequence[Mapping]) -> None:
     """Creates the folder; raises where its checkpoints would be overwritten; removes what a killed process left.
 
     A new start puts earlier files aside where ``resume`` allows it, or it goes on from the weights of one of them.
@@ -26,7 +26,7 @@ def check_checkpoint_dir(folder: Path, start: Path | None, resume: str, given: M
         lost = [path for path in epoch_files(folder) if epoch_of(path) > epoch_of(start) and not file_finding(path)]
     else:
         lost = sorted(folder.glob("*.pt"))
-        goes_on = start is None and any(_holds(path, given) for path in lost)
+        goes_on = start is None and any(_holds(path, weights) for path in lost for weights in given)
         if lost and start is None and (goes_on or resume in (AUTO, FEDERATED)):
             _put_aside(folder, lost, goes_on)
             lost = []
@@ -40,11 +40,12 @@ def check_checkpoint_dir(folder: Path, start: Path | None, resume: str, given: M
 
 def _holds(path: Path, weights: Mapping[str, torch.Tensor]) -> bool:
     """Whether a file holds these weights and nothing else."""
-    if not weights or file_finding(path):
+    try:
+        stored = read_weights(path, "cpu")
+    except ValueError:  # of another kind, or damaged
         return False
-    stored = read_weights(path, "cpu")
     return stored.keys() == weights.keys() and all(
-        torch.equal(torch.as_tensor(stored[name]), weights[name].cpu()) for name in weights
+        isinstance(value, torch.Tensor) and torch.equal(value, weights[name].cpu()) for name, value in stored.items()
     )
 
 

@@ -66,7 +66,7 @@ class ResumeCheckpointLoader(CheckpointLoader):
         path, findings = resume_file(self.load_path, self.save_dir)
         networks = {name: part for name, part in self.load_dict.items() if isinstance(part, torch.nn.Module)}
         if idist.get_rank() == 0:
-            given = get_state_dict(*networks.values()) if networks else {}
+            given = [get_state_dict(network) for network in networks.values()]
             check_checkpoint_dir(self.save_dir, path, self.load_path, given)
             for finding in findings[:1]:
                 logger.warning("%s; going on from %s.", finding, path)

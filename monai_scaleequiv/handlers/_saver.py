@@ -75,6 +75,10 @@ class ResumableCheckpointSaver(CheckpointSaver):
             engine.add_event_handler(Events.STARTED, self._take_over_files)
         super().attach(engine)
 
+    def exception_raised(self, engine: Engine, e: Exception) -> None:
+        """Raises it again: a training that failed has no last weights, while there may be an earlier one's."""
+        raise e
+
     def state_dict(self) -> Mapping:
         """Scores and names of the best files saved so far."""
         return self._best.state_dict()

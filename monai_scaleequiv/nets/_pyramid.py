@@ -70,8 +70,8 @@ class ScalePyramid(nn.Module):
         divisor = _strides_product(network, spatial_dims) if size_divisor is None else size_divisor
         check_arguments(spatial_dims, size_divisor=divisor)
         check_scales(scales)
-        if getattr(network, "dsdepth", 1) > 1:
-            raise ValueError(f"network must give one answer, dsdepth=1, got dsdepth={network.dsdepth}.")
+        if getattr(network, "dsdepth", 1) > 1 or getattr(network, "deep_supervision", False):
+            raise ValueError(f"network must give one answer, got a {type(network).__name__} with deep supervision.")
         if min(scales) < 1 / _MOST_TIMES or max(scales) > _MOST_TIMES:
             raise ValueError(f"scales must be from 1/{_MOST_TIMES} to {_MOST_TIMES}, got {tuple(scales)}.")
         self.network = network

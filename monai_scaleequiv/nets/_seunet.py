@@ -182,7 +182,8 @@ class SEUNet(nn.Module):
     def outputs(self, x: torch.Tensor) -> Any:
         """Logits of all ``dsdepth`` heads in a list, in training or not: on the image's grid, then on coarser ones.
 
-        Output i has the grid of level i, whose size is the image's by ``strides[0] * ... * strides[i]``, rounded up.
+        Output i > 0 has the grid of level i, whose size is the image's by ``strides[0] * ... * strides[i]``, rounded
+        up; of an image that leaves the bottom a single voxel, one more at the end of the last axis.
         """
         check_image(x, self.spatial_dims, self.in_channels)
         return self._answers(x.as_tensor() if isinstance(x, MetaTensor) else x, self.dsdepth)
