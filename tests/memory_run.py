@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "bundles" / "seunet_hippocampus_segmentation" / "configs"
 # What the bundle's postprocessing would be with MONAI's own transforms.
 PLAIN = {
-    "postprocessing#transforms#0": {
+    "postprocessing#transforms#1": {
         "_target_": "Compose",
         "transforms": [
             {"_target_": "Activationsd", "keys": "pred", "softmax": True},

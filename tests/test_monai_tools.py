@@ -278,7 +278,7 @@ def test_what_is_pushed_to_the_hugging_face_hub(bundle, monkeypatch, tmp_path):
     }
     card = hub.ModelCard(pushed[folder / "README.md"].decode())
     assert (card.data.license, card.data.library_name, card.data.tags) == ("apache-2.0", "monai", ["monai", "medical"])
-    assert card.text.lstrip().startswith("# Model Overview")
+    assert card.text.lstrip().startswith(f"# {config(bundle, 'metadata')['name']}\n")
 
 
 # --- MONAI Label and MONAI Deploy: each by itself where it is installed, and by the look-ups that it makes ---
