@@ -16,7 +16,7 @@ from monai.networks.nets import UNet
 from monai.transforms import Compose, SaveImaged
 from torch import nn
 
-from monai_scaleequiv import ScalePyramid, SEUNet
+from monai_scaleequiv import RepUXNet, ScalePyramid, SEUNet
 from monai_scaleequiv.data import (
     InputGridWriter,
     case_sizes,
@@ -250,6 +250,14 @@ def test_weights_under_the_head_of_a_unet(tmp_path):
     other = UNet(2, 2, 5, channels=(4, 8), strides=(2,), num_res_units=1)
     with pytest.raises(ValueError, match=r"2 of another shape: model.0.conv.unit0.conv.weight"):
         load_weights(other, tmp_path / "model.pt", new_head=True)
+
+
+def test_a_hidden_layer_with_as_many_channels_as_classes_is_no_head(tmp_path):
+    repuxnet = partial(RepUXNet, 2, 1, depths=(1,), feature_size=(4,), kernel_size=3)
+    torch.save(repuxnet(out_channels=3, hidden_size=8).state_dict(), tmp_path / "model.pt")
+    assert load_weights(repuxnet(out_channels=5, hidden_size=8), tmp_path / "model.pt", new_head=True)
+    with pytest.raises(ValueError, match=r"of another shape: stages"):
+        load_weights(repuxnet(out_channels=5, hidden_size=5), tmp_path / "model.pt", new_head=True)
 
 
 # Errors.

@@ -176,7 +176,7 @@ def export_bundle(bundle: str, output: str) -> None:
 
     Where MONAI and the packages of its configs/metadata.json are installed, the folder passes the Model Zoo's
     verification, trains, evaluates and segments by ``python -m monai.bundle``, as its docs/README.md shows.
-    Its own eval/ and output/ are left out.
+    What its own runs wrote (eval/, tensorboard/, checkpoints, earlier weights) is left out.
 
     Args:
         bundle: folder of a bundle, or name of one that comes with this package.

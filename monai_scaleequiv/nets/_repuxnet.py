@@ -147,7 +147,7 @@ class RepUXNet(nn.Module):
             if isinstance(x, MetaTensor):
                 return self._with_metadata(x)
         pad = self._surplus(list(x.shape[2:]))
-        y = self.head(self.drop(self.last(self._decoded(F.pad(x, pad))[-1])))
+        y = self.head(self.drop(self.last(self._decoded(F.pad(x, pad), 1)[0])))
         if not torch.jit.is_scripting() and self._is_whole(pad):
             return y
         # Not a view: an exported graph would hold on to whether the example's is contiguous.
@@ -162,15 +162,15 @@ class RepUXNet(nn.Module):
         check_image(x, self.spatial_dims, self.in_channels)
         x = x.as_tensor() if isinstance(x, MetaTensor) else x
         pad = self._surplus(list(x.shape[2:]))
-        *coarse, finest = self._decoded(F.pad(x, pad))
+        *coarse, finest = self._decoded(F.pad(x, pad), self.dsdepth)
         answers = [self.head(self.drop(self.last(finest)))]
-        answers += [head(y) for head, y in zip(self.coarse_heads, reversed(coarse), strict=False)]
+        answers += [head(y) for head, y in zip(self.coarse_heads, reversed(coarse), strict=True)]
         if self._is_whole(pad):
             return answers
         return [F.pad(y, [-(p // 2**i) for p in pad]) for i, y in enumerate(answers)]
 
-    def _decoded(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Features of the decoder, from the coarsest level to the image's own."""
+    def _decoded(self, x: torch.Tensor, depth: int) -> list[torch.Tensor]:
+        """Features of the decoder's last ``depth`` levels, of which the last is the image's own."""
         skips = [self.first(x)]
         for stage in self.stages:
             x, skip = stage(x)
@@ -178,6 +178,7 @@ class RepUXNet(nn.Module):
         features = [self.drop(skips.pop())]
         for up in self.ups:
             features.append(up(features[-1], skips.pop()))
+            features = features[-depth:]  # without holding the memory of the others
         return features
 
     @torch.jit.unused
