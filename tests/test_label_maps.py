@@ -255,10 +255,12 @@ def test_memory_run_measures_what_it_says(tmp_path):
 
 
 def test_probabilities_give_the_label_map_of_their_logits():
-    flip = Compose([Flipd("image", spatial_axis=0)])
-    image, logits = flip({"image": MetaTensor(torch.rand(1, 5, 6, 4))})["image"], torch.randn(3, 5, 6, 4)
+    # Resampled, for interpolation tells probabilities from their softmax.
+    coarse = Compose([Spacingd("image", pixdim=(2, 2, 2))])
+    image = coarse({"image": MetaTensor(torch.rand(1, 25, 27, 23))})["image"]
+    logits = 9 * torch.randn(3, *image.shape[1:])
     found = [
-        ArgmaxInvertd("pred", flip, "image", softmax=softmax)({"image": image, "pred": pred})["pred"]
+        ArgmaxInvertd("pred", coarse, "image", softmax=softmax)({"image": image, "pred": pred})["pred"]
         for softmax, pred in ((True, logits.clone()), (False, logits.softmax(0)))
     ]
     assert torch.equal(*found)
