@@ -25,7 +25,6 @@ CONFIGS = {
     NATIVE: ("inference", "inference_native"),
     "equivariance": ("inference",),
 }
-RECORDED = ("network_def", "spacing", "num_classes", "in_channels", "normalization")
 
 
 def run_bundle(command: str, folder: Path, overrides: Mapping[str, Any]) -> None:
@@ -34,6 +33,8 @@ def run_bundle(command: str, folder: Path, overrides: Mapping[str, Any]) -> None
     if command == "train":
         checked = {"num_classes": "num_classes", "channels": "in_channels"}
         known = {name: parser.get_parsed_content(id) for name, id in checked.items() if id in parser}
+        if "label_values" in parser:  # of a code that the config turns into regions
+            known["num_classes"] = [0, *parser.get_parsed_content("label_values")]
         # Of the cases that are used: files of a test set may be missing or their own copies.
         parts = parser.get_parsed_content("split") if "split" in parser else []
         cases = [case for part in parts for case in part] or overrides["dataset_dir"]
@@ -79,7 +80,8 @@ def read_bundle(
 
 def merged_record(parser: ConfigParser, record: Mapping[str, Any]) -> dict[str, Any]:
     """What a training has recorded, for the ids that the config has; of its network a record may lack arguments."""
-    found = {id: record[id] for id in RECORDED if id in record and id in parser}
+    ids = ("network_def", *(parser.get("record") or ("spacing", "num_classes", "in_channels", "normalization")))
+    found = {id: record[id] for id in ids if id in record and id in parser}
     configured, recorded = parser.get("network_def"), found.pop("network_def", None)
     if isinstance(configured, dict) and recorded:
         found["network_def"] = _merged(configured, recorded)

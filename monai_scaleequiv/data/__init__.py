@@ -6,6 +6,7 @@ from monai_scaleequiv.data._check_dataset import DatasetReport, check_dataset
 from monai_scaleequiv.data._datalist import nifti_datalist
 from monai_scaleequiv.data._errors import one_line, root_cause
 from monai_scaleequiv.data._files import check_output_dir, whole_file
+from monai_scaleequiv.data._listing import brats_label_values
 from monai_scaleequiv.data._phantom import make_phantom_dataset
 from monai_scaleequiv.data._read import CheckedNibabelReader, VolumeFacts, read_volume
 from monai_scaleequiv.data._record import case_sizes, compare_records, definition_of, read_record, write_record
@@ -22,6 +23,7 @@ __all__ = [
     "InputGridWriter",
     "JoinedCacheDataset",
     "VolumeFacts",
+    "brats_label_values",
     "case_sizes",
     "check_dataset",
     "check_output_dir",

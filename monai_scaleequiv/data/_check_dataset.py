@@ -109,7 +109,7 @@ def check_dataset(
     source: Sequence[Mapping[str, Any]] | PathLike | None = None,
     images: PathLike | None = None,
     labels: PathLike | None = None,
-    num_classes: int | None = None,
+    num_classes: Sequence[int] | int | None = None,
     channels: int | None = None,
     workers: int | None = None,
     progress: bool = False,
@@ -121,7 +121,8 @@ def check_dataset(
             under ``image`` and ``label``.
         images: instead of ``source``, a folder of images.
         labels: folder of their label maps, with the same file names.
-        num_classes: labels are whole numbers from 0 to ``num_classes - 1``; by default as in ``dataset.json``.
+        num_classes: labels are whole numbers from 0 to ``num_classes - 1``, or these numbers; by default as in
+            ``dataset.json``.
         channels: of each image; by default as in ``dataset.json``, else what most images have.
         workers: number of processes that read; by default one per CPU core if there is much to read.
         progress: whether to show a progress bar, if standard error is a terminal.
@@ -140,7 +141,9 @@ def check_dataset(
         >>> check_dataset(make_phantom_dataset("checked", cases=2, size=(16, 16, 16))).errors
         []
     """
-    for name, value in {"num_classes": num_classes, "channels": channels, "workers": workers}.items():
+    coded = isinstance(num_classes, (list, tuple))
+    counts = {"num_classes": None if coded else num_classes, "channels": channels, "workers": workers}
+    for name, value in counts.items():
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}; give another one.")
     if (source is None) == (images is None) or (images is None and labels is not None):
@@ -150,7 +153,9 @@ def check_dataset(
     else:
         listing = list_task(source) if isinstance(source, (str, os.PathLike)) else list_dictionaries(source or ())
     if num_classes is not None:
-        listing.classes = {value: (listing.classes or {}).get(value, "") for value in range(num_classes)}
+        values = range(num_classes) if isinstance(num_classes, int) else num_classes
+        listing.classes = {value: (listing.classes or {}).get(value, "") for value in values}
+        listing.coded = coded
     listing.channels = channels or listing.channels
     facts = _read_all(listing.files, workers, progress)
     findings = tuple(all_findings(listing, facts))

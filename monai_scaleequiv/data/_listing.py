@@ -4,65 +4,30 @@ import json
 import os
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from monai.config import PathLike
 from monai.utils import ensure_tuple
 
+from monai_scaleequiv.data._brats import CLASSES, MODALITIES, brats_cases, missing_modalities, tissue_labels
+from monai_scaleequiv.data._case import Case, Listing
 from monai_scaleequiv.data._datalist import nifti_files, stem_of
 from monai_scaleequiv.data.rules import WARNING, Finding
 
+PAIRS = (("imagesTr", "labelsTr"), ("TrainingImg", "TrainingMask"))  # FLARE 2022 and 2021 have no dataset.json
 CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net's files of one channel each
 UNLISTED = Finding("unlisted", "each volume on the list", "one that is not", "add it or remove the file", WARNING)
 
 
-@dataclass(frozen=True)
-class Case:
-    """One or several images, each with some of the channels, their label map, and the place on the list."""
-
-    images: tuple[str, ...]
-    label: str | None
-    place: str
-    part: str = "training"
-    fold: Any = None
-
-    @property
-    def files(self) -> list[tuple[str, bool]]:
-        """Its files, the first image first, with whether each is the label map."""
-        return [(path, False) for path in self.images] + ([] if self.label is None else [(self.label, True)])
-
-
-@dataclass
-class Listing:
-    """The cases of a data set, what it says about them, and what is wrong with the list itself."""
-
-    source: str
-    cases: list[Case] = field(default_factory=list)
-    classes: dict[int, str] | None = None
-    channels: int | None = None
-    spatial_dims: int = 3
-    findings: list[tuple[str, Finding]] = field(default_factory=list)
-
-    @property
-    def files(self) -> list[tuple[str, bool]]:
-        """Each file once, images first, with whether it is a label map."""
-        return sorted(dict.fromkeys(file for case in self.cases for file in case.files), key=lambda file: file[1])
-
-    def report_missing_labels(self) -> None:
-        """Adds a finding for each case that has to have a label map and has none."""
-        for case in self.cases:
-            if case.label is None and case.part != "test":
-                finding = Finding("unpaired", "a label map", f"none at {case.place}", "add it to the list")
-                self.findings.append((case.images[0], finding))
-
-
 def list_task(source: PathLike) -> Listing:
-    """Lists a folder with a ``dataset.json`` of the Medical Segmentation Decathlon or of nnU-Net v2."""
+    """Lists a folder of the Medical Segmentation Decathlon, of nnU-Net v2, or of FLARE or BraTS as downloaded."""
     file = Path(source) / "dataset.json" if Path(source).is_dir() else Path(source)
     if not file.is_file():
+        for listing in _without_json(Path(source)):
+            return listing
         raise FileNotFoundError(f"{file} does not exist; give a folder with dataset.json, or give --images.")
     try:
         task = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -77,6 +42,52 @@ def list_task(source: PathLike) -> Listing:
         expected = f"numTraining = {_shown(task['numTraining'])} cases"
         listing.findings.append((listing.source, Finding("count", expected, str(count), "correct it", WARNING)))
     return listing
+
+
+def _without_json(folder: Path) -> Iterator[Listing]:
+    for images, labels in PAIRS:
+        if (folder / images).is_dir() and (folder / labels).is_dir():
+            yield list_folders(folder / images, folder / labels)
+    if folder.is_dir() and (cases := brats_cases(nifti_files(folder))):
+        yield _list_brats(folder, cases)
+
+
+def _list_brats(folder: Path, cases: Mapping[tuple[Path, str, str], Mapping[str, Path]]) -> Listing:
+    sign = next(iter(cases))[2]
+    listing = Listing(str(folder), classes=CLASSES[sign], channels=len(MODALITIES), coded=True)
+    for (place, name, other), parts in cases.items():
+        if other != sign:
+            hint = "keep challenges before and since 2023 apart: their labels differ"
+            raise ValueError(f"{place / name}: expected names such as {sign}seg, got {other}seg; {hint}.")
+        images = tuple(str(parts[modality]) for modality in MODALITIES if modality in parts)
+        listing.cases.append(Case(images, str(parts["seg"]) if "seg" in parts else None, str(place / name)))
+        if missing := missing_modalities(parts):
+            found = Finding("files", f"{', '.join(MODALITIES)} of {name}", f"no {missing}", "restore it")
+            listing.findings.append((images[0], found))
+    listing.report_missing_labels()
+    return listing
+
+
+def brats_label_values(source: PathLike) -> list[int]:
+    """Labels of necrotic core, oedema and enhancing tumour in a data set.
+
+    BraTS has 1, 2 and 4 up to 2022, 1, 2 and 3 since 2023; Task01 of the Decathlon 2, 1 and 3. Decided by the names of
+    the files, else by the names of the labels in ``dataset.json``.
+
+    Args:
+        source: folder with cases as downloaded, or with ``dataset.json``.
+
+    Raises:
+        FileNotFoundError: when there is no data set.
+        ValueError: when a name is missing or fits several labels.
+
+    Example::
+
+        >>> brats_label_values("no/such/folder")
+        Traceback (most recent call last):
+        FileNotFoundError: no/such/folder does not exist; give a folder with dataset.json, or give --images.
+    """
+    return tissue_labels(list_task(source).classes, source)
 
 
 def _list_decathlon(task: Mapping[str, Any], file: Path) -> Listing:

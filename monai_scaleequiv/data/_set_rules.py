@@ -7,7 +7,7 @@ from pathlib import Path
 
 from monai_scaleequiv.data import rules
 from monai_scaleequiv.data._datalist import stem_of
-from monai_scaleequiv.data._listing import Listing
+from monai_scaleequiv.data._case import Listing
 from monai_scaleequiv.data._read import MOST_LABELS, VolumeFacts
 from monai_scaleequiv.data.rules import ERROR, WARNING, Finding
 
@@ -109,6 +109,8 @@ def _classes(listing: Listing, facts: Facts) -> Found:
             got, hint = "none in any label map", "check the labels"
             yield listing.source, Finding("class", f"label {value} ({name})", got, hint, WARNING)
     known = set(listing.classes or there)
+    if listing.coded:
+        return
     # Up to the largest, it may be 2e9, but no more than there are labels, and some gaps among them.
     missing = [number for number in range(1, min(max(known), len(known) + MOST_GAPS) + 1) if number not in known]
     if missing and len(known) < MOST_LABELS:

@@ -7,7 +7,8 @@ from typing import Any
 from monai.config import PathLike
 from monai.data import partition_dataset
 
-from monai_scaleequiv.data._listing import Listing, list_task
+from monai_scaleequiv.data._case import Listing
+from monai_scaleequiv.data._listing import list_task
 from monai_scaleequiv.data._record import case_sizes, read_record
 from monai_scaleequiv.data.rules import raise_first
 

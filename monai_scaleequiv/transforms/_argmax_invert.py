@@ -71,14 +71,17 @@ class ArgmaxInvertd(Invertd):
             logits = self._single(convert_to_tensor(done[key], track_meta=False), key).detach()
             logits = logits.float()  # probabilities of half precision would be ties
             classes = self._check(logits, image, name_of(image, key), maps_key is not None)
-            for piece in logits[:classes].split(_slices(logits), 1) if self.softmax else ():
-                piece.copy_(piece.softmax(0))
+            for piece in logits[:classes].split(_slices(logits), 1):
+                piece.copy_(self._activate(piece))
             inverted = [self._labels(logits[:classes], image, orig_key)]
             if classes < len(logits):
                 inverted.append(torch.cat([self._inverted(part, image, orig_key) for part in logits[classes:]]))
             for name, volume in zip((key, maps_key), inverted, strict=False):
                 done[name] = volume[None] if batched else volume
         return done
+
+    def _activate(self, piece: torch.Tensor) -> torch.Tensor:
+        return piece.softmax(0) if self.softmax else piece
 
     def _single(self, volume: torch.Tensor, name: Hashable) -> torch.Tensor:
         if not has_batch_axis(volume, self.spatial_dims):

@@ -107,7 +107,7 @@ class CheckLabeld(MapTransform):
 
     Args:
         keys: keys of the label maps, channel-first, with or without a batch axis.
-        num_classes: labels are whole numbers from 0 to ``num_classes - 1``.
+        num_classes: labels are whole numbers from 0 to ``num_classes - 1``, or these numbers.
         image_key: key of the image that they belong to.
         spatial_dims: number of spatial dimensions.
         allow_missing_keys: whether to pass over keys that are not there.
@@ -127,13 +127,14 @@ class CheckLabeld(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        num_classes: int,
+        num_classes: Sequence[int] | int,
         image_key: Hashable = "image",
         spatial_dims: int = 3,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.num_classes = num_classes
+        self.labels = range(num_classes) if isinstance(num_classes, int) else tuple(num_classes)
         self.image_key = image_key
         self.spatial_dims = spatial_dims
 
@@ -156,7 +157,7 @@ class CheckLabeld(MapTransform):
     def _whole(self, label: torch.Tensor, name: str) -> torch.Tensor:
         values = torch.unique(torch.as_tensor(label)).tolist()
         bad = sum(not math.isfinite(value) for value in values)
-        rules.raise_first(name, rules.finite(bad), rules.labels(values, range(self.num_classes)))
+        rules.raise_first(name, rules.finite(bad), rules.labels(values, self.labels))
         return label if all(value == round(value) for value in values) else label.round()
 
 
