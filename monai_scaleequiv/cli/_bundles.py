@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ CONFIGS = {
 }
 
 
-def run_bundle(command: str, folder: Path, overrides: Mapping[str, Any]) -> None:
-    """Runs a bundle's configs for a command; for ``train`` after a check of the data."""
-    parser, files, overrides = read_bundle(command, folder, overrides)
+def run_bundle(command: str, folder: Path, overrides: Mapping[str, Any], more: Sequence[str] = ()) -> None:
+    """Runs a bundle's configs for a command, with more of them on top; for ``train`` after a check of the data."""
+    parser, files, overrides = read_bundle(command, folder, overrides, more)
     if command == "train":
         checked = {"num_classes": "num_classes", "channels": "in_channels"}
         known = {name: parser.get_parsed_content(id) for name, id in checked.items() if id in parser}
@@ -50,12 +50,17 @@ def run_bundle(command: str, folder: Path, overrides: Mapping[str, Any]) -> None
 
 
 def read_bundle(
-    command: str, folder: Path, overrides: Mapping[str, Any]
+    command: str, folder: Path, overrides: Mapping[str, Any], more: Sequence[str] = ()
 ) -> tuple[ConfigParser, list[str], dict[str, Any]]:
     """A command's config with all overrides, its files, and these: what the weights' training recorded, the user's."""
     files = [folder / "configs" / f"{name}.json" for name in CONFIGS[command]]
     if command == "sweep" and not files[-1].is_file():  # ours names nothing but what train and evaluate have
         files[-1] = find_bundle(DEFAULT_BUNDLE) / "configs" / "sweep.json"
+    for name in more:
+        known = sorted(file.stem for file in (folder / "configs").glob("*.json"))
+        if name not in known:
+            raise FileNotFoundError(f"--config={name}: expected a config of {folder}; {suggestion(name, known)}")
+        files.append(folder / "configs" / f"{name}.json")
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist, which {command} needs; give another --bundle.")

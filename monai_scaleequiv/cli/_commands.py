@@ -73,32 +73,41 @@ def check(
         raise ValueError(f"{report.source}: expected no errors, got {len(report.errors)}; see the lines above.")
 
 
-def train(*, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, **overrides: Any) -> None:
+def train(
+    *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, config: str = "", **overrides: Any
+) -> None:
     """Trains a bundle's network, after a check of the data. Any --ID=VALUE overrides the config, as in --epochs=3.
 
     Args:
-        input: data set: folder with dataset.json (or that file), of the Medical Segmentation Decathlon or nnU-Net.
+        input: data set: folder with dataset.json (or that file), of the Medical Segmentation Decathlon or nnU-Net; or
+            BraTS or FLARE as downloaded.
         output: folder for checkpoints and logs.
         bundle: folder of a bundle, or name of one that comes with this package.
+        config: names of further configs of the bundle that lie on top, such as paper; with commas between.
         overrides: new values for ids of the bundle's train.json, such as num_classes, in_channels for images of several
             channels, and weights for a file to start from.
     """
-    _run_command("train", input, output, bundle, overrides)
+    _run_command("train", input, output, bundle, config, overrides)
 
 
-def evaluate(*, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, **overrides: Any) -> None:
+def evaluate(
+    *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, config: str = "", **overrides: Any
+) -> None:
     """Measures a trained network on the cases that its training has not seen. Any --ID=VALUE overrides the config.
 
     Args:
         input: data set: folder with dataset.json (or that file), of the Medical Segmentation Decathlon or nnU-Net.
         output: folder for the tables of metrics; those of an earlier evaluation are replaced with --overwrite alone.
         bundle: folder of a bundle, or name of one that comes with this package.
+        config: names of further configs of the bundle that lie on top, such as paper; with commas between.
         overrides: new values for ids of the bundle's train.json and evaluate.json, such as ckpt_path for the weights.
     """
-    _run_command("evaluate", input, output, bundle, overrides)
+    _run_command("evaluate", input, output, bundle, config, overrides)
 
 
-def sweep(*, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, **overrides: Any) -> None:
+def sweep(
+    *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, config: str = "", **overrides: Any
+) -> None:
     """Measures a trained network as evaluate does, on images in many sizes: Dice against the size of the anatomy.
 
     The network is shown each image larger or smaller, as if its voxels were the same, and its answer is brought back to
@@ -108,16 +117,18 @@ def sweep(*, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, **
         input: data set: folder with dataset.json (or that file), of the Medical Segmentation Decathlon or nnU-Net.
         output: folder for sweep.csv, sweep.json and sweep.png; those of an earlier sweep are replaced with --overwrite.
         bundle: folder of a bundle, or name of one that comes with this package.
+        config: names of further configs of the bundle that lie on top, such as paper; with commas between.
         overrides: --scales=[0.7,1,1.4] for other sizes, --thickness=[2,3] for thicker slices as well, ckpt_path for the
             weights; any other ids of the bundle's train.json, evaluate.json and sweep.json.
     """
-    _run_command("sweep", input, output, bundle, overrides)
+    _run_command("sweep", input, output, bundle, config, overrides)
     say(sweep_table(Path(absolute(output))))
 
 
 def infer(
-    *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, native: bool = False, **overrides: Any
-) -> None:
+    *, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, config: str = "", native: bool = False,
+    **overrides: Any,
+) -> None:  # fmt: skip
     """Segments volumes. Any --ID=VALUE overrides the config, as in --ckpt_path=model.pt.
 
     A volume that fails does not stop the others: it is reported, listed in failures.json, and the exit status is 1.
@@ -127,12 +138,13 @@ def infer(
         input: a folder with NIfTI files, a file, or several of them with commas between.
         output: folder for the label maps.
         bundle: folder of a bundle, or name of one that comes with this package.
+        config: names of further configs of the bundle that lie on top, such as paper; with commas between.
         native: let the network see each image at the image's own voxel size, with the bundle's inference_native.json.
         overrides: new values for ids of the bundle's inference.json, or inference_native.json.
     """
     if not isinstance(native, bool):
         raise ValueError(f"--native={native}: expected true or false; give --native alone.")
-    _run_command(NATIVE if native else "infer", input, output, bundle, overrides)
+    _run_command(NATIVE if native else "infer", input, output, bundle, config, overrides)
 
 
 def equivariance(
@@ -190,7 +202,9 @@ def export_bundle(bundle: str, output: str) -> None:
 COMMANDS = {f.__name__: f for f in (demo, phantom, check, train, evaluate, sweep, infer, equivariance, export_bundle)}
 
 
-def _run_command(command: str, input: str, output: str, bundle: str, overrides: dict[str, Any]) -> None:
+def _run_command(
+    command: str, input: str, output: str, bundle: str, config: str, overrides: dict[str, Any]
+) -> None:
     _check_given(command, input=input, output=output)
     for id, name in ARGUMENTS.items():
         if id in overrides:
@@ -198,7 +212,8 @@ def _run_command(command: str, input: str, output: str, bundle: str, overrides: 
     source = input_paths(input) if command in ("infer", NATIVE) else absolute(input).removesuffix("/dataset.json")
     _check_paths("input", *ensure_tuple(source))
     _check_files(overrides)
-    run_bundle(command, find_bundle(bundle), {"dataset_dir": source, "output_dir": absolute(output), **overrides})
+    values = {"dataset_dir": source, "output_dir": absolute(output), **overrides}
+    run_bundle(command, find_bundle(bundle), values, config.split(",") if config else [])
 
 
 def _check_given(command: str, **paths: str) -> None:
