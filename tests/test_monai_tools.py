@@ -368,6 +368,7 @@ def small(bundle, trained, target):
         parser = ConfigParser(config(bundle, name))
         parser.update({**tiny(bundle), "roi_size": list(SIZE)} | ({"patch_size": [16] * 3} if name == "train" else {}))
         ConfigParser.export_config_file(parser.get(), config_files(target, name)[0])
+    (target / "models").mkdir(exist_ok=True)
     for name in ("model.pt", "model.json"):
         shutil.copy(trained / "models" / name, target / "models" / name)
     return target

@@ -51,7 +51,7 @@ def write_bundle(bundle: Path, target: Path) -> None:
 
     Raises:
         FileExistsError: when there is something at the target.
-        FileNotFoundError: when the bundle has no ``models/model.pt``.
+        FileNotFoundError: when there is ``models/``, as in all bundles but those without weights, and no ``model.pt``.
         ModuleNotFoundError: when the package safetensors is not installed.
         ValueError: when the bundle has ``scripts/`` of its own, no config that imports this package, or weights with
             anything but tensors.
@@ -65,7 +65,8 @@ def write_bundle(bundle: Path, target: Path) -> None:
         raise FileExistsError(f"--output: {target} exists already; choose another folder or remove it.")
     if (bundle / "scripts").exists():
         raise ValueError(f"--bundle: {bundle} has scripts/ of its own; export the bundle that it was made from.")
-    weights = read_weights(file := bundle / "models" / "model.pt", "cpu")
+    file = bundle / "models" / "model.pt"
+    weights = read_weights(file, "cpu") if file.parent.exists() else {}
     for got in (type(value).__name__ for value in weights.values() if not isinstance(value, torch.Tensor)):
         raise ValueError(f"{file}: expected tensors alone, got {got}; save network.state_dict() instead.")
     check_output_dir(target.parent, "--output")
@@ -76,7 +77,8 @@ def write_bundle(bundle: Path, target: Path) -> None:
         _complete_metadata(folder / "configs" / "metadata.json", requirements)
         # The format knows neither views nor tensors that share their memory.
         tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
-        save_file(tensors, folder / "models" / "model.safetensors", {"format": "pt"})
+        if tensors:
+            save_file(tensors, folder / "models" / "model.safetensors", {"format": "pt"})
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         sums = "".join(f"{_sha256(file)}  {file.relative_to(folder)}\n" for file in files)
         (folder / "SHA256SUMS").write_text(sums, encoding="utf-8")

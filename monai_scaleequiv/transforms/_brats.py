@@ -14,8 +14,8 @@ REGIONS = ("tumour core", "whole tumour", "enhancing tumour")  # as ConvertToMul
 class BratsRegionsInvertd(ArgmaxInvertd):
     """``ArgmaxInvertd`` for the channels of MONAI's ``ConvertToMultiChannelBasedOnBratsClassesd``, and their inverse.
 
-    The same as ``Activationsd(sigmoid=True)``, ``Invertd(nearest_interp=False)`` and ``AsDiscreted(threshold=0.5)``.
-    A voxel gets the label of the innermost region that it is in.
+    The same as ``Activationsd(sigmoid=True)``, ``Invertd(nearest_interp=False)`` and ``AsDiscreted(threshold=0.5)``,
+    but that a voxel of an inner region is in the outer ones, too: so it gets the label of the innermost one.
 
     Args:
         keys: keys of the logits, (3, ...) or (1, 3, ...): tumour core, whole tumour, enhancing tumour; their memory is
@@ -61,6 +61,8 @@ class BratsRegionsInvertd(ArgmaxInvertd):
 
     def _labels(self, probabilities: torch.Tensor, image: torch.Tensor, orig_key: object) -> torch.Tensor:
         core, whole, enhancing = (self._inverted(region, image, orig_key) > 0.5 for region in probabilities)
+        core = core | enhancing
+        whole = whole | core
         if self.label_values is None:
             return torch.cat([core, whole, enhancing]).to(torch.uint8)
         labels = torch.zeros_like(core, dtype=torch.uint8)

@@ -1,0 +1,370 @@
+"""The bundles of the papers' own tasks, which ship without weights: what the others pass, and their data's layouts."""
+
+import json
+import shutil
+
+import jsonschema
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from monai_scaleequiv.cli import main
+from monai_scaleequiv.data import brats_label_values, check_dataset, nifti_datalist, read_record, split_datalist
+from tests.bundle_runs import (
+    CPU,
+    QUICK,
+    SIZE,
+    config,
+    config_files,
+    error_of,
+    files,
+    load,
+    metrics,
+    network,
+    per_case,
+    run,
+    tiny,
+    train,
+)
+from tests.conftest import BUNDLES
+from tests.task_phantoms import MODALITIES, make_brats, make_flare
+from tests.test_bundles import CONFIGS, SCHEMA, SECTIONS, expressions, unexpected
+from tests.test_export_bundle import PROGRAM, elsewhere, exported, python, runs, verification  # noqa: F401
+from tests.test_monai_tools import LookUps, client, equal, scores, small
+from tests.test_monai_tools import exported as export_network
+
+BRATS, ABDOMEN = "seunet_brats_segmentation", "repuxnet_abdomen_segmentation"
+OWN = {BRATS: {"paper"}, ABDOMEN: {"amos", "chaos", "finetune"}}
+REGIONS = {"tumour core": [1, 4], "whole tumour": [1, 2, 4], "enhancing tumour": [4]}
+
+
+@pytest.fixture(scope="module", params=[BRATS, ABDOMEN])
+def bundle(request, tmp_path_factory):
+    return shutil.copytree(BUNDLES / request.param, tmp_path_factory.mktemp("bundles") / request.param)
+
+
+@pytest.fixture(scope="module")
+def phantoms(bundle, tmp_path_factory):
+    """Cases as the bundle's users download them."""
+    folder = tmp_path_factory.mktemp("data")
+    make = make_brats if bundle.name == BRATS else make_flare
+    return make(folder / "data", folder / "source")
+
+
+@pytest.fixture(scope="module")
+def trained(bundle, phantoms, tmp_path_factory):
+    return train(bundle, phantoms, tmp_path_factory.mktemp("trained"), cache_rate=1.0, learning_rate=0.02, epochs=3)
+
+
+@pytest.fixture(scope="module")
+def weights(bundle, trained):
+    return {"ckpt_path": trained / "models" / "model.pt", "roi_size": list(SIZE), **tiny(bundle)}
+
+
+@pytest.fixture(scope="module")
+def images(bundle, phantoms):
+    """The folder that inference is given, and the files of its first case."""
+    folder = phantoms if bundle.name == BRATS else phantoms / "imagesTr"
+    channels = config(bundle, "inference")["in_channels"]
+    case = nifti_datalist(folder, channels=channels)[0]["image"]
+    return folder, case if channels > 1 else [case]
+
+
+def test_files_of_the_bundle(bundle):
+    names = {path.stem for path in (bundle / "configs").iterdir()}
+    assert names == {*CONFIGS, "metadata", "persistent", *OWN[bundle.name]}
+    text = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    headings = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
+    assert [heading for heading in headings if heading in SECTIONS] == SECTIONS
+    assert "without weights" in " ".join(text.split())
+    assert not (bundle / "models").exists()
+    assert "Terms" in (bundle / "docs" / "data_license.txt").read_text(encoding="utf-8")
+    for name, lines in {"train": 307, "inference": 152}.items():
+        assert len((bundle / "configs" / f"{name}.json").read_text(encoding="utf-8").splitlines()) <= lines
+
+
+def test_configs_are_those_of_the_hippocampus_but_for_the_task(bundle):
+    """Word for word where the task makes no difference, id for id where it does."""
+    other = BUNDLES / f"{bundle.name.split('_')[0]}_hippocampus_segmentation"
+    for name in ("sweep", "multi_gpu_train", "multi_gpu_evaluate"):
+        assert config(bundle, name) == config(other, name)
+    mine, theirs = config(bundle, "train"), config(other, "train")
+    assert set(mine) - set(theirs) <= {"label_values", "window"}
+    assert set(theirs) <= set(mine)
+    same = {"lr_scheduler", "optimizer", "network", "split", "summary_writer", "initialize", "run", "finalize"}
+    assert {id: mine[id] for id in same} == {id: theirs[id] for id in same}
+    for part in ("train", "validate"):
+        for id in ("handlers", "dataset", "dataloader", "trainer", "evaluator", "state", "stop"):
+            assert mine[part].get(id) == theirs[part].get(id), id
+
+
+def test_metadata_and_expressions(bundle):
+    meta = config(bundle, "metadata")
+    jsonschema.validate(meta, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    data = meta["network_data_format"]
+    image, pred = data["inputs"]["image"], data["outputs"]["pred"]
+    inference = config(bundle, "inference")
+    assert len(image["channel_def"]) == image["num_channels"] == inference["in_channels"]
+    assert len(pred["channel_def"]) == pred["num_channels"] == inference["num_classes"]
+    assert image["spatial_shape"] == pred["spatial_shape"] == inference["roi_size"]
+    for path in (bundle / "configs").glob("*.json"):
+        found = set(expressions(config(bundle, path.stem)))
+        allowed = {"monai_scaleequiv.data.brats_label_values", "bool"}
+        assert {e: unexpected(e) - allowed for e in found if unexpected(e) - allowed} == {}, path
+
+
+def test_nothing_is_read_or_written_before_the_run(bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = files(bundle)
+    for names, kind in ((["train"], "train"), (["train", "evaluate"], "train"), (["inference"], "infer")):
+        given = {"bundle_root": str(bundle), "dataset_dir": "/no/such/folder", "device": CPU, **tiny(bundle)}
+        workflow = ConfigWorkflow(config_files(bundle, *names), workflow_type=kind, logging_file=False, **given)
+        workflow.initialize()
+        assert workflow.network_def is not None
+    assert (files(bundle), list(tmp_path.iterdir())) == (before, [])
+
+
+def test_training_evaluation_and_inference(bundle, phantoms, trained, weights, images, tmp_path):
+    record = read_record(trained / "models" / "model.pt")
+    assert {id: record[id] for id in config(bundle, "train")["record"]} == {
+        id: config(bundle, "train")[id] for id in config(bundle, "train")["record"]
+    }
+    run(bundle, "train", "evaluate", dataset_dir=phantoms, output_dir=tmp_path / "evaluation", **weights)
+    (values,) = [values for _, values in per_case(tmp_path / "evaluation", "val_mean_dice")]
+    assert metrics(tmp_path / "evaluation")["val_mean_dice"] == pytest.approx(np.nanmean(values[:-1]), abs=1e-5)
+    folder, case = images
+    run(bundle, "inference", dataset_dir=folder, output_dir=tmp_path / "labels", **weights)
+    assert len(list((tmp_path / "labels").iterdir())) == 5  # the label maps of BraTS are no images
+    held = split_datalist(phantoms)[1][0]
+    first = held["image"] if isinstance(held["image"], str) else held["image"][0]
+    name = first.rsplit("/", 1)[1].replace(".nii", "_seg.nii")
+    found, label = nib.load(tmp_path / "labels" / name), nib.load(held["label"])
+    assert found.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(found.affine, label.affine)
+    found, label = np.asarray(found.dataobj), np.asarray(label.dataobj)
+    if bundle.name == BRATS:
+        assert set(np.unique(found)) <= {0, 1, 2, 4}
+        pairs = [(np.isin(found, region), np.isin(label, region)) for region in REGIONS.values()]
+    else:
+        pairs = [(found == organ, label == organ) for organ in range(1, 5)]
+    dice = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in pairs]
+    assert dice == pytest.approx(values[:-1], abs=1e-3)
+    assert max(dice) > 0
+    run(bundle, "inference", "inference_native", dataset_dir=case[0].rsplit("/", 1)[0], output_dir=tmp_path / "native",
+        **weights)  # fmt: skip
+    native, grid = nib.load(next((tmp_path / "native").iterdir())), nib.load(case[0])
+    assert (native.shape, native.get_data_dtype()) == (grid.shape, np.uint8)
+    same = nib.load(tmp_path / "labels" / next((tmp_path / "native").iterdir()).name)
+    assert (np.asarray(native.dataobj) == np.asarray(same.dataobj)).mean() > 0.9  # voxels of 1 mm, of 1.2 at the most
+
+
+def test_tools_of_the_zoo_export_and_load(bundle, trained, monkeypatch, tmp_path):
+    own = small(bundle, trained, tmp_path / bundle.name)
+    files = {"meta_file": str(own / "configs" / "metadata.json"), "config_file": config_files(own, "inference")}
+    monai.bundle.verify_net_in_out(net_id="network_def", **files, device="cpu")
+    script = torch.jit.load(export_network(own))
+    made = network(own)
+    made.load_state_dict(load(own / "models" / "model.pt"))
+    image = torch.randn(1, made.in_channels, *SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(script(image), made(image), atol=1e-4, rtol=1e-4)
+    found = monai.bundle.load(own.name, bundle_dir=str(own.parent), device="cpu")
+    assert equal(found.state_dict(), made.state_dict())
+
+
+def test_label_looks_up_and_trains(bundle, trained, phantoms, images, weights, tmp_path):
+    """One file per case: of several modalities a 4D one, as MONAI Label has it."""
+    own, case = small(bundle, trained, tmp_path / bundle.name), images[1]
+    parts = [nib.load(file) for file in case]
+    stacked = np.stack([part.get_fdata(dtype=np.float32) for part in parts], -1).squeeze()
+    nib.save(nib.Nifti1Image(stacked, parts[0].affine), tmp_path / "image.nii.gz")
+    tool = LookUps(own)
+    found = tool.infer(tmp_path / "image.nii.gz")
+    run(own, "inference", dataset_dir=tmp_path / "image.nii.gz", output_dir=tmp_path / "out")
+    expected = np.asarray(nib.load(tmp_path / "out" / "image_seg.nii.gz").dataobj)
+    np.testing.assert_array_equal(np.asarray(found).squeeze(), expected)
+    assert np.unique(expected).size > 1
+    before = (own / "models" / "model.pt").read_bytes()
+    given = {"label_values": [1, 2, 4]} if bundle.name == BRATS else {}
+    parser = ConfigParser(config(own, "train"))
+    parser.update({"dataset_dir": str(phantoms), **given})
+    ConfigParser.export_config_file(parser.get(), config_files(own, "train")[0])
+    tool.train([part for parts in split_datalist(phantoms) for part in parts][:4])
+    assert (own / "models" / "model.pt").read_bytes() != before
+
+
+@pytest.mark.slow
+def test_federated_round(bundle, trained, phantoms, tmp_path):
+    own = small(bundle, trained, tmp_path / "bundle")
+    algo = client(own, phantoms, tmp_path / "site")
+    zeros = {name: torch.zeros_like(weight) for name, weight in load(own / "models" / "model.pt").items()}
+    start = scores([algo], load(own / "models" / "model.pt"))[0]
+    assert scores([algo], zeros)[0] < start
+    algo.train(monai.fl.utils.exchange_object.ExchangeObject(weights=load(own / "models" / "model.pt")))
+    assert not equal(algo.get_weights().weights, load(own / "models" / "model.pt"))
+
+
+@pytest.mark.slow
+def test_export_runs_without_the_package(bundle, trained, phantoms, images, tmp_path_factory, tmp_path, request):
+    own = small(bundle, trained, tmp_path / bundle.name)
+    copied = tmp_path / "elsewhere"
+    assert main(["export_bundle", str(own), str(copied)]) == 0
+    assert not (request.getfixturevalue("exported") / "models").exists()
+    env = request.getfixturevalue("elsewhere")
+    (copied / "eval").mkdir()
+    shutil.copy(SCHEMA, copied / "eval" / "schema.json")
+    commands = [*verification(), *runs(own, phantoms, tmp_path)][:-1]
+    done = python("-c", PROGRAM, json.dumps([commands, str(images[0])]), cwd=copied, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "evaluate" / "metrics.csv").is_file()
+
+
+# --- BraTS ---
+
+
+@pytest.fixture(scope="module")
+def since_2023(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("brats_2023")
+    return make_brats(folder / "data", folder / "source", since_2023=True)
+
+
+def test_brats_names_before_and_since_2023(since_2023, tmp_path):
+    folder = make_brats(tmp_path / "data", tmp_path / "source")
+    for data, column, values in ((folder, 0, [1, 2, 4]), (since_2023, 1, [1, 2, 3])):
+        case = split_datalist(data)[0][0]
+        endings = [path.split("phantom_00")[-1][1:].strip("_-").split(".")[0] for path in case["image"]]
+        assert endings == [names[column] for names in MODALITIES.items()]
+        assert brats_label_values(data) == values
+        assert (check_dataset(data).errors, check_dataset(data).warnings) == ([], [])
+    shutil.copytree(since_2023, tmp_path / "both")
+    shutil.copytree(folder / "phantom_000", tmp_path / "both" / "earlier")
+    with pytest.raises(ValueError, match="keep challenges before and since 2023 apart"):
+        split_datalist(tmp_path / "both")
+
+
+@pytest.mark.parametrize("command", ["check", "train", "infer"])
+def test_missing_modality_names_the_case(since_2023, tmp_path, capsys, command):
+    data = shutil.copytree(since_2023, tmp_path / "data")
+    (data / "phantom_003" / "phantom_003-t1c.nii.gz").unlink()
+    options = [] if command == "check" else [f"--output={tmp_path / 'out'}", f"--bundle={BUNDLES / BRATS}"]
+    assert main([command, f"--input={data}", *options]) == 1
+    told = capsys.readouterr()
+    (line,) = {line for line in (told.out + told.err).splitlines() if "no t1ce" in line}
+    assert "phantom_003" in line
+
+
+def test_labels_of_the_decathlon_by_their_names(since_2023, tmp_path):
+    """A 4D file per case; 1 is the oedema there and 2 the core, so that a code that is not told is an error."""
+    entries = []
+    for case in split_datalist(since_2023)[0]:
+        name = case["label"].split("/")[-2]
+        stacked = np.stack([nib.load(path).get_fdata(dtype=np.float32) for path in case["image"]], -1)
+        label = np.choose(np.asarray(nib.load(case["label"]).dataobj), [0, 2, 1, 3]).astype(np.uint8)
+        for part, values in (("images", stacked), ("labels", label)):
+            (tmp_path / f"{part}Tr").mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"{part}Tr" / f"{name}.nii.gz")
+        entries.append({"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"})
+    names = ["background", "edema", "non-enhancing tumor", "enhancing tumour"]
+    task = {"labels": {str(i): name for i, name in enumerate(names)}, "training": entries}
+    (tmp_path / "dataset.json").write_text(json.dumps(task))
+    assert brats_label_values(tmp_path) == [2, 1, 3]
+
+    def regions(folder, **given):
+        options = {"dataset_dir": str(folder), "bundle_root": str(BUNDLES / BRATS), **given}
+        parser = ConfigParser()
+        parser.read_config(config_files(BUNDLES / BRATS, "train"))
+        parser.update(options)
+        item = parser.get_parsed_content("validate")["preprocessing"](split_datalist(since_2023)[0][0] | (
+            {"image": str(tmp_path / entries[0]["image"]), "label": str(tmp_path / entries[0]["label"])}
+            if folder == tmp_path else {}
+        ))  # fmt: skip
+        return np.asarray(item["label"]), np.asarray(item["image"])
+
+    for one, other in zip(regions(tmp_path), regions(since_2023), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    with pytest.raises(RuntimeError) as raised:
+        regions(since_2023, label_values=[1, 2, 4])
+    assert "expected one of the labels 0, 1, 2, 4, got 3" in str(raised.value.__cause__ or raised.value)
+    task["labels"]["3"] = "tumour"
+    (tmp_path / "dataset.json").write_text(json.dumps(task))
+    with pytest.raises(ValueError, match="expected one label for the enhancing tumour"):
+        brats_label_values(tmp_path)
+
+
+def test_label_values_of_the_answer(since_2023, tmp_path):
+    bundle = BUNDLES / BRATS
+    small_net = {**tiny(bundle), "roi_size": list(SIZE), "load_pretrain": False, "handlers": []}
+    case = since_2023 / "phantom_001"
+    found = {}
+    for values in ([1, 2, 4], [1, 2, 3], [2, 1, 3]):
+        torch.manual_seed(0)
+        output = tmp_path / "".join(map(str, values))
+        run(bundle, "inference", dataset_dir=case, output_dir=output, label_values=values, **small_net)
+        found[tuple(values)] = np.asarray(nib.load(next(output.iterdir())).dataobj)
+    one, other, third = found.values()
+    assert np.unique(one).size > 1
+    np.testing.assert_array_equal(np.where(one == 4, 3, one), other)
+    np.testing.assert_array_equal(np.choose(other, [0, 2, 1, 3]), third)
+    message = error_of(run, bundle, "inference", dataset_dir=case, output_dir=tmp_path, label_values=[1, 1, 4])
+    assert message.startswith("label_values: expected three labels from 1 to 255")
+
+
+# --- abdomen ---
+
+
+@pytest.fixture(scope="module")
+def flare(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flare")
+    return make_flare(folder / "data", folder / "source")
+
+
+def test_another_window_than_the_training_s_is_an_error(flare, tmp_path):
+    bundle = BUNDLES / ABDOMEN
+    output = train(bundle, flare, tmp_path / "out", epochs=1)
+    assert read_record(output / "models" / "model.pt")["window"] == [-175, 250]
+    given = {"ckpt_path": output / "models" / "model.pt", "roi_size": list(SIZE), **tiny(bundle)}
+    message = error_of(
+        run, bundle, "inference", dataset_dir=flare / "imagesTr", output_dir=tmp_path, window="$None", **given
+    )
+    assert "expected window=[-175, 250] as in its training" in message
+
+
+def test_fine_tuning_to_other_labels_and_images(flare, phantoms_of_the_decathlon, tmp_path, caplog):
+    """From the weights of one label set, with a new head for another, that of `amos.json`; what is new is named."""
+    bundle = BUNDLES / ABDOMEN
+    first = train(bundle, flare, tmp_path / "first", epochs=1) / "models" / "model.pt"
+    options = {**tiny(bundle), **QUICK, "epochs": 1, "weights": first, "learning_rate": 0.0}
+    run(bundle, "train", "amos", "finetune", dataset_dir=flare, output_dir=tmp_path / "amos", **options)
+    old, new = load(first), load(tmp_path / "amos" / "models" / "model.pt")
+    heads = [name for name in old if old[name].shape != new[name].shape]
+    assert {new[name].shape[0] for name in heads} == {16}
+    assert all(name in caplog.text for name in heads)
+    learned = {name for name, _ in network(bundle, **tiny(bundle)).named_parameters()} - set(heads)
+    assert all(torch.equal(old[name], new[name]) for name in learned)
+    shipped = BUNDLES / "repuxnet_hippocampus_segmentation" / "models" / "model.pt"
+    options = {**QUICK, "epochs": 1, "weights": shipped, "learning_rate": 0.0, "spacing": [1.0, 1.0, 1.0]}
+    run(bundle, "train", "chaos", dataset_dir=phantoms_of_the_decathlon, output_dir=tmp_path / "chaos", **options)
+    assert read_record(tmp_path / "chaos" / "models" / "model.pt")["window"] is None
+
+
+@pytest.fixture(scope="module")
+def phantoms_of_the_decathlon(tmp_path_factory):
+    from monai_scaleequiv.data import make_phantom_dataset
+
+    return make_phantom_dataset(tmp_path_factory.mktemp("decathlon"), cases=5, size=SIZE).parent
+
+
+def test_cache_on_disk_gives_the_same_training(bundle, phantoms, trained, tmp_path):
+    """Crops and augmentations are drawn as without it, and a changed transform does not take the stored volumes."""
+    options = {"cache_rate": 1.0, "learning_rate": 0.02, "epochs": 3}
+    given = {**tiny(bundle), **QUICK, **options}
+    run(bundle, "train", "persistent", dataset_dir=phantoms, output_dir=tmp_path, cache_dir=tmp_path / "cache", **given)
+    assert equal(load(tmp_path / "models" / "model_final.pt"), load(trained / "models" / "model_final.pt"))
+    stored = len(list((tmp_path / "cache").iterdir()))
+    other = {**given, "epochs": 1, "spacing": [1.5, 1.5, 1.5]}
+    again = {"dataset_dir": phantoms, "output_dir": tmp_path / "again", "cache_dir": tmp_path / "cache"}
+    run(bundle, "train", "persistent", **again, **other)
+    assert len(list((tmp_path / "cache").iterdir())) == 2 * stored
