@@ -81,7 +81,7 @@ def test_files_of_the_bundle(bundle):
     assert [heading for heading in headings if heading in SECTIONS] == SECTIONS
     assert "without weights" in " ".join(text.split())
     assert not (bundle / "models").exists()
-    assert "Terms" in (bundle / "docs" / "data_license.txt").read_text(encoding="utf-8")
+    assert "without weights" in (bundle / "docs" / "data_license.txt").read_text(encoding="utf-8")
     for name, lines in {"train": 307, "inference": 152}.items():
         assert len((bundle / "configs" / f"{name}.json").read_text(encoding="utf-8").splitlines()) <= lines
 
