@@ -202,9 +202,7 @@ def export_bundle(bundle: str, output: str) -> None:
 COMMANDS = {f.__name__: f for f in (demo, phantom, check, train, evaluate, sweep, infer, equivariance, export_bundle)}
 
 
-def _run_command(
-    command: str, input: str, output: str, bundle: str, config: str, overrides: dict[str, Any]
-) -> None:
+def _run_command(command: str, input: str, output: str, bundle: str, config: str, overrides: dict[str, Any]) -> None:
     _check_given(command, input=input, output=output)
     for id, name in ARGUMENTS.items():
         if id in overrides:

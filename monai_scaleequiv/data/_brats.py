@@ -15,12 +15,12 @@ CLASSES = {
 }
 TISSUES = {"necrotic core": "necro|ncr|non.?enhanc", "oedema": "edema", "enhancing tumour": "^(?!.*non).*enhanc"}
 
-Parts = dict[str, Path]  # by modality, or "seg"
+Parts = Mapping[str, Path]  # by modality, or "seg"
 
 
-def brats_cases(files: Iterable[Path]) -> dict[tuple[Path, str, str], Parts]:
+def brats_cases(files: Iterable[Path]) -> Mapping[tuple[Path, str, str], Parts]:
     """The cases that files make by folder, name and the sign before the modality; of two modalities or more."""
-    found: dict[tuple[Path, str, str], Parts] = {}
+    found: dict[tuple[Path, str, str], dict[str, Path]] = {}
     for file in files:
         if match := PART.fullmatch(file.name):
             name, sign, part = match[1], match[2], match[3].lower()

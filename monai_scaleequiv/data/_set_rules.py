@@ -6,8 +6,8 @@ from math import inf
 from pathlib import Path
 
 from monai_scaleequiv.data import rules
-from monai_scaleequiv.data._datalist import stem_of
 from monai_scaleequiv.data._case import Listing
+from monai_scaleequiv.data._datalist import stem_of
 from monai_scaleequiv.data._read import MOST_LABELS, VolumeFacts
 from monai_scaleequiv.data.rules import ERROR, WARNING, Finding
 
