@@ -50,15 +50,13 @@ def measure(size, folder):
     parser.read_config([BUNDLE / "configs" / "train.json", BUNDLE / "configs" / "persistent.json"])
     parser.update({"dataset_dir": str(task), "output_dir": str(task / "out"), "spacing": [1.0, 1.0, 1.0]})
     dataset: PersistentDataset = parser.get_parsed_content("train#dataset")
-    for index in range(len(dataset.data)):
-        dataset[index]  # fills the cache
+    options = {"batch_size": 1, "num_workers": 1, "collate_fn": lambda items: items[0][0]}
+    for _ in DataLoader(dataset, **options):  # fills the cache, in a process that ends then
+        pass
     stored = sum(file.stat().st_size for file in (task / "out" / "cache").iterdir()) / len(dataset.data)
     note = NotePeak()
     dataset.transform = Compose([*dataset.transform.transforms, note])
-    loader = DataLoader(
-        dataset, batch_size=1, num_workers=1, collate_fn=lambda items: items[0][0], worker_init_fn=note.begin
-    )
-    return {"case": stored, "above": list(loader)}
+    return {"case": stored, "above": list(DataLoader(dataset, **options, worker_init_fn=note.begin))}
 
 
 if __name__ == "__main__":
