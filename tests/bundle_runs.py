@@ -18,7 +18,8 @@ from tests.conftest import BUNDLES
 
 FOLDERS = sorted(folder.parent for folder in BUNDLES.glob("*/configs"))
 CONFIGS = [
-    *("train", "evaluate", "sweep", "inference", "inference_native", "deploy", "multi_gpu_train", "multi_gpu_evaluate")
+    *("train", "evaluate", "sweep", "inference", "inference_native", "deploy"),
+    *("multi_gpu_train", "multi_gpu_evaluate", "multi_gpu_inference"),
 ]
 SIZE = (24, 32, 24)
 CPU = "$torch.device('cpu')"

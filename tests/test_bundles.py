@@ -52,7 +52,7 @@ from tests.fault_files import write_volume
 
 ORIENTATION = np.array([[2, 1], [0, -1], [1, 1]])
 SCHEMA = Path(__file__).parent / "data" / "meta_schema_20240725.json"
-IMPORTS = {"glob", "monai_scaleequiv", "os", "torch", "torch.distributed"}
+IMPORTS = {"datetime", "glob", "ignite.distributed", "monai_scaleequiv", "os", "torch", "torch.distributed"}
 # What bundles for the same task may have of their own; all else in their folders is the same.
 OWN = {
     "network_def",
@@ -69,16 +69,21 @@ OWN = {
 SECTIONS = ["Authors", "Tags", "Model Description", "Data", "Preprocessing", "Performance", "Additional Usage Steps"]
 SECTIONS += ["System Configuration", "Limitations", "Citation Info", "References"]
 CALLS = {
+    "datetime.timedelta",
+    "dist.barrier",
     "dist.destroy_process_group",
     "dist.get_rank",
+    "dist.get_world_size",
     "dist.init_process_group",
     "dist.is_initialized",
+    "idist.all_gather",
     "int",
     "isinstance",
     "max",
     "min",
     "monai.utils.set_determinism",
     "monai_scaleequiv.data.loader_workers",
+    "monai_scaleequiv.data.weights_digest",
     "monai_scaleequiv.handlers.leave_process_group",
     "reference.exit_if_stopped",
     "reference.parameters",
