@@ -151,6 +151,33 @@ def torchrun(bundle, phantoms, output, *configs, restarts=0, environment=None, *
     )
 
 
+# Noted by each process before its interpreter shuts down.
+AT_EXIT = """
+import atexit, os
+from pathlib import Path
+
+def note():
+    names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+    Path(os.environ["THREADS"], os.environ["RANK"]).write_text(" ".join(names))
+
+"RANK" in os.environ and atexit.register(note)
+"""
+
+
+def run_on_two(bundle, phantoms, output, *configs, **overrides):
+    """Two processes, of which no thread may outlive its work."""
+    seen = output.parent / "seen"
+    seen.mkdir()
+    (seen / "sitecustomize.py").write_text(AT_EXIT)
+    paths = os.pathsep.join(filter(None, [str(seen), os.environ.get("PYTHONPATH")]))
+    job = torchrun(
+        bundle, phantoms, output, *configs, environment={"PYTHONPATH": paths, "THREADS": str(seen)}, **overrides
+    )
+    assert job.wait(300) == 0, output.with_name(f"{output.name}.log").read_text()[-3000:]
+    if Path("/proc/self/task").is_dir():
+        assert not any("gloo" in (seen / rank).read_text() for rank in "01")
+
+
 # A network that tells classes by brightness alone, so that what comes out is known.
 
 
