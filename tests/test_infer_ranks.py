@@ -106,8 +106,8 @@ ROUTES = pytest.mark.parametrize("route", [by_command, by_monai])
 def late(rank):
     """The second process lists the folder when the first could long have written something.
 
-    The first one waits for the list to be shared, by Ignite: it makes its groups at its first use, and a process without
-    a share would not come to another one.
+    The first one waits for the list to be shared, by Ignite: that makes groups at its first use, and later a process
+    without a share would not take part in it.
     """
     listing = _datalist.nifti_files
     _datalist.nifti_files = lambda folder: (time.sleep(rank), listing(folder))[1]
