@@ -18,7 +18,8 @@ from tests.conftest import BUNDLES
 
 FOLDERS = sorted(folder.parent for folder in BUNDLES.glob("*/models"))  # those with weights
 CONFIGS = [
-    *("train", "evaluate", "sweep", "inference", "inference_native", "deploy", "multi_gpu_train", "multi_gpu_evaluate")
+    *("train", "evaluate", "sweep", "inference", "inference_native", "deploy"),
+    *("multi_gpu_train", "multi_gpu_evaluate", "multi_gpu_inference"),
 ]
 SIZE = (24, 32, 24)
 CPU = "$torch.device('cpu')"
@@ -148,6 +149,33 @@ def torchrun(bundle, phantoms, output, *configs, restarts=0, environment=None, *
         stderr=(output.parent / f"{output.name}.log").open("w"),
         text=True,
     )
+
+
+# Noted by each process before its interpreter shuts down.
+AT_EXIT = """
+import atexit, os
+from pathlib import Path
+
+def note():
+    names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+    Path(os.environ["THREADS"], os.environ["RANK"]).write_text(" ".join(names))
+
+"RANK" in os.environ and atexit.register(note)
+"""
+
+
+def run_on_two(bundle, phantoms, output, *configs, **overrides):
+    """Two processes, of which no thread may outlive its work."""
+    seen = output.parent / "seen"
+    seen.mkdir()
+    (seen / "sitecustomize.py").write_text(AT_EXIT)
+    paths = os.pathsep.join(filter(None, [str(seen), os.environ.get("PYTHONPATH")]))
+    job = torchrun(
+        bundle, phantoms, output, *configs, environment={"PYTHONPATH": paths, "THREADS": str(seen)}, **overrides
+    )
+    assert job.wait(300) == 0, output.with_name(f"{output.name}.log").read_text()[-3000:]
+    if Path("/proc/self/task").is_dir():
+        assert not any("gloo" in (seen / rank).read_text() for rank in "01")
 
 
 # A network that tells classes by brightness alone, so that what comes out is known.

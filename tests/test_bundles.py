@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -41,9 +40,9 @@ from tests.bundle_runs import (
     per_case,
     probe_labels,
     run,
+    run_on_two,
     scalars,
     tiny,
-    torchrun,
     train,
     write_probe,
 )
@@ -52,7 +51,7 @@ from tests.fault_files import write_volume
 
 ORIENTATION = np.array([[2, 1], [0, -1], [1, 1]])
 SCHEMA = Path(__file__).parent / "data" / "meta_schema_20240725.json"
-IMPORTS = {"glob", "monai_scaleequiv", "os", "torch", "torch.distributed"}
+IMPORTS = {"datetime", "glob", "ignite.distributed", "monai_scaleequiv", "os", "torch", "torch.distributed"}
 # What bundles for the same task may have of their own; all else in their folders is the same.
 OWN = {
     "network_def",
@@ -69,16 +68,21 @@ OWN = {
 SECTIONS = ["Authors", "Tags", "Model Description", "Data", "Preprocessing", "Performance", "Additional Usage Steps"]
 SECTIONS += ["System Configuration", "Limitations", "Citation Info", "References"]
 CALLS = {
+    "datetime.timedelta",
+    "dist.barrier",
     "dist.destroy_process_group",
     "dist.get_rank",
+    "dist.get_world_size",
     "dist.init_process_group",
     "dist.is_initialized",
+    "idist.all_gather",
     "int",
     "isinstance",
     "max",
     "min",
     "monai.utils.set_determinism",
     "monai_scaleequiv.data.loader_workers",
+    "monai_scaleequiv.data.weights_digest",
     "monai_scaleequiv.handlers.leave_process_group",
     "reference.exit_if_stopped",
     "reference.parameters",
@@ -819,32 +823,6 @@ def test_native_inference_adds_a_scale_map_and_keeps_an_edited_mask(bundle, grid
 
 
 # --- two processes ---
-
-# Noted by each process before its interpreter shuts down.
-AT_EXIT = """
-import atexit, os
-from pathlib import Path
-
-def note():
-    names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
-    Path(os.environ["THREADS"], os.environ["RANK"]).write_text(" ".join(names))
-
-"RANK" in os.environ and atexit.register(note)
-"""
-
-
-def run_on_two(bundle, phantoms, output, *configs, **overrides):
-    """Two processes, of which no thread may outlive its work."""
-    seen = output.parent / "seen"
-    seen.mkdir()
-    (seen / "sitecustomize.py").write_text(AT_EXIT)
-    paths = os.pathsep.join(filter(None, [str(seen), os.environ.get("PYTHONPATH")]))
-    job = torchrun(
-        bundle, phantoms, output, *configs, environment={"PYTHONPATH": paths, "THREADS": str(seen)}, **overrides
-    )
-    assert job.wait(300) == 0, output.with_name(f"{output.name}.log").read_text()[-3000:]
-    if Path("/proc/self/task").is_dir():
-        assert not any("gloo" in (seen / rank).read_text() for rank in "01")
 
 
 @pytest.mark.slow

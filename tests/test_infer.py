@@ -115,11 +115,11 @@ def test_weights_as_lightning_saves_them(whole, tmp_path):
     source, arguments = whole / "a.nii.gz", options(tmp_path)
     weights = torch.load(tmp_path / "weights.pt", weights_only=True)
     assert main(["infer", f"--input={source}", *arguments]) == 0
-    plain = label_maps(tmp_path)
+    plain = np.asarray(nib.load(tmp_path / "out" / "a_seg.nii.gz").dataobj).copy()
     wrapped = {"epoch": 3, "state_dict": {f"net.{name}": value for name, value in weights.items()}}
     torch.save(wrapped, tmp_path / "weights.pt")
     assert main(["infer", f"--input={source}", *arguments, "--overwrite"]) == 0
-    assert label_maps(tmp_path) == plain
+    np.testing.assert_array_equal(nib.load(tmp_path / "out" / "a_seg.nii.gz").dataobj, plain)
 
 
 def test_weights_that_do_not_fit_are_no_bad_volume(capsys, whole, tmp_path):
@@ -144,6 +144,25 @@ def test_restart_skips_what_is_finished(capsys, folder, tmp_path):
     assert infer(tmp_path, folder, "--skip_existing=true") == 0
     assert "nothing to do" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_restart_with_other_weights_leaves_no_mixture(capsys, whole, tmp_path):
+    assert infer(tmp_path, f"{whole / 'a.nii.gz'},{whole / 'b.nii.gz'}") == 0
+    edited = tmp_path / "out" / "b_seg.nii.gz"
+    nib.save(nib.Nifti1Image(np.asarray(nib.load(edited).dataobj), np.eye(4)), edited)  # says nothing of its making
+    before = label_maps(tmp_path)
+    weights = memory_run.write_weights(tmp_path / "others.pt", 3)
+    torch.save({name: 2 * value for name, value in torch.load(weights, weights_only=True).items()}, weights)
+    others = [f"--ckpt_path={weights}", "--skip_existing"]
+    assert infer(tmp_path, whole, *others) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {tmp_path / 'out' / 'a_seg.nii.gz'}: expected a result of weights ")
+    assert err.count("\n") == 1
+    assert label_maps(tmp_path) == before
+    assert infer(tmp_path, whole / "a.nii.gz", others[0], "--overwrite") == 0
+    assert infer(tmp_path, whole, *others) == 0
+    after = label_maps(tmp_path)
+    assert [name for name in "abcd" if before.get(name) == after[name]] == ["b"]
 
 
 def test_killed_run_leaves_no_half_label_map_and_can_be_gone_on_with(whole, tmp_path):

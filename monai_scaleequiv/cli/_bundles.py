@@ -8,6 +8,7 @@ from typing import Any
 
 import monai.bundle
 import torch
+import torch.distributed as dist
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 import monai_scaleequiv
@@ -53,7 +54,8 @@ def read_bundle(
     command: str, folder: Path, overrides: Mapping[str, Any], more: Sequence[str] = ()
 ) -> tuple[ConfigParser, list[str], dict[str, Any]]:
     """A command's config with all overrides, its files, and these: what the weights' training recorded, the user's."""
-    files = [folder / "configs" / f"{name}.json" for name in CONFIGS[command]]
+    shared = ("multi_gpu_inference",) if command in ("infer", NATIVE) and dist.is_torchelastic_launched() else ()
+    files = [folder / "configs" / f"{name}.json" for name in (*CONFIGS[command], *shared)]
     if command == "sweep" and not files[-1].is_file():  # ours names nothing but what train and evaluate have
         files[-1] = find_bundle(DEFAULT_BUNDLE) / "configs" / "sweep.json"
     for name in more:

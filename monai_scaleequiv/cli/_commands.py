@@ -132,7 +132,8 @@ def infer(
     """Segments volumes. Any --ID=VALUE overrides the config, as in --ckpt_path=model.pt.
 
     A volume that fails does not stop the others: it is reported, listed in failures.json, and the exit status is 1.
-    With --skip_existing, volumes that have a label map already are left out, as after an interruption.
+    With --skip_existing, volumes that have a label map already are left out, as after an interruption. Processes of
+    torchrun share the volumes.
 
     Args:
         input: a folder with NIfTI files, a file, or several of them with commas between.

@@ -1,7 +1,6 @@
 """A bundle in one folder: configs, weights and documents, with the modules of this package that they need."""
 
 import ast
-import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -17,7 +16,7 @@ import torch
 from monai.bundle import ConfigParser
 
 import monai_scaleequiv
-from monai_scaleequiv.data import check_output_dir, read_weights
+from monai_scaleequiv.data import check_output_dir, read_weights, weights_digest
 
 PACKAGE = "monai_scaleequiv"
 IMPORT = re.compile(rf"\$import {PACKAGE}(?![\w.])")
@@ -80,7 +79,7 @@ def write_bundle(bundle: Path, target: Path) -> None:
         if tensors:
             save_file(tensors, folder / "models" / "model.safetensors", {"format": "pt"})
         files = sorted(file for file in folder.rglob("*") if file.is_file())
-        sums = "".join(f"{_sha256(file)}  {file.relative_to(folder)}\n" for file in files)
+        sums = "".join(f"{weights_digest(file)}  {file.relative_to(folder)}\n" for file in files)
         (folder / "SHA256SUMS").write_text(sums, encoding="utf-8")
         folder.rename(target)
 
@@ -137,8 +136,3 @@ def _complete_metadata(file: Path, requirements: dict[str, str]) -> None:
     meta["required_packages_version"] = dict(sorted({**requirements, **listed}.items()))
     meta[f"{PACKAGE}_version"] = monai_scaleequiv.__version__
     file.write_text(json.dumps(meta, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 from monai.bundle import ConfigWorkflow
 from monai.data import DataLoader, Dataset
 from monai.utils import ensure_tuple
@@ -23,36 +24,51 @@ def segment(workflow: ConfigWorkflow) -> None:
     """Runs an inference workflow volume by volume and keeps the failures in ``failures.json``.
 
     A single volume raises its own error; of several, RuntimeError names the first that failed after all have been run.
-    A full or read-only disk stops the run, and so does an error before the first volume.
+    A full or read-only disk stops the run, and so does an error before the first volume. Of several processes, each of
+    which has volumes of its own, the first reports for all.
     """
     workflow.initialize()
     evaluator = workflow.parser.get_parsed_content("evaluator")
     dataset = evaluator.data_loader.dataset
     failures: dict[str, str] = {}
     done: set[str] = set()
-    if not len(dataset):
-        tqdm.write("nothing to do: there is no volume without a result")
-        return
     workers, data = evaluator.data_loader.num_workers, dataset.data
-    if len(dataset) > 1:
+    alone = len(data) == idist.get_world_size() == 1
+    if not alone:
         dataset = Dataset(data, functools.partial(_loaded, dataset.transform))
     evaluator.data_loader = DataLoader(dataset, batch_size=1, num_workers=workers)
     evaluator.state.epoch_length = len(dataset)
-    evaluator._process_function = _attempts(evaluator._process_function, data, failures, done)  # Ignite has no setter
+    step = evaluator._process_function  # Ignite has no setter
+    evaluator._process_function = _attempts(step, data, alone, failures, done)
     listed = Path(workflow.parser.get_parsed_content("output_dir")) / "failures.json"
     try:
-        evaluator.run()
+        if data:  # a process may have no share
+            evaluator.run()
+        failures, done = _of_all_processes(failures, done)
     finally:
         where = f", listed in {listed}" if _list_failures(listed, failures, done) else ""
+    if not (failures or done or idist.get_rank()):
+        tqdm.write("nothing to do: there is no volume without a result")
     workflow.finalize()
     if failures:
         texts, more = list(failures.values()), len(failures) - SHOWN
         shown = " | ".join(texts[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
-        counts = f"{len(texts)} of {len(dataset)} volumes failed{where}"
+        counts = f"{len(texts)} of {len(failures) + len(done)} volumes failed{where}"
         raise RuntimeError(f"{counts}; correct them and run again with --skip_existing: {shown}")
 
 
-def _attempts(step: Callable, data: Sequence[Mapping[str, Any]], failures: dict[str, str], done: set[str]) -> Callable:
+def _of_all_processes(failures: dict[str, str], done: set[str]) -> tuple[dict[str, str], set[str]]:
+    """In the first process what all of them have noted, in the others nothing."""
+    parts: Any = idist.all_gather((failures, done))
+    if idist.get_rank() > 0:
+        return {}, set()
+    failed, finished = zip(*parts, strict=True)
+    return {file: text for part in failed for file, text in part.items()}, set().union(*finished)
+
+
+def _attempts(
+    step: Callable, data: Sequence[Mapping[str, Any]], alone: bool, failures: dict[str, str], done: set[str]
+) -> Callable:
     """An engine's step that notes an error, and the volumes that are done, instead of raising it."""
 
     def attempt(engine: Any, batch: Mapping[str, Any]) -> Any:
@@ -61,7 +77,7 @@ def _attempts(step: Callable, data: Sequence[Mapping[str, Any]], failures: dict[
         try:
             output = {} if error else step(engine, batch)
         except Exception as raised:
-            if len(data) == 1 or getattr(root_cause(raised), "errno", None) in HOPELESS:
+            if alone or getattr(root_cause(raised), "errno", None) in HOPELESS:
                 raise
             output, error = {}, one_line(raised)  # the exception itself would keep the volume in memory
         if error:

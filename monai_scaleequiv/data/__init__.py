@@ -11,7 +11,7 @@ from monai_scaleequiv.data._phantom import make_phantom_dataset
 from monai_scaleequiv.data._read import CheckedNibabelReader, VolumeFacts, read_volume
 from monai_scaleequiv.data._record import case_sizes, compare_records, definition_of, read_record, write_record
 from monai_scaleequiv.data._split import held_out, load_datalist, split_datalist
-from monai_scaleequiv.data._weights import file_finding, load_weights, read_weights
+from monai_scaleequiv.data._weights import file_finding, load_weights, read_weights, weights_digest
 from monai_scaleequiv.data._workers import loader_workers
 from monai_scaleequiv.data._writer import InputGridWriter
 from monai_scaleequiv.data.rules import Finding
@@ -43,6 +43,7 @@ __all__ = [
     "root_cause",
     "rules",
     "split_datalist",
+    "weights_digest",
     "whole_file",
     "write_record",
 ]

@@ -16,6 +16,7 @@ from monai.utils import ensure_tuple
 
 from monai_scaleequiv.data import rules
 from monai_scaleequiv.data._brats import MODALITIES, brats_cases, missing_modalities
+from monai_scaleequiv.data._writer import maker_of
 
 Case = tuple[Path, ...]
 
@@ -28,6 +29,7 @@ def nifti_datalist(
     overwrite: bool = False,
     skip_existing: bool = False,
     channels: int = 1,
+    made_by: str | None = None,
 ) -> list[dict[str, Any]]:
     """Lists NIfTI files as MONAI data dictionaries, in a fixed order.
 
@@ -41,12 +43,13 @@ def nifti_datalist(
         skip_existing: whether to leave out files that have all their results, and files that are results.
         channels: of each case; files ``NAME_0000``, ``NAME_0001`` and so on are one case, named after the first. With
             four, so are the files of a case of BraTS, as FLAIR, T1, T1ce, T2, and its label map is passed over.
+        made_by: digest of the weights that results are to be of (see ``weights_digest``).
 
     Raises:
         FileExistsError: when a result is there already, or an input in its place.
         FileNotFoundError: when a path does not exist or a folder holds no NIfTI file.
         ValueError: when a file is not NIfTI, a channel is missing, two results would have the same name, or one that is
-            there already is on another grid than its input.
+            there already is on another grid than its input, or says that other weights made it.
 
     Example::
 
@@ -67,7 +70,7 @@ def nifti_datalist(
         endings = ensure_tuple(postfix)
         targets = {c: [folder / f"{_result_name(c[0], ending)}.nii.gz" for ending in endings] for c in cases}
         targets = _without_earlier_results(targets, skip_existing)
-        cases = [case for case, paths in targets.items() if overwrite or _is_left(case[0], paths, skip_existing)]
+        cases = [c for c, paths in targets.items() if overwrite or _is_left(c[0], paths, skip_existing, made_by)]
     return [{key: str(case[0]) if len(case) == 1 else [str(file) for file in case]} for case in cases]
 
 
@@ -147,20 +150,24 @@ def _without_earlier_results(targets: Mapping[Case, list[Path]], skip_existing: 
     return {case: paths for case, paths in targets.items() if not own[case]}
 
 
-def _is_left(file: Path, targets: Sequence[Path], skip_existing: bool) -> bool:
-    """Whether a file is still to be run; raises where a result would be replaced, or belongs to another image."""
+def _is_left(file: Path, targets: Sequence[Path], skip_existing: bool, made_by: str | None) -> bool:
+    """Whether a file is still to be run; raises where a result would be replaced, or is of another image or network."""
     for target in () if skip_existing else filter(os.path.lexists, targets):
         hint = "choose another output_dir, or set overwrite=true or skip_existing=true"
         raise FileExistsError(f"{target} exists already; {hint}.")
     finished = [target for target in targets if skip_existing and target.is_file() and target.stat().st_size]
     for target in finished:
-        finding = None
+        finding = maker = None
         with suppress(Exception):  # of a damaged file, which has no grid: the run will report it
-            image, result = (cast(nib.Nifti1Image, nib.load(path)) for path in (file, target))
+            result, image = (cast(nib.Nifti1Image, nib.load(path)) for path in (target, file))
+            maker = maker_of(result.header)
             finding = rules.grid(image.shape[:3], image.affine, result.shape[:3], result.affine, "the input")
         if finding is not None:
             hint = "choose another output_dir"
             raise ValueError(f"{target}: expected the result of {file}, got one on another grid; {hint}.")
+        if made_by and maker not in (None, made_by):
+            hint = "choose another output_dir, or set overwrite=true in place of skip_existing"
+            raise ValueError(f"{target}: expected a result of weights {made_by:.8}, got one of {maker:.8}; {hint}.")
     return len(finished) < len(targets)
 
 

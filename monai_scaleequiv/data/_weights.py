@@ -1,5 +1,6 @@
 """Weights from a file that may hold tensors and nothing else."""
 
+import hashlib
 import math
 import pickle
 import re
@@ -14,6 +15,19 @@ from monai.config import PathLike
 from torch import nn
 
 Device = str | torch.device | None
+
+
+def weights_digest(path: PathLike) -> str | None:
+    """The sha256 of a file of weights, by which label maps tell what made them; None where there is no file.
+
+    Example::
+
+        >>> weights_digest("no/such/model.pt")
+    """
+    if not Path(path).is_file():
+        return None
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def load_weights(network: nn.Module, path: PathLike, map_location: Device = None, new_head: bool = False) -> list[str]:

@@ -14,9 +14,22 @@ from monai.utils import ImageMetaKey
 
 from monai_scaleequiv.data._files import has_content, whole_file
 
+MADE_BY = b"monai_scaleequiv: made by weights of sha256 "
+COMMENT = 6  # code of a comment among NIfTI's header extensions
+
+
+def maker_of(header: nib.Nifti1Header) -> str | None:
+    """The digest of the weights that made a file, where its header says."""
+    notes = [extension.get_content() for extension in header.extensions if _is_note(extension)]
+    return notes[0].removeprefix(MADE_BY).decode("ascii", "replace") if notes else None
+
+
+def _is_note(extension: Any) -> bool:
+    return extension.get_code() == COMMENT and extension.get_content().startswith(MADE_BY)
+
 
 class InputGridWriter(NibabelWriter):
-    """Writes a NIfTI file whose header is the input's but for the data type, for MONAI's ``SaveImage(writer=...)``.
+    """Writes a NIfTI file with the input's header but for data type and maker, for MONAI's ``SaveImage(writer=...)``.
 
     MONAI's own writer makes a new header and loses the codes of qform and sform, the units and the description. The
     file appears complete or not at all.
@@ -25,6 +38,7 @@ class InputGridWriter(NibabelWriter):
         output_dtype: of the file's values.
         overwrite: whether to replace a file that is there already; an empty one is in any case.
         skip_existing: whether to leave a file that is there as it is, and write nothing.
+        made_by: digest of the weights (see ``weights_digest``), kept as a comment among the header's extensions.
         options: see ``NibabelWriter``.
 
     Raises:
@@ -47,11 +61,13 @@ class InputGridWriter(NibabelWriter):
         output_dtype: str | type = np.float32,
         overwrite: bool = False,
         skip_existing: bool = False,
+        made_by: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(output_dtype=output_dtype, **options)
         self.overwrite = overwrite
         self.skip_existing = skip_existing
+        self.made_by = made_by
         self.source = ""
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
@@ -96,6 +112,9 @@ class InputGridWriter(NibabelWriter):
             raise ValueError(f"{self.source}: expected {expected}, got {cast.shape}; invert the prediction first.")
         header = image.header.copy()
         header.set_data_dtype(cast.dtype)
+        header.extensions[:] = [extension for extension in header.extensions if not _is_note(extension)]
+        if self.made_by:
+            header.extensions.append(nib.nifti1.Nifti1Extension(COMMENT, MADE_BY + self.made_by.encode()))
         header["cal_min"], header["cal_max"] = 0, 0  # the display range of intensities
         kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
         return kind(cast.reshape(grid), image.affine, header)
