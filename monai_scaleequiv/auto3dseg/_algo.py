@@ -96,6 +96,4 @@ def _crop_by_class(steps: list[dict[str, Any]]) -> None:
     steps.remove(crop)
     by_class = {"label_key": "label", "num_classes": "@num_classes", "num_samples": 1, "warn": False}
     size = {"spatial_size": crop["roi_size"]}
-    steps.insert(
-        steps.index(affine), {"_target_": "RandCropByLabelClassesd", "keys": crop["keys"], **size, **by_class}
-    )
+    steps.insert(steps.index(affine), {"_target_": "RandCropByLabelClassesd", "keys": crop["keys"], **size, **by_class})

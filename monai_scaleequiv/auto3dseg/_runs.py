@@ -8,14 +8,21 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from monai_scaleequiv.data import write_record
+from monai_scaleequiv.cli import merged_record
+from monai_scaleequiv.data import read_record, write_record
 
 SCORE, SCORE_FILE = "best_avg_dice_score", "models/progress.json"
 # In place of a label map that is written: what an ensemble takes the mean of.
 PROBABILITIES: list[dict[str, Any]] = [
-    {"_target_": "CastToTyped", "keys": "pred", "dtype": torch.float32},
+    {"_target_": "EnsureTyped", "keys": "pred", "dtype": torch.float32, "device": "cpu"},
     {"_target_": "Activationsd", "keys": "pred", "softmax": True},
-    {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image", "nearest_interp": False},
+    {
+        "_target_": "Invertd",
+        "keys": "pred",
+        "transform": "@preprocessing",
+        "orig_keys": "image",
+        "nearest_interp": False,
+    },
 ]
 HANDLERS = ("WeightsCheckpointLoader", "RequireWeightsHandler")
 
@@ -59,6 +66,7 @@ class InferClass:
         self.parser.read_config(configs / "inference.json")
         handlers = [handler for handler in self.parser["handlers"] if handler["_target_"] in HANDLERS]
         own = {"bundle_root": str(configs.parent), "handlers": handlers, "postprocessing#transforms": PROBABILITIES}
+        own |= merged_record(self.parser, read_record(configs.parent / "models" / "model.pt") or {})
         self.parser.update({**own, **({"device": f"cuda:{rank}"} if rank else {}), **overrides})
 
     def infer(self, image_file: Mapping[str, Any] | str) -> torch.Tensor:
