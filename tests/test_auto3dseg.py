@@ -24,7 +24,7 @@ from monai_scaleequiv.data import make_phantom_dataset
 from tests.bundle_runs import SIZE, config, load, run, scalars, write_probe
 from tests.conftest import BUNDLES, ROOT
 
-ALGOS = {"seunet": {"_target_": "monai_scaleequiv.auto3dseg.SEUNetAlgo"}}
+SEUNET = {"_target_": "monai_scaleequiv.auto3dseg.SEUNetAlgo"}
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_analyse_generate_train_and_ensemble(data, tmp_path, monkeypatch):
     (templates / "segresnet" / "scripts").mkdir(parents=True)
     (templates / "segresnet" / "scripts" / "infer.py").touch()
     other = {"_target_": f"{__name__}.SmallSegResNet", "template_path": str(templates)}
-    runner = AutoRunner(str(tmp_path / "work"), dict(data), {**ALGOS, "segresnet": other})
+    runner = AutoRunner(str(tmp_path / "work"), {**data, "algos": {"seunet": SEUNET, "segresnet": other}})
     small = {"network_def#channels": "[4,8]", "network_def#strides": "[2]", "learning_rate": 0.02}
     runner.set_training_params({"num_epochs": 24, "num_epochs_per_validation": 8, "num_images_per_batch": 1, **small})
     runner.set_device_info(cmd_prefix=sys.executable)
