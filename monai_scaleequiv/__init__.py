@@ -2,7 +2,8 @@
 
 Importing this package registers its components with MONAI: short names such as ``SEUNet`` or ``CheckVolumed`` resolve
 in bundle configs, and the layers are entries of MONAI's layer factories. What is not here is reached from its room:
-``data``, ``transforms``, ``inferers``, ``handlers``, ``maths``, ``metrics``, ``published``, ``nnunet``.
+``data``, ``transforms``, ``inferers``, ``handlers``, ``maths``, ``metrics``, ``published``, ``nnunet``,
+``auto3dseg``.
 """
 
 from monai_scaleequiv import data, handlers, inferers, published, transforms  # noqa: F401 - MONAI looks them through

@@ -1,0 +1,5 @@
+"""Where Auto3DSeg looks for the class that predicts."""
+
+from monai_scaleequiv.auto3dseg import InferClass
+
+__all__ = ["InferClass"]
