@@ -38,7 +38,7 @@ class NotePeak(MapTransform):
 
 
 def measure(size, folder):
-    """Bytes of a case and of the highest memory above the start, in one worker that reads from the cache on disk."""
+    """Bytes of a case, and of the highest memory above its start of one worker: filling the cache on disk, using it."""
     task = Path(folder)
     names = [f"{part}Tr/{i}.nii" for i in range(3) for part in ("images", "labels")]
     for name in names:
@@ -50,13 +50,12 @@ def measure(size, folder):
     parser.read_config([BUNDLE / "configs" / "train.json", BUNDLE / "configs" / "persistent.json"])
     parser.update({"dataset_dir": str(task), "output_dir": str(task / "out"), "spacing": [1.0, 1.0, 1.0]})
     dataset: PersistentDataset = parser.get_parsed_content("train#dataset")
-    options = {"batch_size": 1, "num_workers": 1, "collate_fn": lambda items: items[0][0]}
-    for _ in DataLoader(dataset, **options):  # fills the cache, in a process that ends then
-        pass
-    stored = sum(file.stat().st_size for file in (task / "out" / "cache").iterdir()) / len(dataset.data)
     note = NotePeak()
     dataset.transform = Compose([*dataset.transform.transforms, note])
-    return {"case": stored, "above": list(DataLoader(dataset, **options, worker_init_fn=note.begin))}
+    options = {"batch_size": 1, "num_workers": 1, "collate_fn": lambda items: items[0][0], "worker_init_fn": note.begin}
+    first = list(DataLoader(dataset, **options))  # fills the cache, in a process that ends then
+    stored = sum(file.stat().st_size for file in (task / "out" / "cache").iterdir()) / len(dataset.data)
+    return {"case": stored, "first": first, "above": list(DataLoader(dataset, **options))}
 
 
 if __name__ == "__main__":
