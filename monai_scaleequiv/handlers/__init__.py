@@ -3,7 +3,9 @@
 from monai_scaleequiv.handlers._epoch_seed import EpochSeedHandler
 from monai_scaleequiv.handlers._equivariance import EquivarianceHandler
 from monai_scaleequiv.handlers._output import LateSummaryWriter, OutputDirHandler, TrainingRecordHandler
+from monai_scaleequiv.handlers._overlay import draw_overlay
 from monai_scaleequiv.handlers._process_group import leave_process_group
+from monai_scaleequiv.handlers._report import MetricsReportSaver
 from monai_scaleequiv.handlers._resume import ResumeCheckpointLoader, WorkflowState
 from monai_scaleequiv.handlers._saver import ResumableCheckpointSaver
 from monai_scaleequiv.handlers._stop import NonFiniteLossHandler, StopSignalHandler
@@ -14,6 +16,7 @@ __all__ = [
     "EpochSeedHandler",
     "EquivarianceHandler",
     "LateSummaryWriter",
+    "MetricsReportSaver",
     "NonFiniteLossHandler",
     "OutputDirHandler",
     "RequireWeightsHandler",
@@ -24,5 +27,6 @@ __all__ = [
     "TrainingRecordHandler",
     "WeightsCheckpointLoader",
     "WorkflowState",
+    "draw_overlay",
     "leave_process_group",
 ]
