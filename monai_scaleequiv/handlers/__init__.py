@@ -10,6 +10,7 @@ from monai_scaleequiv.handlers._resume import ResumeCheckpointLoader, WorkflowSt
 from monai_scaleequiv.handlers._saver import ResumableCheckpointSaver
 from monai_scaleequiv.handlers._stop import NonFiniteLossHandler, StopSignalHandler
 from monai_scaleequiv.handlers._sweep import ScaleSweep
+from monai_scaleequiv.handlers._training_pictures import TrainingCurve, ValidationOverlay
 from monai_scaleequiv.handlers._weights import RequireWeightsHandler, WeightsCheckpointLoader
 
 __all__ = [
@@ -24,7 +25,9 @@ __all__ = [
     "ResumeCheckpointLoader",
     "ScaleSweep",
     "StopSignalHandler",
+    "TrainingCurve",
     "TrainingRecordHandler",
+    "ValidationOverlay",
     "WeightsCheckpointLoader",
     "WorkflowState",
     "draw_overlay",
