@@ -1,6 +1,6 @@
 """A slice of a case, and the outlines of labels on it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from monai.utils import convert_to_tensor
 
 # Okabe and Ito's colours, which differ for colour-blind readers, too; of the labels 1, 2, ...
 COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#D55E00")
-PLANES = ("sagittal", "coronal", "axial")
+PLANES = {"sagittal": "AS", "coronal": "RS", "axial": "RA"}
 BARS = (1, 2, 5, 10, 20, 50, 100, 200)  # mm
 
 
@@ -24,6 +24,7 @@ class CaseSlice(NamedTuple):
     prediction: np.ndarray
     size: tuple[float, float]
     place: str
+    ends: str  # what lies to the right and upwards, such as "RA" for right and anterior
 
 
 def case_slice(case: Mapping[str, Any], worst: bool) -> CaseSlice:
@@ -50,8 +51,10 @@ def case_slice(case: Mapping[str, Any], worst: bool) -> CaseSlice:
     grey = SpatialResample(padding_mode="border")(image.float(), dst_affine=affine, spatial_size=shape)
     flat = [part.select(axis, at).cpu().numpy() for part in (truth, prediction)]
     width, height = (sizes[i] * truth.shape[i] for i in others)
-    place = f"{PLANES[axis]} slice {at + 1} of {truth.shape[axis]}" if truth.shape[axis] > 1 else ""
-    return CaseSlice(grey[0].select(axis, 0).cpu().numpy(), *flat, (width, height), place)
+    plane, ends = list(PLANES.items())[axis]
+    # One slice alone has no directions that are known.
+    place, ends = (f"{plane} slice {at + 1} of {truth.shape[axis]}", ends) if truth.shape[axis] > 1 else ("", "")
+    return CaseSlice(grey[0].select(axis, 0).cpu().numpy(), *flat, (width, height), place, ends)
 
 
 def _in_3d(values: torch.Tensor, affine: torch.Tensor) -> MetaTensor:
@@ -76,13 +79,16 @@ def draw_overlay(
         >>> from matplotlib.figure import Figure
         >>> draw_overlay(Figure().subplots(), np.zeros((8, 6)), (16.0, 6.0), np.eye(8, 6, dtype=int))
     """
+    from matplotlib.patheffects import withStroke  # slow to import
+
     low, high = np.percentile(image, (1, 99))
     extent = (0, size[0], 0, size[1])
     axes.imshow(image.T, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="nearest", extent=extent)
     for label in (int(value) for value in np.unique(labels) if value):
         _outline(axes, labels == label, size, colors=[colour_of(label)], linewidths=2)
     for label in () if truth is None else (value for value in np.unique(truth) if value):
-        _outline(axes, truth == label, size, colors="white", linewidths=1, linestyles=":")
+        dots = _outline(axes, truth == label, size, colors="white", linewidths=1, linestyles=":")
+        dots.set_path_effects([withStroke(linewidth=2, foreground="black")])  # to be seen on white, too
     axes.set(xticks=[], yticks=[])
 
 
@@ -91,13 +97,21 @@ def colour_of(label: int) -> str:
     return COLOURS[(label - 1) % len(COLOURS)]
 
 
-def _outline(axes: Any, mask: np.ndarray, size: Sequence[float], **style: Any) -> None:
+def _outline(axes: Any, mask: np.ndarray, size: Sequence[float], **style: Any) -> Any:
     centres = [(np.arange(-1, n + 1) + 0.5) * length / n for n, length in zip(mask.shape, size, strict=True)]
-    axes.contour(*centres, np.pad(mask, 1).T, [0.5], **style)  # padded, so that outlines close at the border
+    return axes.contour(*centres, np.pad(mask, 1).T, [0.5], **style)  # padded, so that outlines close at the border
 
 
-def frame(axes: Any, mask: np.ndarray, size: Sequence[float]) -> None:
-    """Shows the square around a mask, with room about it and a bar for its scale; all if the mask is empty."""
+def legend_lines(labels: Iterable[int], names: Mapping[int, str]) -> list[Any]:
+    """What a legend shows of labels: a line in the colour of each, with its name."""
+    from matplotlib.lines import Line2D
+
+    shown = sorted(set(labels) - {0})
+    return [Line2D([], [], color=colour_of(n), linewidth=2, label=names.get(n, f"class {n}")) for n in shown]
+
+
+def frame(axes: Any, mask: np.ndarray, size: Sequence[float], ends: str = "") -> None:
+    """Shows the square around a mask, with room about it, a bar for its scale and directions; all if it is empty."""
     from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
     steps = [length / n for n, length in zip(mask.shape, size, strict=True)]
@@ -115,3 +129,5 @@ def frame(axes: Any, mask: np.ndarray, size: Sequence[float]) -> None:
     axes.set(xlim=(left, left + side), ylim=(bottom, bottom + side), facecolor="black")
     style = {"loc": "lower right", "frameon": False, "color": "white", "size_vertical": side / 150, "pad": 0.6}
     axes.add_artist(AnchoredSizeBar(axes.transData, bar, f"{bar} mm", **style))
+    for letter, x, y in zip(ends, (0.97, 0.5), (0.5, 0.96), strict=False):
+        axes.text(x, y, letter, color="white", fontsize=9, transform=axes.transAxes, ha="center", va="center")

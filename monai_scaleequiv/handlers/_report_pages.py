@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from monai_scaleequiv.handlers._overlay import CaseSlice, colour_of, draw_overlay, frame
+from monai_scaleequiv.handlers._overlay import CaseSlice, colour_of, draw_overlay, frame, legend_lines
 from monai_scaleequiv.handlers._report_tables import Report, case_table, label_of, score_of, shortened, summary_table
 
 SIZE, MARGIN, STEP = (11.7, 8.3), 0.5, 0.2  # of a page (A4), and a line of a table, in inches
@@ -71,8 +71,8 @@ class _Page:
     def table(self, top: float, header: Sequence[str], rows: Sequence[Sequence[str]]) -> float:
         """Writes lines below ``top``, as wide as what they hold; the place of the last one's lower edge."""
         columns = zip(header, *rows, strict=True)
-        widths = 0.075 * np.array([max(len(line) for text in column for line in text.split("\n")) for column in columns])
-        widths += 0.25
+        longest = [max(len(line) for text in column for line in text.split("\n")) for column in columns]
+        widths = 0.075 * np.array(longest) + 0.35
         shrink = min(1, (SIZE[0] - 2 * MARGIN) / widths.sum())
         ends = MARGIN + shrink * np.cumsum(widths)
         lines = 1 + max(text.count("\n") for text in header)
@@ -126,8 +126,6 @@ def _draw_column(axes: Any, at: int, values: np.ndarray, small: bool) -> None:
 
 
 def _overlay_page(report: Report, part: Sequence[tuple[str, CaseSlice]]) -> Any:
-    from matplotlib.lines import Line2D
-
     page = _Page("The worst cases, in the slice where prediction and label differ most")
     side, gap = 2.5, 0.1
     for number, (name, one) in enumerate(part):
@@ -135,13 +133,12 @@ def _overlay_page(report: Report, part: Sequence[tuple[str, CaseSlice]]) -> Any:
         for column, labels in enumerate((one.truth, one.prediction)):
             axes = page.axes(left + column * (side + gap), bottom, side, side)
             draw_overlay(axes, one.image, one.size, labels, one.truth if column else None)
-            frame(axes, (one.truth > 0) | (one.prediction > 0), one.size)
+            frame(axes, (one.truth > 0) | (one.prediction > 0), one.size, one.ends)
             axes.set_xlabel(("label", "prediction, label dotted")[column], fontsize=9, labelpad=2)
         page.text(left, bottom + side + 0.33, shortened(name, 60), fontsize=10, fontweight="bold")
         scores = [score_of(report, metric, name) for metric in report.values]
         page.text(left, bottom + side + 0.13, ", ".join([*scores, one.place]), fontsize=10)
     shown = {int(value) for _, one in part for labels in (one.truth, one.prediction) for value in np.unique(labels)}
-    style = {"linewidth": 2}
-    handles = [Line2D([], [], color=colour_of(n), label=report.classes[n - 1], **style) for n in sorted(shown - {0})]
-    page.figure.legend(handles=handles, loc="lower center", ncols=6, frameon=False, fontsize=10)
+    lines = legend_lines(shown, dict(enumerate(report.classes, start=1)))
+    page.figure.legend(handles=lines, loc="lower center", ncols=6, frameon=False, fontsize=10)
     return page.figure

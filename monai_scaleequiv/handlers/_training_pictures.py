@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from ignite.engine import Engine, Events
 from monai.handlers import from_engine
 from monai.utils import CommonKeys, ImageMetaKey
 
-from monai_scaleequiv.data import whole_file
-from monai_scaleequiv.handlers._overlay import case_slice, colour_of, draw_overlay, frame
+from monai_scaleequiv.data import class_names, whole_file
+from monai_scaleequiv.handlers._overlay import case_slice, colour_of, draw_overlay, frame, legend_lines
 from monai_scaleequiv.metrics import AbsentClassDiceMetric
 
 CURVE = "curve.png"
@@ -87,7 +88,8 @@ class TrainingCurve:
         from matplotlib.figure import Figure  # slow to import
         from matplotlib.ticker import MaxNLocator
 
-        figure = Figure(figsize=(9, 3.6), layout="tight")
+        figure = Figure(figsize=(9, 3.6))
+        figure.subplots_adjust(left=0.07, right=0.98, top=0.9, bottom=0.15)
         best = max(self.metric, key=lambda epoch: (self.metric[epoch] == self.metric[epoch], self.metric[epoch]))
         shown = {
             "training loss, mean of the epoch": (self.loss, colour_of(6)),
@@ -112,15 +114,19 @@ class ValidationOverlay:
     Args:
         save_dir: folder of the pictures, made with the first.
         summary_writer: TensorBoard's ``SummaryWriter``, which gets the same picture under the tag ``overlay``, if any.
+        source: the data set, whose ``dataset.json`` names the classes if there is one.
 
     Example::
 
         >>> ValidationOverlay("models").attach(Engine(lambda engine, batch: None))
     """
 
-    def __init__(self, save_dir: str | os.PathLike, summary_writer: Any = None) -> None:
+    def __init__(
+        self, save_dir: str | os.PathLike, summary_writer: Any = None, source: str | os.PathLike = ""
+    ) -> None:
         self.save_dir = Path(save_dir)
         self.summary_writer = summary_writer
+        self.source = source
 
     def attach(self, engine: Engine) -> None:
         """Attaches to an evaluator."""
@@ -131,26 +137,34 @@ class ValidationOverlay:
         if engine.state.iteration > 1:
             return
         output: Any = engine.state.output  # decollated
-        epoch, figure = engine.state.epoch, _overlay(output[0], engine.state.epoch)
+        epoch = engine.state.epoch
+        figure = _overlay(output[0], epoch, self._names)
         self.save_dir.mkdir(parents=True, exist_ok=True)
         with whole_file(self.save_dir / OVERLAY.format(epoch)) as unfinished:
             figure.savefig(unfinished)
         if self.summary_writer is not None:
             self.summary_writer.add_figure("overlay", figure, epoch)
 
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        return class_names(self.source) if self.source else {}
 
-def _overlay(case: Mapping[str, Any], epoch: int) -> Any:
+
+def _overlay(case: Mapping[str, Any], epoch: int, names: Mapping[int, str]) -> Any:
     from matplotlib.figure import Figure
 
     shown = case_slice(case, worst=False)
     dice: Any = AbsentClassDiceMetric()([case[CommonKeys.PRED]], [case[CommonKeys.LABEL]])
     name = Path(str(case[CommonKeys.IMAGE].meta.get(ImageMetaKey.FILENAME_OR_OBJ, ""))).name
-    figure = Figure(figsize=(7.6, 4.4), dpi=100)
+    width, height = 7.6, 4.8  # inches
+    figure = Figure(figsize=(width, height), dpi=100)
     for column, (labels, truth) in enumerate(((shown.truth, None), (shown.prediction, shown.truth))):
-        axes = figure.add_axes((0.02 + 0.49 * column, 0.06, 0.47, 0.47 * 7.6 / 4.4))
+        axes = figure.add_axes((0.02 + 0.49 * column, 0.14, 0.47, 0.47 * width / height))
         draw_overlay(axes, shown.image, shown.size, labels, truth)
-        frame(axes, shown.truth > 0, shown.size)
+        frame(axes, shown.truth > 0, shown.size, shown.ends)
         axes.set_xlabel(("label", "prediction, label dotted")[column], fontsize=10, labelpad=2)
     title = f"epoch {epoch}: Dice {dice.nanmean().item():.3f}, {name}, {shown.place}"
     figure.text(0.02, 0.94, title, fontsize=11, parse_math=False)
+    lines = legend_lines(range(1, len(case[CommonKeys.LABEL])), names)
+    figure.legend(handles=lines[:12], loc="lower center", ncols=6, frameon=False, fontsize=9)
     return figure
