@@ -3,7 +3,7 @@
 from monai_scaleequiv.handlers._epoch_seed import EpochSeedHandler
 from monai_scaleequiv.handlers._equivariance import EquivarianceHandler
 from monai_scaleequiv.handlers._output import LateSummaryWriter, OutputDirHandler, TrainingRecordHandler
-from monai_scaleequiv.handlers._overlay import draw_overlay
+from monai_scaleequiv.handlers._overlay import draw_overlay, legend_lines
 from monai_scaleequiv.handlers._process_group import leave_process_group
 from monai_scaleequiv.handlers._report import MetricsReportSaver
 from monai_scaleequiv.handlers._resume import ResumeCheckpointLoader, WorkflowState
@@ -32,4 +32,5 @@ __all__ = [
     "WorkflowState",
     "draw_overlay",
     "leave_process_group",
+    "legend_lines",
 ]

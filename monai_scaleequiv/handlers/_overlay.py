@@ -14,6 +14,7 @@ from monai.utils import convert_to_tensor
 COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#D55E00")
 PLANES = {"sagittal": "AS", "coronal": "RS", "axial": "RA"}
 BARS = (1, 2, 5, 10, 20, 50, 100, 200)  # mm
+SHADE = {"facecolor": "black", "alpha": 0.5, "linewidth": 0}
 
 
 class CaseSlice(NamedTuple):
@@ -34,11 +35,11 @@ def case_slice(case: Mapping[str, Any], worst: bool) -> CaseSlice:
     any, of which the first channel is resampled to the slice. Two-dimensional cases are one slice.
     """
     label = case["label"]
-    maps = [convert_to_tensor(case[key], track_meta=False).argmax(dim=0).to(torch.uint8) for key in ("label", "pred")]
+    maps = [convert_to_tensor(case[key], track_meta=False).argmax(dim=0).to(torch.int16) for key in ("label", "pred")]
     volume, image = _in_3d(torch.stack(maps), label.affine), _in_3d(case["image"][:1], case["image"].affine)
-    volume = Orientation("RAS", labels=None)(volume)
-    truth, prediction = volume.as_tensor()
-    sizes = affine_to_spacing(volume.affine).tolist()
+    upright: Any = Orientation("RAS", labels=None)(volume)
+    truth, prediction = upright.as_tensor()
+    sizes = affine_to_spacing(upright.affine).tolist()
     axis = max(range(3), key=lambda i: (truth.shape[i] == 1, round(sizes[i], 3), i))
     others = [i for i in range(3) if i != axis]
     wanted = (truth != prediction, truth > 0) if worst else (truth > 0,)
@@ -47,14 +48,14 @@ def case_slice(case: Mapping[str, Any], worst: bool) -> CaseSlice:
     shift = torch.eye(4, dtype=torch.float64)
     shift[axis, 3] = at
     shape = [1 if i == axis else n for i, n in enumerate(truth.shape)]
-    affine = volume.affine.to(shift) @ shift
-    grey = SpatialResample(padding_mode="border")(image.float(), dst_affine=affine, spatial_size=shape)
-    flat = [part.select(axis, at).cpu().numpy() for part in (truth, prediction)]
+    affine = upright.affine.to(shift) @ shift
+    grey: Any = SpatialResample(padding_mode="border")(image.float(), dst_affine=affine, spatial_size=shape)
+    shown = [part.select(axis, i).cpu().numpy() for part, i in ((grey[0], 0), (truth, at), (prediction, at))]
     width, height = (sizes[i] * truth.shape[i] for i in others)
     plane, ends = list(PLANES.items())[axis]
     # One slice alone has no directions that are known.
     place, ends = (f"{plane} slice {at + 1} of {truth.shape[axis]}", ends) if truth.shape[axis] > 1 else ("", "")
-    return CaseSlice(grey[0].select(axis, 0).cpu().numpy(), *flat, (width, height), place, ends)
+    return CaseSlice(shown[0], shown[1], shown[2], (width, height), place, ends)
 
 
 def _in_3d(values: torch.Tensor, affine: torch.Tensor) -> MetaTensor:
@@ -79,17 +80,15 @@ def draw_overlay(
         >>> from matplotlib.figure import Figure
         >>> draw_overlay(Figure().subplots(), np.zeros((8, 6)), (16.0, 6.0), np.eye(8, 6, dtype=int))
     """
-    from matplotlib.patheffects import withStroke  # slow to import
-
     low, high = np.percentile(image, (1, 99))
     extent = (0, size[0], 0, size[1])
     axes.imshow(image.T, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="nearest", extent=extent)
     for label in (int(value) for value in np.unique(labels) if value):
         _outline(axes, labels == label, size, colors=[colour_of(label)], linewidths=2)
     for label in () if truth is None else (value for value in np.unique(truth) if value):
-        dots = _outline(axes, truth == label, size, colors="white", linewidths=1, linestyles=":")
-        dots.set_path_effects([withStroke(linewidth=2, foreground="black")])  # to be seen on white, too
-    axes.set(xticks=[], yticks=[])
+        _outline(axes, truth == label, size, colors="black", linewidths=1)  # to be seen on white, too
+        _outline(axes, truth == label, size, colors="white", linewidths=1, linestyles=":")
+    axes.set(xticks=[], yticks=[], xlim=(0, size[0]), ylim=(0, size[1]))
 
 
 def colour_of(label: int) -> str:
@@ -127,7 +126,10 @@ def frame(axes: Any, mask: np.ndarray, size: Sequence[float], ends: str = "") ->
     ]
     (left, bottom), bar = starts, max((b for b in BARS if b <= side / 3), default=BARS[0])
     axes.set(xlim=(left, left + side), ylim=(bottom, bottom + side), facecolor="black")
-    style = {"loc": "lower right", "frameon": False, "color": "white", "size_vertical": side / 150, "pad": 0.6}
-    axes.add_artist(AnchoredSizeBar(axes.transData, bar, f"{bar} mm", **style))
+    style = {"loc": "lower right", "color": "white", "size_vertical": side / 150, "pad": 0.3, "borderpad": 0.2}
+    ruler = AnchoredSizeBar(axes.transData, bar, f"{bar} mm", **style)
+    ruler.patch.set(**SHADE)
+    axes.add_artist(ruler)
     for letter, x, y in zip(ends, (0.97, 0.5), (0.5, 0.96), strict=False):
-        axes.text(x, y, letter, color="white", fontsize=9, transform=axes.transAxes, ha="center", va="center")
+        style = {"ha": "center", "va": "center", "bbox": {**SHADE, "pad": 1}}
+        axes.text(x, y, letter, color="white", fontsize=9, transform=axes.transAxes, **style)

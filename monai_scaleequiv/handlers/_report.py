@@ -1,5 +1,6 @@
 """An evaluation's report for people, beside its tables."""
 
+import math
 import os
 from collections.abc import Mapping
 from datetime import date
@@ -8,7 +9,6 @@ from typing import Any
 
 import ignite.distributed as idist
 import monai
-import numpy as np
 import torch
 from ignite.engine import Engine
 from monai.handlers import MetricsSaver
@@ -70,7 +70,7 @@ class MetricsReportSaver(MetricsSaver):
         for name, case in zip(self._filenames[-len(cases) :], cases, strict=True):
             dice: Any = AbsentClassDiceMetric()([case["pred"]], [case["label"]])
             score = float(dice.nanmean())
-            if score == score and (len(self._kept) < self.worst or score < self._kept[-1][0]):
+            if not math.isnan(score) and (len(self._kept) < self.worst or score < self._kept[-1][0]):
                 kept = [*self._kept, (score, name, case_slice(case, worst=True))]
                 self._kept = sorted(kept, key=lambda item: item[0])[: self.worst]
 
@@ -78,14 +78,15 @@ class MetricsReportSaver(MetricsSaver):
         """Writes tables and report, in the first of several processes."""
         super().__call__(engine)
         names = string_list_all_gather(self._filenames)
-        kept: list[Any] = idist.all_gather(self._kept) if idist.get_world_size() > 1 else [self._kept]
+        kept: Any = idist.all_gather(self._kept) if idist.get_world_size() > 1 else [self._kept]
         if idist.get_rank() == self.save_rank:
             worst = sorted((item for part in kept for item in part), key=lambda item: item[:2])
             with data.whole_file(Path(self.save_dir) / REPORT) as unfinished:
                 save_report(self._report(engine, names, [item[1:] for item in worst[: self.worst]]), unfinished)
 
     def _report(self, engine: Engine, names: list[str], worst: list[tuple[str, CaseSlice]]) -> Report:
-        details: Any = engine.state.metric_details
+        state: Any = engine.state
+        details = state.metric_details
         values = {name: details[name].cpu().numpy().astype(float) for name in self.metric_details or details}
         labels = range(1, next(iter(values.values())).shape[1] + 1)
         known = data.class_names(self.source) if self.source else {}

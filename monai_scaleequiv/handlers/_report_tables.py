@@ -9,7 +9,7 @@ from monai_scaleequiv.handlers._overlay import CaseSlice
 from monai_scaleequiv.handlers._sweep_report import mean_and_interval
 
 COLUMNS = 4  # classes that have a column each in the table of cases
-NONE = "–"
+NONE = "-"
 Table = tuple[list[str], list[list[str]]]  # header and rows
 
 
@@ -31,7 +31,7 @@ def summary_table(report: Report) -> Table:
     header, columns = [""], [[shortened(name, 24) for name in names]]
     for metric, values in report.values.items():
         header += [label_of(metric), "95 % interval", "median", "range", "cases"]
-        found = mean_and_interval(values)
+        found = mean_and_interval(list(values))
         shown = [("mean", case_means(values))] if several else []
         shown += [(str(label), column) for label, column in enumerate(values.T, start=1)]
         cells = []

@@ -78,7 +78,9 @@ class ResumeCheckpointLoader(CheckpointLoader):
         in_rounds = self.load_path == FEDERATED
         parts = {name: part for name, part in self.load_dict.items() if not (in_rounds and name in networks)}
         # A checkpoint from before there was a curve can be gone on from as well.
-        parts = {name: part for name, part in parts.items() if name in checkpoint or not isinstance(part, TrainingCurve)}
+        parts = {
+            name: part for name, part in parts.items() if name in checkpoint or not isinstance(part, TrainingCurve)
+        }
         try:
             Checkpoint.load_objects(parts, checkpoint)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:

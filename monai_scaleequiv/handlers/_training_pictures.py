@@ -121,9 +121,7 @@ class ValidationOverlay:
         >>> ValidationOverlay("models").attach(Engine(lambda engine, batch: None))
     """
 
-    def __init__(
-        self, save_dir: str | os.PathLike, summary_writer: Any = None, source: str | os.PathLike = ""
-    ) -> None:
+    def __init__(self, save_dir: str | os.PathLike, summary_writer: Any = None, source: str | os.PathLike = "") -> None:
         self.save_dir = Path(save_dir)
         self.summary_writer = summary_writer
         self.source = source
@@ -155,7 +153,7 @@ def _overlay(case: Mapping[str, Any], epoch: int, names: Mapping[int, str]) -> A
 
     shown = case_slice(case, worst=False)
     dice: Any = AbsentClassDiceMetric()([case[CommonKeys.PRED]], [case[CommonKeys.LABEL]])
-    name = Path(str(case[CommonKeys.IMAGE].meta.get(ImageMetaKey.FILENAME_OR_OBJ, ""))).name
+    name = Path(str(case[CommonKeys.IMAGE].meta.get(ImageMetaKey.FILENAME_OR_OBJ, ""))).name.split(".nii")[0]
     width, height = 7.6, 4.8  # inches
     figure = Figure(figsize=(width, height), dpi=100)
     for column, (labels, truth) in enumerate(((shown.truth, None), (shown.prediction, shown.truth))):
