@@ -78,7 +78,7 @@ def train(*, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE, **
 
     Args:
         input: data set: folder with dataset.json (or that file), of the Medical Segmentation Decathlon or nnU-Net.
-        output: folder for checkpoints and logs.
+        output: folder for checkpoints, logs and pictures.
         bundle: folder of a bundle, or name of one that comes with this package.
         overrides: new values for ids of the bundle's train.json, such as num_classes, in_channels for images of several
             channels, and weights for a file to start from.
@@ -91,7 +91,7 @@ def evaluate(*, input: str = "", output: str = "", bundle: str = DEFAULT_BUNDLE,
 
     Args:
         input: data set: folder with dataset.json (or that file), of the Medical Segmentation Decathlon or nnU-Net.
-        output: folder for the tables of metrics; those of an earlier evaluation are replaced with --overwrite alone.
+        output: folder for tables and report.pdf; those of an earlier evaluation are replaced with --overwrite alone.
         bundle: folder of a bundle, or name of one that comes with this package.
         overrides: new values for ids of the bundle's train.json and evaluate.json, such as ckpt_path for the weights.
     """
