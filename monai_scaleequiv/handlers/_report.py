@@ -70,7 +70,8 @@ class MetricsReportSaver(MetricsSaver):
         for name, case in zip(self._filenames[-len(cases) :], cases, strict=True):
             dice: Any = AbsentClassDiceMetric()([case["pred"]], [case["label"]])
             score = float(dice.nanmean())
-            if not math.isnan(score) and (len(self._kept) < self.worst or score < self._kept[-1][0]):
+            limit = self._kept[-1][0] if len(self._kept) >= self.worst > 0 else math.inf
+            if self.worst and score < limit:  # no NaN
                 kept = [*self._kept, (score, name, case_slice(case, worst=True))]
                 self._kept = sorted(kept, key=lambda item: item[0])[: self.worst]
 

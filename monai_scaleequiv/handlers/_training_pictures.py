@@ -59,6 +59,8 @@ class TrainingCurve:
 
     def __call__(self, engine: Engine) -> None:
         """Notes the epoch, and draws if it has been validated."""
+        if not self._losses:  # stopped before the first batch
+            return
         epoch, name = engine.state.epoch, self.validator.state.key_metric_name
         self.loss[epoch] = sum(self._losses) / len(self._losses)
         if self.validator.state.epoch == epoch and name:
