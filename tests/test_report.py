@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from monai_scaleequiv.data import case_sizes, write_record
 from monai_scaleequiv.handlers import TrainingCurve, ValidationOverlay, draw_overlay
+from monai_scaleequiv.handlers._checkpoint_files import check_checkpoint_dir
 from monai_scaleequiv.handlers._overlay import CaseSlice, case_slice, colour_of, frame
 from monai_scaleequiv.handlers._report import _short_names
 from monai_scaleequiv.handlers._report_pages import ROWS, save_report
@@ -335,3 +336,15 @@ def test_overlay_shows_the_first_case_alone(case, tmp_path):
         engine.state.epoch, engine.state.iteration, engine.state.max_epochs = epoch - 1, 0, epoch
         engine.run([0, 0], max_epochs=epoch, epoch_length=2)
     assert pictures(tmp_path / "new") == {"overlay_epoch=1.png", "overlay_epoch=7.png"}
+
+
+def test_new_training_keeps_the_pictures_of_the_one_before(tmp_path):
+    weights = {"w": torch.ones(1)}
+    torch.save(weights, tmp_path / "model.pt")
+    names = {"curve.png", "overlay_epoch=3.png", "mine.png"}
+    for name in names:
+        (tmp_path / name).write_bytes(b"before")
+    check_checkpoint_dir(tmp_path, None, "", [weights])  # which starts from the weights that are there
+    assert pictures(tmp_path / "earlier_1") == names - {"mine.png"}
+    assert pictures(tmp_path) == {"mine.png"}
+    assert (tmp_path / "model.pt").is_file()
