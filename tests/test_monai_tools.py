@@ -119,10 +119,12 @@ def test_two_clients_two_rounds_and_a_restart(bundle, phantoms, tmp_path):
     assert {path.name for path in (apps[0] / "bundle" / "models").iterdir()} == {
         "checkpoint_epoch=5.pt",
         "checkpoint_epoch=6.pt",
+        "curve.png",
         "earlier_1",
         "model.json",
         "model.pt",
         "model_final.pt",
+        *(f"overlay_epoch={n}.png" for n in (2, 4, 6)),
     }
 
 

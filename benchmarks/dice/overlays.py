@@ -22,12 +22,12 @@ from benchmarks.dice.evaluating import label_maps
 from benchmarks.dice.networks import ENTRIES, once
 from benchmarks.dice.sampling import mirrored
 from benchmarks.dice.zooming import resized, size_of
+from monai_scaleequiv.handlers import draw_overlay, legend_lines
 
 DATASET = "hippocampus"
 NETWORKS = {"unet_aug": "UNet + augmentation", "canon_pyramid": "ours"}  # a case is drawn that is typical of the first
 WEIGHTS = f"{DATASET}_{{}}_25_0_0_scale_steps_1000_*_weights.pt"  # of each network
 SCALES = ("0.6", "1", "1.6")
-COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73")  # of the labels 1, 2, ...
 TRUTH = "truth"
 MARGIN = 6  # voxels about the truth
 DPI = 100  # at 10 inches 1000 pixels
@@ -103,19 +103,13 @@ def shown(nets: Mapping[str, nn.Module], image: torch.Tensor, truth: np.ndarray,
 def panel(axes: Axes, one: Shown, labels: np.ndarray) -> None:
     """The image in grey, its voxels as large as they are, with the labels' outlines; the first axis to the right."""
     inside = np.nonzero(one.truth)
-    (left, right), (bottom, top) = ((x.min() - MARGIN, x.max() + MARGIN) for x in inside)
     width, height = one.extent
-    low, high = np.percentile(one.image, (1, 99))
-    axes.imshow(
-        one.image.T, cmap="gray", vmin=low, vmax=high, interpolation="nearest", origin="lower",
-        extent=(-0.5, width - 0.5, -0.5, height - 0.5),
-    )  # fmt: skip
-    for label in (int(x) for x in np.unique(labels) if x):
-        axes.contour((labels == label).T, [0.5], colors=[COLORS[(label - 1) % len(COLORS)]], linewidths=2)
-        if labels is not one.truth:
-            axes.contour((one.truth == label).T, [0.5], colors="white", linewidths=1, linestyles=":")
-    limits = (max(left, -0.5), min(right, width - 0.5)), (max(bottom, -0.5), min(top, height - 0.5))
-    axes.set(xticks=[], yticks=[], xlim=limits[0], ylim=limits[1])
+    # The labels' grid may end before the image, which was mirrored on to the size of the largest.
+    rest = [(0, length - n) for length, n in zip(one.extent, labels.shape, strict=True)]
+    shown, truth = (np.pad(part, rest) for part in (labels, one.truth))
+    draw_overlay(axes, one.image, one.extent, shown, None if labels is one.truth else truth)
+    (left, right), (bottom, top) = ((x.min() - MARGIN + 0.5, x.max() + MARGIN + 0.5) for x in inside)
+    axes.set(xlim=(max(left, 0), min(right, width)), ylim=(max(bottom, 0), min(top, height)))
 
 
 def picture(found: Mapping[str, Shown], classes: Sequence[str], output: str | Path) -> None:
@@ -136,9 +130,9 @@ def picture(found: Mapping[str, Shown], classes: Sequence[str], output: str | Pa
                 place.text(0.02, 0.04, text, transform=place.transAxes, color="white", bbox=box)
         for place, name in zip(axes[0], [TRUTH, *names], strict=True):
             place.set_title(name)
-        lines = [Line2D([], [], color=color, linewidth=2) for color, _ in zip(COLORS, classes, strict=False)]
-        lines.append(Line2D([], [], color="0.6", linewidth=1, linestyle=":"))
-        whole.legend(lines, [*classes, TRUTH], loc="outside lower center", ncols=len(lines), frameon=False)
+        lines = legend_lines(range(1, len(classes) + 1), dict(enumerate(classes, start=1)))
+        lines.append(Line2D([], [], color="0.6", linewidth=1, linestyle=":", label=TRUTH))
+        whole.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
         (left, right), (bottom, top) = axes[0, 0].get_xlim(), axes[0, 0].get_ylim()
         high = 9.6 / axes.shape[1] * (top - bottom) / (right - left)
         whole.set_size_inches(10, axes.shape[0] * (high + 0.06) + 0.7)

@@ -81,7 +81,7 @@ def train(
     Args:
         input: data set: folder with dataset.json (or that file), of the Medical Segmentation Decathlon or nnU-Net; or
             BraTS or FLARE as downloaded.
-        output: folder for checkpoints and logs.
+        output: folder for checkpoints, logs and pictures.
         bundle: folder of a bundle, or name of one that comes with this package.
         config: names of further configs of the bundle that lie on top, such as paper; with commas between.
         overrides: new values for ids of the bundle's train.json, such as num_classes, in_channels for images of several
@@ -97,7 +97,7 @@ def evaluate(
 
     Args:
         input: data set: folder with dataset.json (or that file), of the Medical Segmentation Decathlon or nnU-Net.
-        output: folder for the tables of metrics; those of an earlier evaluation are replaced with --overwrite alone.
+        output: folder for tables and report.pdf; those of an earlier evaluation are replaced with --overwrite alone.
         bundle: folder of a bundle, or name of one that comes with this package.
         config: names of further configs of the bundle that lie on top, such as paper; with commas between.
         overrides: new values for ids of the bundle's train.json and evaluate.json, such as ckpt_path for the weights.

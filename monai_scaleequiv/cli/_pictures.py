@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import ListedColormap
+import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 from monai.transforms import LoadImage
 
+from monai_scaleequiv.handlers import draw_overlay, legend_lines
+
 # All colours differ for colour-blind readers, too.
-COLOURS = ("#ffb000", "#dc267f", "#648fff", "#fe6100", "#785ef0")
 CURVES = {  # label, colour and marker of each reading
     "projected": ("output", "#dc267f", "o"),
     "interior": ("before the projection of scales", "#648fff", "D"),
@@ -52,31 +52,28 @@ def save_curves(rows: Sequence[Mapping[str, Any]], title: str, target: Path) -> 
 def save_overlay(image: Path, truth: Path, prediction: Path, classes: Sequence[str], target: Path) -> None:
     """Saves three orthogonal slices through the middle of the labelled structure: image, truth and prediction.
 
-    The files share a grid whose axes run to the right, anterior and superior; ``classes`` names labels 1 to 5 at most.
+    The files share a grid whose axes run to the right, anterior and superior; ``classes`` names labels 1, 2 and so on.
     """
-    volume, *maps = (LoadImage(image_only=True, dtype=None)(path).numpy() for path in (image, truth, prediction))
-    low, high = np.percentile(volume, (0.5, 99.9))
-    middle = np.round(np.argwhere(maps[0] > 0).mean(axis=0)).astype(int)
+    volume, *maps = (LoadImage(image_only=True, dtype=None)(path) for path in (image, truth, prediction))
+    lengths = (volume.pixdim * torch.tensor(volume.shape)).tolist()  # mm
+    middle = np.round(np.argwhere(maps[0].numpy() > 0).mean(axis=0)).astype(int)
     planes = {"axial": 2, "coronal": 1, "sagittal": 0}
-    heights = [volume.shape[1 if axis == 2 else 2] for axis in planes.values()]
-    widest = max(volume.shape[:2])
+    heights = [lengths[1 if axis == 2 else 2] for axis in planes.values()]
+    widest = max(lengths[:2])
     figure = Figure(figsize=(7.5, 2.3 * sum(heights) / widest + 0.9), layout="constrained", facecolor="black")
     grid = figure.subplots(3, 3, gridspec_kw={"height_ratios": heights})
-    colours = ListedColormap(COLOURS[: len(classes)])
     for (plane, axis), row in zip(planes.items(), grid, strict=True):
-        for labels, axes in zip((None, *maps), row, strict=True):
-            grey = volume.take(middle[axis], axis=axis).T
-            axes.imshow(grey, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="nearest")
-            if labels is not None:
-                part = np.ma.masked_equal(labels.take(middle[axis], axis=axis).T, 0)
-                style = {"cmap": colours, "vmin": 1, "vmax": len(classes), "alpha": 0.5, "interpolation": "nearest"}
-                axes.imshow(part, origin="lower", **style)
-            margin = (widest - grey.shape[1]) / 2  # so that a voxel is as large in every plane
-            axes.set(xlim=(-0.5 - margin, grey.shape[1] - 0.5 + margin), xticks=[], yticks=[], facecolor="black")
+        grey, *labels = (part.numpy().take(middle[axis], axis=axis) for part in (volume, *maps))
+        width, height = (length for i, length in enumerate(lengths) if i != axis)
+        for shown, axes in zip((np.zeros_like(labels[0]), *labels), row, strict=True):
+            draw_overlay(axes, grey, (width, height), shown, labels[0] if shown is labels[1] else None)
+            margin = (widest - width) / 2  # so that a millimetre is as long in every plane
+            axes.set(xlim=(-margin, width + margin), facecolor="black")
         row[0].set_ylabel(f"{plane}, slice {middle[axis]}", color="white", fontsize=10)
-    for title, axes in zip((Path(image).name.split(".")[0], "truth", "prediction"), grid[0], strict=True):
+    titles = (Path(image).name.split(".")[0], "truth", "prediction, truth dotted")
+    for title, axes in zip(titles, grid[0], strict=True):
         axes.set_title(title, color="white", fontsize=11)
-    handles = [Patch(facecolor=colour, label=name) for colour, name in zip(COLOURS, classes, strict=False)]
+    lines = legend_lines(range(1, len(classes) + 1), dict(enumerate(classes, start=1)))
     options = {"ncols": len(classes), "frameon": False, "labelcolor": "white", "fontsize": 11}
-    figure.legend(handles=handles, loc="outside lower center", **options)
+    figure.legend(handles=lines, loc="outside lower center", **options)
     figure.savefig(target, dpi=150)

@@ -10,7 +10,7 @@ from monai_scaleequiv.data._listing import brats_label_values
 from monai_scaleequiv.data._phantom import make_phantom_dataset
 from monai_scaleequiv.data._read import CheckedNibabelReader, VolumeFacts, read_volume
 from monai_scaleequiv.data._record import case_sizes, compare_records, definition_of, read_record, write_record
-from monai_scaleequiv.data._split import held_out, load_datalist, split_datalist
+from monai_scaleequiv.data._split import class_names, held_out, load_datalist, split_datalist
 from monai_scaleequiv.data._weights import file_finding, load_weights, read_weights, weights_digest
 from monai_scaleequiv.data._workers import loader_workers
 from monai_scaleequiv.data._writer import InputGridWriter
@@ -27,6 +27,7 @@ __all__ = [
     "case_sizes",
     "check_dataset",
     "check_output_dir",
+    "class_names",
     "compare_records",
     "definition_of",
     "file_finding",

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from monai.config import PathLike
@@ -40,6 +41,22 @@ def load_datalist(source: PathLike, key: str = "training") -> Data:
     if not data:
         raise ValueError(f"{listing.source}: expected cases under {key!r}, got none; name another list.")
     return data
+
+
+def class_names(source: PathLike) -> dict[int, str]:
+    """Names by label, from the ``dataset.json`` of a data set; none where there is no such file that can be read.
+
+    Args:
+        source: see ``load_datalist``.
+
+    Example::
+
+        >>> class_names("no/such/folder")
+        {}
+    """
+    with suppress(FileNotFoundError, ValueError):  # which a check of the data reports, and names alone do not need
+        return list_task(source).classes or {}
+    return {}
 
 
 def split_datalist(source: PathLike, fold: int = 0, ratio: float = 0.8, seed: int = 0) -> tuple[Data, Data]:

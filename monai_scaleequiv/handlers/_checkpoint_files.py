@@ -13,6 +13,7 @@ from monai_scaleequiv.data import check_output_dir, file_finding, read_weights
 AUTO = "auto"
 FEDERATED = "federated"
 PATTERN = "checkpoint_epoch=*.pt"
+BESIDE = ("model.json", "curve.png", "overlay_epoch=*.png")  # files that belong to the checkpoints of a training
 UNFINISHED = ".tmp"  # at the end of the name of a file that is being written
 
 
@@ -53,8 +54,8 @@ def _put_aside(folder: Path, files: Sequence[Path], goes_on: bool) -> None:
     """Keeps files of an earlier training in a folder of their own; weights to go on from stay, too, until replaced."""
     earlier = next(path for n in count(1) if not (path := folder / f"earlier_{n}").exists())
     earlier.mkdir()
-    for path in [*files, *folder.glob("model.json")]:
-        if goes_on and epoch_of(path) < 0:
+    for path in [*files, *(path for pattern in BESIDE for path in folder.glob(pattern))]:
+        if goes_on and path.suffix != ".png" and epoch_of(path) < 0:
             shutil.copy2(path, earlier)
         else:
             path.rename(earlier / path.name)

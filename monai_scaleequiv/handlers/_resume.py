@@ -15,6 +15,7 @@ from monai.networks.utils import get_state_dict
 
 from monai_scaleequiv.data import one_line, read_weights
 from monai_scaleequiv.handlers._checkpoint_files import FEDERATED, check_checkpoint_dir, resume_file
+from monai_scaleequiv.handlers._training_pictures import TrainingCurve
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,10 @@ class ResumeCheckpointLoader(CheckpointLoader):
         checkpoint = read_weights(path, self.map_location)
         in_rounds = self.load_path == FEDERATED
         parts = {name: part for name, part in self.load_dict.items() if not (in_rounds and name in networks)}
+        # A checkpoint from before there was a curve can be gone on from as well.
+        parts = {
+            name: part for name, part in parts.items() if name in checkpoint or not isinstance(part, TrainingCurve)
+        }
         try:
             Checkpoint.load_objects(parts, checkpoint)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
