@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from monai_scaleequiv.data import case_sizes, write_record
 from monai_scaleequiv.handlers import TrainingCurve, ValidationOverlay, draw_overlay
 from monai_scaleequiv.handlers._checkpoint_files import check_checkpoint_dir
-from monai_scaleequiv.handlers._overlay import CaseSlice, case_slice, colour_of, frame
+from monai_scaleequiv.handlers._overlay import CaseSlice, case_slice, colour_of, frame, label_maps
 from monai_scaleequiv.handlers._report import _short_names
 from monai_scaleequiv.handlers._report_pages import ROWS, save_report
 from monai_scaleequiv.handlers._report_tables import Report, case_table, summary_table
@@ -348,3 +348,18 @@ def test_new_training_keeps_the_pictures_of_the_one_before(tmp_path):
     assert pictures(tmp_path / "earlier_1") == names - {"mine.png"}
     assert pictures(tmp_path) == {"mine.png"}
     assert (tmp_path / "model.pt").is_file()
+
+
+def test_regions_that_overlap_are_one_label_each():
+    """Smaller ones on larger ones, the empty region nowhere; classes that exclude each other are left as they are."""
+    whole, core = torch.zeros(2, 1, 6, 6, 6)
+    whole[:, 1:5, 1:5, 1:5], core[:, 2:4, 2:4, 2:4] = 1, 1
+    regions = MetaTensor(torch.cat([core, whole, 0 * core]))
+    maps, labels = label_maps({"label": regions, "pred": regions.flip(1)})
+    assert list(labels) == [1, 2, 3]
+    torch.testing.assert_close(maps[0], torch.where(core[0] > 0, 1, torch.where(whole[0] > 0, 2, 0)).to(torch.int16))
+    torch.testing.assert_close(maps[1], maps[0].flip(0))
+    classes = one_hot(maps[:1, None].float(), 3)[0]
+    again, labels = label_maps({"label": classes, "pred": classes})
+    assert list(labels) == [1, 2]
+    assert torch.equal(again[0], maps[0])

@@ -31,12 +31,11 @@ class CaseSlice(NamedTuple):
 def case_slice(case: Mapping[str, Any], worst: bool) -> CaseSlice:
     """The slice in which prediction and label differ most, or that with most of the label, across the largest voxels.
 
-    Of a case as an evaluator leaves it: ``label`` and ``pred`` one-hot (C, D, H, W) on one grid, ``image`` (C, ...) on
-    any, of which the first channel is resampled to the slice. Two-dimensional cases are one slice.
+    Of a case as an evaluator leaves it: ``label`` and ``pred`` (C, D, H, W) on one grid (see ``label_maps``), ``image``
+    (C, ...) on any, of which the first channel is resampled to the slice. Two-dimensional cases are one slice.
     """
-    label = case["label"]
-    maps = [convert_to_tensor(case[key], track_meta=False).argmax(dim=0).to(torch.int16) for key in ("label", "pred")]
-    volume, image = _in_3d(torch.stack(maps), label.affine), _in_3d(case["image"][:1], case["image"].affine)
+    volume = _in_3d(label_maps(case)[0], case["label"].affine)
+    image = _in_3d(case["image"][:1], case["image"].affine)
     upright: Any = Orientation("RAS", labels=None)(volume)
     truth, prediction = upright.as_tensor()
     sizes = affine_to_spacing(upright.affine).tolist()
@@ -56,6 +55,21 @@ def case_slice(case: Mapping[str, Any], worst: bool) -> CaseSlice:
     # One slice alone has no directions that are known.
     place, ends = (f"{plane} slice {at + 1} of {truth.shape[axis]}", ends) if truth.shape[axis] > 1 else ("", "")
     return CaseSlice(shown[0], shown[1], shown[2], (width, height), place, ends)
+
+
+def label_maps(case: Mapping[str, Any]) -> tuple[torch.Tensor, range]:
+    """Label maps (2, D, H, W) of ``label`` and ``pred``, and the labels that they may have.
+
+    Both (C, D, H, W), of classes that exclude each other, the background first; or of regions that overlap, without
+    one: then channel n is label n + 1, and smaller regions lie on larger ones.
+    """
+    parts = torch.stack([convert_to_tensor(case[key], track_meta=False) for key in ("label", "pred")])
+    if bool((parts[0].sum(dim=0) == 1).all()):
+        return parts.argmax(dim=1).to(torch.int16), range(1, parts.shape[1])
+    maps = torch.zeros_like(parts[:, 0], dtype=torch.int16)
+    for channel in parts.sum(dim=(0, *range(2, parts.dim()))).argsort(descending=True, stable=True).tolist():
+        maps[parts[:, channel] > 0] = channel + 1
+    return maps, range(1, parts.shape[1] + 1)
 
 
 def _in_3d(values: torch.Tensor, affine: torch.Tensor) -> MetaTensor:

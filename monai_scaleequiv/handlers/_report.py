@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ class MetricsReportSaver(MetricsSaver):
 
     It has means with 95 % intervals (bootstrap over cases), the distribution of each metric, the cases of the lowest
     mean Dice as overlays, and a table of all cases. Of volumes, only the slices to show are kept during the run. The
-    engine's output has ``image``, and ``label`` and ``pred`` one-hot on one grid, as MetaTensors.
+    engine's output has ``image``, and ``label`` and ``pred`` on one grid, one-hot or as overlapping regions, as
+    MetaTensors.
 
     Args:
         save_dir: as for ``MetricsSaver``.
         worst: number of cases with overlays.
         source: the data set, whose ``dataset.json`` names the classes if there is one.
+        names: those of the classes that are measured, in place of these.
         weights: file of the weights, to be named in the report.
         metadata: the bundle's, for its name and version.
         options: other arguments of ``MetricsSaver``; the first of ``metric_details`` ranks the cases.
@@ -49,6 +51,7 @@ class MetricsReportSaver(MetricsSaver):
         save_dir: str | os.PathLike,
         worst: int = 4,
         source: str | os.PathLike = "",
+        names: Sequence[str] = (),
         weights: str | os.PathLike = "",
         metadata: Mapping[str, Any] | None = None,
         **options: Any,
@@ -56,6 +59,7 @@ class MetricsReportSaver(MetricsSaver):
         super().__init__(os.fspath(save_dir), **options)
         self.worst = worst
         self.source = source
+        self.names = names
         self.weights = weights
         self.metadata = metadata or {}
         self._kept: list[tuple[float, str, CaseSlice]] = []
@@ -90,7 +94,7 @@ class MetricsReportSaver(MetricsSaver):
         details = state.metric_details
         values = {name: details[name].cpu().numpy().astype(float) for name in self.metric_details or details}
         labels = range(1, next(iter(values.values())).shape[1] + 1)
-        known = data.class_names(self.source) if self.source else {}
+        known = dict(enumerate(self.names, start=1)) or (data.class_names(self.source) if self.source else {})
         packages = (monai_scaleequiv, monai, torch)
         facts = [
             f"{len(names)} case{'s' * (len(names) != 1)} of {self.source or 'unnamed data'}",

@@ -1,7 +1,7 @@
 """What a training shows while it runs: its curve, and a case as it is segmented at each validation."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from monai.handlers import from_engine
 from monai.utils import CommonKeys, ImageMetaKey
 
 from monai_scaleequiv.data import class_names, whole_file
-from monai_scaleequiv.handlers._overlay import case_slice, colour_of, draw_overlay, frame, legend_lines
+from monai_scaleequiv.handlers._overlay import case_slice, colour_of, draw_overlay, frame, label_maps, legend_lines
 from monai_scaleequiv.metrics import AbsentClassDiceMetric
 
 CURVE = "curve.png"
@@ -111,22 +111,30 @@ class ValidationOverlay:
     """Draws the first case of each validation, always in the slice with most of its label, as it is segmented.
 
     ``overlay_epoch=N.png`` is kept for every validation. The engine's output has ``image``, and ``label`` and ``pred``
-    one-hot, as MetaTensors; its data are not shuffled.
+    one-hot or as regions, as MetaTensors; its data are not shuffled.
 
     Args:
         save_dir: folder of the pictures, made with the first.
         summary_writer: TensorBoard's ``SummaryWriter``, which gets the same picture under the tag ``overlay``, if any.
         source: the data set, whose ``dataset.json`` names the classes if there is one.
+        names: those of the classes, from 1 on, in place of these.
 
     Example::
 
         >>> ValidationOverlay("models").attach(Engine(lambda engine, batch: None))
     """
 
-    def __init__(self, save_dir: str | os.PathLike, summary_writer: Any = None, source: str | os.PathLike = "") -> None:
+    def __init__(
+        self,
+        save_dir: str | os.PathLike,
+        summary_writer: Any = None,
+        source: str | os.PathLike = "",
+        names: Sequence[str] = (),
+    ) -> None:
         self.save_dir = Path(save_dir)
         self.summary_writer = summary_writer
         self.source = source
+        self.names = names
 
     def attach(self, engine: Engine) -> None:
         """Attaches to an evaluator."""
@@ -147,7 +155,8 @@ class ValidationOverlay:
 
     @cached_property
     def _names(self) -> dict[int, str]:
-        return class_names(self.source) if self.source else {}
+        given = dict(enumerate(self.names, start=1))
+        return given or (class_names(self.source) if self.source else {})
 
 
 def _overlay(case: Mapping[str, Any], epoch: int, names: Mapping[int, str]) -> Any:
@@ -165,6 +174,6 @@ def _overlay(case: Mapping[str, Any], epoch: int, names: Mapping[int, str]) -> A
         axes.set_xlabel(("label", "prediction, label dotted")[column], fontsize=10, labelpad=2)
     title = f"epoch {epoch}: Dice {dice.nanmean().item():.3f}, {name}, {shown.place}"
     figure.text(0.02, 0.94, title, fontsize=11, parse_math=False)
-    lines = legend_lines(range(1, len(case[CommonKeys.LABEL])), names)
+    lines = legend_lines(label_maps(case)[1], names)
     figure.legend(handles=lines[:12], loc="lower center", ncols=6, frameon=False, fontsize=9)
     return figure
