@@ -1,6 +1,8 @@
 """The bundles of the papers' own tasks, which ship without weights: what the others pass, and their data's layouts."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,15 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_scaleequiv.cli import main
-from monai_scaleequiv.data import brats_label_values, check_dataset, nifti_datalist, read_record, split_datalist
+from monai_scaleequiv.data import (
+    brats_label_values,
+    check_dataset,
+    files_hashing,
+    nifti_datalist,
+    read_record,
+    split_datalist,
+)
+from monai_scaleequiv.metrics import consistency_dice
 from tests.bundle_runs import (
     CPU,
     QUICK,
@@ -33,6 +43,7 @@ from tests.bundle_runs import (
     train,
 )
 from tests.conftest import BUNDLES, ROOT
+from tests.fault_files import write_volume
 from tests.task_phantoms import MODALITIES, make_brats, make_flare
 from tests.test_bundles import CONFIGS, SCHEMA, SECTIONS, expressions, unexpected
 from tests.test_export_bundle import PROGRAM, elsewhere, exported, python, runs, verification  # noqa: F401
@@ -80,6 +91,7 @@ def test_files_of_the_bundle(bundle):
     names = {path.stem for path in (bundle / "configs").iterdir()}
     assert names == {*CONFIGS, "metadata", "persistent", *OWN[bundle.name]}
     text = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    assert not re.search(r"\b[A-Z]{6,}\b", re.sub(r"`[^`]*`|```.*?```", "", text, flags=re.S))  # no gap left to fill
     headings = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
     assert [heading for heading in headings if heading in SECTIONS] == SECTIONS
     assert "without weights" in " ".join(text.split())
@@ -122,7 +134,7 @@ def test_metadata_and_expressions(bundle):
     assert image["spatial_shape"] == pred["spatial_shape"] == inference["roi_size"]
     for path in (bundle / "configs").glob("*.json"):
         found = set(expressions(config(bundle, path.stem)))
-        allowed = {"monai_scaleequiv.data.brats_label_values", "bool"}
+        allowed = {"monai_scaleequiv.data.brats_label_values", "bool", "str"}
         assert {e: unexpected(e) - allowed for e in found if unexpected(e) - allowed} == {}, path
 
 
@@ -138,10 +150,11 @@ def test_nothing_is_read_or_written_before_the_run(bundle, tmp_path, monkeypatch
 
 
 def test_training_evaluation_and_inference(bundle, phantoms, trained, weights, images, tmp_path):
-    record = read_record(trained / "models" / "model.pt")
-    assert {id: record[id] for id in config(bundle, "train")["record"]} == {
-        id: config(bundle, "train")[id] for id in config(bundle, "train")["record"]
-    }
+    record, given = read_record(trained / "models" / "model.pt"), config(bundle, "train")
+    expected = {id: given[id] for id in given["record"]} | (
+        {"label_values": [1, 2, 4]} if "label_values" in given else {}
+    )
+    assert {id: record[id] for id in given["record"]} == expected
     run(bundle, "train", "evaluate", dataset_dir=phantoms, output_dir=tmp_path / "evaluation", **weights)
     (values,) = [values for _, values in per_case(tmp_path / "evaluation", "val_mean_dice")]
     assert metrics(tmp_path / "evaluation")["val_mean_dice"] == pytest.approx(np.nanmean(values[:-1]), abs=1e-5)
@@ -256,6 +269,93 @@ def test_brats_names_before_and_since_2023(since_2023, tmp_path):
         split_datalist(tmp_path / "both")
 
 
+def test_answers_have_the_labels_of_the_training(since_2023, tmp_path, capsys):
+    """Evaluated on cases of another code, trained on one: each with its own; another code for answers by its name."""
+    bundle, output = BUNDLES / BRATS, tmp_path / "training"
+    train(bundle, since_2023, output, learning_rate=0.02)
+    weights = output / "models" / "model.pt"
+    assert read_record(weights)["label_values"] == [1, 2, 3]
+    size = "--roi_size=[24,32,24]"
+
+    def infer(*options):
+        arguments = [f"--bundle={bundle}", f"--input={since_2023 / 'phantom_001'}", f"--ckpt_path={weights}", size]
+        return main(["infer", *arguments, f"--output={tmp_path / 'labels'}", *options])
+
+    def found():
+        return np.asarray(nib.load(next((tmp_path / "labels").iterdir())).dataobj)
+
+    assert infer() == 0
+    own = found()
+    assert set(np.unique(own)) <= {0, 1, 2, 3}
+    assert infer("--label_values=[1,2,4]") == 1  # not those of the training
+    assert infer("--output_values=[1,2,4]", "--skip_existing=true") == 1  # two codes in one folder
+    assert "expected a result of weights [1, 2, 4]" in capsys.readouterr().err
+    assert infer("--output_values=[1,2,4]", "--overwrite=true") == 0
+    np.testing.assert_array_equal(found(), np.where(own == 3, 4, own))
+    earlier = make_brats(tmp_path / "earlier", tmp_path / "source")
+    arguments = [f"--bundle={bundle}", f"--ckpt_path={weights}", size]
+    for data, name in ((since_2023, "one"), (earlier, "other")):
+        assert main(["evaluate", f"--input={data}", f"--output={tmp_path / name}", *arguments]) == 0
+    values = [dict(per_case(tmp_path / name, "val_mean_dice")) for name in ("one", "other")]
+    (one,), other = values[0].values(), values[1]
+    held = next(iter(values[0])).replace("-t2f", "_flair")
+    assert other[held] == pytest.approx(one, abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    "names", [["T1", "T1ce", "T2", "Flair"], ["FLAIR", "T1w", "T2w", "t1gd"], ["a", "b", "c", "d"]]
+)
+def test_channels_in_another_order_are_an_error(tmp_path, names):
+    (tmp_path / "imagesTr").mkdir()
+    (tmp_path / "labelsTr").mkdir()
+    for channel in range(4):
+        write_volume(tmp_path / "imagesTr" / f"a_{channel:04d}.nii.gz")
+    write_volume(tmp_path / "labelsTr" / "a.nii.gz")
+    labels = {"background": 0, "necrosis": 1, "edema": 2, "enhancing": 3}
+
+    def task(names):
+        given = {"channel_names": {str(i): name for i, name in enumerate(names)}, "labels": labels}
+        (tmp_path / "dataset.json").write_text(json.dumps({**given, "file_ending": ".nii.gz"}))
+
+    task(["Flair", "T1", "T1ce", "T2"])
+    assert brats_label_values(tmp_path) == [1, 2, 3]
+    task(names)
+    with pytest.raises(ValueError, match="expected FLAIR, T1, T1ce, T2, got"):
+        brats_label_values(tmp_path)
+
+
+def test_two_files_of_one_modality_are_an_error(since_2023, tmp_path):
+    data = shutil.copytree(since_2023, tmp_path / "data")
+    file = data / "phantom_003" / "phantom_003-t1c.nii.gz"
+    shutil.copy(file, file.with_name("phantom_003-T1C.nii"))
+    with pytest.raises(ValueError, match="expected one file of t1c for phantom_003"):
+        split_datalist(data)
+
+
+def test_scans_of_one_patient_stay_together(tmp_path):
+    """As since 2023, when patients have several."""
+    for patient in range(5):
+        for scan in range(2):
+            name = f"BraTS-GLI-{patient:05d}-{scan:03d}"
+            (tmp_path / name).mkdir()
+            for part in (*MODALITIES.values(), "seg"):
+                (tmp_path / name / f"{name}-{part}.nii.gz").write_bytes(b"")
+    parts = [{case["label"].split("/")[-2][:15] for case in part} for part in split_datalist(tmp_path)]
+    assert [len(part) for part in parts] == [4, 1]
+    assert not set.intersection(*parts)
+
+
+def test_consistency_of_regions_that_overlap():
+    """Each by itself: the region that covers everything does not hide the others, and none is a background."""
+    logits = torch.full((1, 3, 8, 8), -4.0)
+    logits[:, 1] = 4
+    logits[:, 2, 2:6] = 4
+    torch.testing.assert_close(consistency_dice(logits, logits, overlapping=True)[0, 1:], torch.ones(2))
+    other = logits.clone()
+    other[:, 2] = -4
+    assert consistency_dice(other, logits, overlapping=True)[0, 2] == 0
+
+
 @pytest.mark.parametrize("command", ["check", "train", "infer"])
 def test_missing_modality_names_the_case(since_2023, tmp_path, capsys, command):
     data = shutil.copytree(since_2023, tmp_path / "data")
@@ -313,13 +413,13 @@ def test_label_values_of_the_answer(since_2023, tmp_path):
     for values in ([1, 2, 4], [1, 2, 3], [2, 1, 3]):
         torch.manual_seed(0)
         output = tmp_path / "".join(map(str, values))
-        run(bundle, "inference", dataset_dir=case, output_dir=output, label_values=values, **small_net)
+        run(bundle, "inference", dataset_dir=case, output_dir=output, output_values=values, **small_net)
         found[tuple(values)] = np.asarray(nib.load(next(output.iterdir())).dataobj)
     one, other, third = found.values()
     assert np.unique(one).size > 1
     np.testing.assert_array_equal(np.where(one == 4, 3, one), other)
     np.testing.assert_array_equal(np.choose(other, [0, 2, 1, 3]), third)
-    message = error_of(run, bundle, "inference", dataset_dir=case, output_dir=tmp_path, label_values=[1, 1, 4])
+    message = error_of(run, bundle, "inference", dataset_dir=case, output_dir=tmp_path, output_values=[1, 1, 4])
     assert message.startswith("label_values: expected three labels from 1 to 255")
 
 
@@ -330,6 +430,26 @@ def test_label_values_of_the_answer(since_2023, tmp_path):
 def flare(tmp_path_factory):
     folder = tmp_path_factory.mktemp("flare")
     return make_flare(folder / "data", folder / "source")
+
+
+def test_evaluation_after_a_training_without_a_window(flare, tmp_path):
+    """What the record says is taken, null as well, without the config that said it."""
+    bundle = f"--bundle={BUNDLES / ABDOMEN}"
+    quick = [f"--{id}={json.dumps(value)}" for id, value in {**tiny(BUNDLES / ABDOMEN), **QUICK, "epochs": 1}.items()]
+    arguments = [bundle, f"--input={flare}", f"--output={tmp_path / 'out'}", "--config=amos, finetune", *quick]
+    assert main(["train", *arguments, "--window=null", "--weights=null"]) == 1  # a path is expected
+    arguments[3] = "--config=amos"
+    assert main(["train", *arguments, "--window=null"]) == 0
+    weights = f"--ckpt_path={tmp_path / 'out' / 'models' / 'model.pt'}"
+    given = [bundle, f"--input={flare}", f"--output={tmp_path / 'evaluation'}", weights, "--roi_size=[24,32,24]"]
+    assert main(["evaluate", *given]) == 0
+
+
+@pytest.mark.parametrize("name", ["train", "metadata", "2", "ammos", "amos,,"])
+def test_config_that_is_none_to_lie_on_top(flare, tmp_path, capsys, name):
+    arguments = [f"--bundle={BUNDLES / ABDOMEN}", f"--input={flare}", f"--output={tmp_path / 'out'}"]
+    assert main(["evaluate", *arguments, f"--config={name}"]) == 1
+    assert "expected a config of" in capsys.readouterr().err
 
 
 def test_another_window_than_the_training_s_is_an_error(flare, tmp_path):
@@ -379,6 +499,14 @@ def test_cache_on_disk_gives_the_same_training(bundle, phantoms, trained, tmp_pa
     again = {"dataset_dir": phantoms, "output_dir": tmp_path / "again", "cache_dir": tmp_path / "cache"}
     run(bundle, "train", "persistent", **again, **other)
     assert len(list((tmp_path / "cache").iterdir())) == 2 * stored
+    label = split_datalist(phantoms)[0][0]["label"]
+    before = files_hashing({"label": label})
+    copied = shutil.copy2(label, tmp_path / "label.nii.gz")
+    assert files_hashing({"label": str(copied)}) != before
+    os.utime(copied, ns=(0, 0))
+    changed = files_hashing({"label": str(copied)})
+    os.utime(copied, ns=(0, 1))
+    assert files_hashing({"label": str(copied)}) != changed
 
 
 @pytest.mark.slow

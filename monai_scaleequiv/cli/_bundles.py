@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 import monai_scaleequiv
 from monai_scaleequiv.cli._infer import segment
-from monai_scaleequiv.cli._overrides import check_overrides, is_expression, suggestion
+from monai_scaleequiv.cli._overrides import NONE, check_overrides, is_expression, suggestion
 from monai_scaleequiv.data import check_dataset, read_record
 
 DEFAULT_BUNDLE = "seunet_hippocampus_segmentation"
@@ -26,6 +26,8 @@ CONFIGS = {
     NATIVE: ("inference", "inference_native"),
     "equivariance": ("inference",),
 }
+SHARED = {"train": "multi_gpu_train", **dict.fromkeys(("evaluate", "sweep"), "multi_gpu_evaluate")}
+SHARED |= dict.fromkeys(("infer", NATIVE), "multi_gpu_inference")  # over the processes of torchrun
 
 
 def run_bundle(command: str, folder: Path, overrides: Mapping[str, Any], more: Sequence[str] = ()) -> None:
@@ -54,15 +56,17 @@ def read_bundle(
     command: str, folder: Path, overrides: Mapping[str, Any], more: Sequence[str] = ()
 ) -> tuple[ConfigParser, list[str], dict[str, Any]]:
     """A command's config with all overrides, its files, and these: what the weights' training recorded, the user's."""
-    shared = ("multi_gpu_inference",) if command in ("infer", NATIVE) and dist.is_torchelastic_launched() else ()
-    files = [folder / "configs" / f"{name}.json" for name in (*CONFIGS[command], *shared)]
+    files = [folder / "configs" / f"{name}.json" for name in CONFIGS[command]]
     if command == "sweep" and not files[-1].is_file():  # ours names nothing but what train and evaluate have
         files[-1] = find_bundle(DEFAULT_BUNDLE) / "configs" / "sweep.json"
     for name in more:
-        known = sorted(file.stem for file in (folder / "configs").glob("*.json"))
+        own = {"metadata", *(name for names in CONFIGS.values() for name in names)}
+        known = sorted({file.stem for file in (folder / "configs").glob("*.json")} - own)
         if name not in known:
             raise FileNotFoundError(f"--config={name}: expected a config of {folder}; {suggestion(name, known)}")
         files.append(folder / "configs" / f"{name}.json")
+    if command in SHARED and dist.is_torchelastic_launched():
+        files.append(folder / "configs" / f"{SHARED[command]}.json")
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist, which {command} needs; give another --bundle.")
@@ -71,7 +75,8 @@ def read_bundle(
         parser.read_config(files)
     except KeyError as error:  # an override file, such as ours, that changes what the others do not have
         names = ", ".join(file.name for file in files)
-        raise ValueError(f"{folder}: {names} do not fit together ({error.args[0]}); give another --bundle.") from None
+        hint = "leave out --config" if more else "give another --bundle"
+        raise ValueError(f"{folder}: {names} do not fit together ({error.args[0]}); {hint}.") from None
     if (folder / "scripts").is_dir():  # of an exported bundle; MONAI adds this after the config has been parsed
         sys.path.insert(1, str(folder))
     overrides = {"bundle_root": str(folder), **overrides}
@@ -92,7 +97,7 @@ def merged_record(parser: ConfigParser, record: Mapping[str, Any]) -> dict[str, 
     configured, recorded = parser.get("network_def"), found.pop("network_def", None)
     if isinstance(configured, dict) and recorded:
         found["network_def"] = _merged(configured, recorded)
-    return found
+    return {id: NONE if value is None else value for id, value in found.items()}  # which MONAI would pass over
 
 
 def _merged(configured: Any, recorded: Any) -> Any:

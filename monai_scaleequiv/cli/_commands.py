@@ -1,6 +1,7 @@
 """The commands: thin over ``monai.bundle`` and the functions of this package."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ def train(
 ) -> None:
     """Trains a bundle's network, after a check of the data. Any --ID=VALUE overrides the config, as in --epochs=3.
 
+    Processes of torchrun train together.
+
     Args:
         input: data set: folder with dataset.json (or that file), of the Medical Segmentation Decathlon or nnU-Net; or
             BraTS or FLARE as downloaded.
@@ -122,7 +125,8 @@ def sweep(
             weights; any other ids of the bundle's train.json, evaluate.json and sweep.json.
     """
     _run_command("sweep", input, output, bundle, config, overrides)
-    say(sweep_table(Path(absolute(output))))
+    if os.environ.get("RANK", "0") == "0":  # the first process of torchrun writes the files
+        say(sweep_table(Path(absolute(output))))
 
 
 def infer(
@@ -212,7 +216,7 @@ def _run_command(command: str, input: str, output: str, bundle: str, config: str
     _check_paths("input", *ensure_tuple(source))
     _check_files(overrides)
     values = {"dataset_dir": source, "output_dir": absolute(output), **overrides}
-    run_bundle(command, find_bundle(bundle), values, config.split(",") if config else [])
+    run_bundle(command, find_bundle(bundle), values, [name.strip() for name in config.split(",")] if config else [])
 
 
 def _check_given(command: str, **paths: str) -> None:

@@ -40,9 +40,11 @@ PLAIN = {  # for a network without a bundle
 class PaddedNetwork(nn.Module):
     """A network that takes images of any size: padded to multiples of ``divisor``; it keeps all its outputs."""
 
-    def __init__(self, network: nn.Module, divisor: int, scales: Sequence[float] | None) -> None:
+    def __init__(
+        self, network: nn.Module, divisor: int, scales: Sequence[float] | None, overlapping: bool = False
+    ) -> None:
         super().__init__()
-        self.network, self.divisor, self.scales = network, divisor, scales
+        self.network, self.divisor, self.scales, self.overlapping = network, divisor, scales, overlapping
         self.outputs: list[torch.Tensor] = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -76,7 +78,8 @@ def make_report(
     ratios = ratios_to_measure(arguments["ratios"], scales)
     images = _read_images(network, parser.get_parsed_content("preprocessing"), arguments)
     device = torch.device(parser.get_parsed_content("device", default="cpu"))
-    rows = _rows(PaddedNetwork(network.to(device).eval(), divisor, scales), images, ratios, device)
+    padded = PaddedNetwork(network.to(device).eval(), divisor, scales, overlapping="label_values" in parser)
+    rows = _rows(padded, images, ratios, device)
     kind = type(network).__name__
     described = {"class": kind, "parameters": sum(p.numel() for p in network.parameters()), "weights": weights}
     bundle = {"bundle": source.name} if isinstance(source, Path) else {}
@@ -192,7 +195,8 @@ def _measure(network: PaddedNetwork, image: torch.Tensor, ratio: float) -> dict[
     network.outputs.clear()
     reading = equivariance_error(network, part, size)
     readings = {name: getattr(reading, name) for name in ERRORS}
-    readings["consistency_dice"] = float(consistency_dice(y_pred=network.outputs[1], y=network.outputs[0]).nanmean())
+    dice = consistency_dice(y_pred=network.outputs[1], y=network.outputs[0], overlapping=network.overlapping)
+    readings["consistency_dice"] = float(dice.nanmean())
     # JSON has no NaN: a network that gives nothing has no error, and an image without classes no Dice.
     readings = {name: value if value is not None and value == value else None for name, value in readings.items()}
     return {"size": crop, "rescaled_size": size, "ratio": reading.ratio, **readings}

@@ -21,7 +21,17 @@ from monai_scaleequiv.data import check_output_dir, read_weights, weights_digest
 PACKAGE = "monai_scaleequiv"
 IMPORT = re.compile(rf"\$import {PACKAGE}(?![\w.])")
 # Where a bundle's own runs write
-LEFT_OUT = [".*", "__pycache__", "eval", "tensorboard", "checkpoint_epoch=*", "model_final.pt", "earlier_*"]
+LEFT_OUT = [
+    ".*",
+    "__pycache__",
+    "cache",
+    "eval",
+    "finetuned",
+    "tensorboard",
+    "checkpoint_epoch=*",
+    "model_final.pt",
+    "earlier_*",
+]
 LEFT_OUT += ["curve.png", "overlay_epoch=*"]
 BASE = {"monai", "numpy", "torch"}  # which have entries of their own in the metadata
 SCRIPTS = f'''"""Makes ``{PACKAGE}`` of this folder the one that is imported, also where another is installed."""

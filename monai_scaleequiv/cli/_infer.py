@@ -46,7 +46,8 @@ def segment(workflow: ConfigWorkflow) -> None:
             evaluator.run()
         failures, done = _of_all_processes(failures, done)
     finally:
-        where = f", listed in {listed}" if _list_failures(listed, failures, done) else ""
+        mine = failures or not idist.get_rank()
+        where = f", listed in {listed}" if mine and _list_failures(listed, failures, done) else ""
     if not (failures or done or idist.get_rank()):
         tqdm.write("nothing to do: there is no volume without a result")
     workflow.finalize()

@@ -21,7 +21,7 @@ from monai_scaleequiv.cli._commands import COMMANDS
 from monai_scaleequiv.cli._overrides import override_value, suggestion
 from monai_scaleequiv.data import one_line
 
-PATHS = dict.fromkeys(("bundle", "images", "input", "labels", "output"), str)  # a folder named 2024 is no number
+PATHS = dict.fromkeys(("bundle", "config", "images", "input", "labels", "output"), str)  # a folder 2024 is no number
 
 DEBUG = "Every command takes --debug: it shows all warnings and logs and, after an error, the traceback."
 

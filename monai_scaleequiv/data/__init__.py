@@ -1,7 +1,7 @@
 """Lists, checks, reading and writing of volumes; weights and the record of a training."""
 
 from monai_scaleequiv.data import rules
-from monai_scaleequiv.data._cache_dataset import JoinedCacheDataset
+from monai_scaleequiv.data._cache_dataset import JoinedCacheDataset, files_hashing
 from monai_scaleequiv.data._check_dataset import DatasetReport, check_dataset
 from monai_scaleequiv.data._datalist import nifti_datalist
 from monai_scaleequiv.data._errors import one_line, root_cause
@@ -31,6 +31,7 @@ __all__ = [
     "compare_records",
     "definition_of",
     "file_finding",
+    "files_hashing",
     "held_out",
     "load_datalist",
     "load_weights",

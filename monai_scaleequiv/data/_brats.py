@@ -1,7 +1,7 @@
 """Cases of the BraTS challenges as they are downloaded: one file per modality, labels with a code of their own."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from monai.config import PathLike
@@ -15,22 +15,39 @@ CLASSES = {
 }
 TISSUES = {"necrotic core": "necro|ncr|non.?enhanc", "oedema": "edema", "enhancing tumour": "^(?!.*non).*enhanc"}
 
+CHANNELS = ("t2.?f(lair)?|flair", "t1w?|t1.?n", "t1.?(ce|gd|c)w?|t1.?w?.?gd", "t2w?|t2.?w")  # names, in this order
+
 Parts = Mapping[str, Path]  # by modality, or "seg"
 
 
 def brats_cases(files: Iterable[Path]) -> Mapping[tuple[Path, str, str], Parts]:
-    """The cases that files make by folder, name and the sign before the modality; of two modalities or more."""
+    """The cases that files make by folder, name and the sign before the modality; of two modalities or more.
+
+    Raises:
+        ValueError: when two files are the same part of a case.
+    """
     found: dict[tuple[Path, str, str], dict[str, Path]] = {}
     for file in files:
         if match := PART.fullmatch(file.name):
             name, sign, part = match[1], match[2], match[3].lower()
-            found.setdefault((file.parent, name, sign), {})[SINCE_2023.get(part, part)] = file
+            parts = found.setdefault((file.parent, name, sign), {})
+            first = parts.setdefault(SINCE_2023.get(part, part), file)
+            if first != file:
+                raise ValueError(f"{file}: expected one file of {part} for {name}, got {first.name}, too; remove one.")
     return {key: parts for key, parts in found.items() if len(parts.keys() & set(MODALITIES)) > 1}
 
 
 def missing_modalities(parts: Parts) -> str:
     """Names of the modalities that a case lacks, with commas between."""
     return ", ".join(modality for modality in MODALITIES if modality not in parts)
+
+
+def check_order(names: Sequence[str], source: PathLike) -> None:
+    """ValueError unless the channels of a data set have the order of those of BraTS, by their names."""
+    expected = [re.fullmatch(pattern, name, re.IGNORECASE) for pattern, name in zip(CHANNELS, names, strict=False)]
+    if len(names) != len(MODALITIES) or not all(expected):
+        hint = "bring the channels of the files and their names into this order"
+        raise ValueError(f"{source}: expected FLAIR, T1, T1ce, T2, got {', '.join(names):.100}; {hint}.")
 
 
 def tissue_labels(classes: Mapping[int, str] | None, source: PathLike) -> list[int]:

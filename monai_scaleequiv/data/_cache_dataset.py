@@ -1,9 +1,29 @@
-"""MONAI's cache in memory, which leaves no thread behind."""
+"""MONAI's caches: in memory without a thread that is left behind, on disk with a key that changes with the files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from monai.data import CacheDataset
+from monai.data.utils import pickle_hashing
+from monai.utils import ensure_tuple
 from tqdm.contrib.concurrent import thread_map
+
+
+def files_hashing(item: Mapping[str, Any]) -> bytes:
+    """MONAI's ``pickle_hashing`` for ``PersistentDataset(hash_func=...)``, which other files of the same names change.
+
+    Args:
+        item: data dictionary of paths; size and time of each file count.
+
+    Example::
+
+        >>> len(files_hashing({"image": "no/such/file.nii"}))
+        32
+    """
+    paths = [Path(path) for value in item.values() for path in ensure_tuple(value) if isinstance(path, str)]
+    stats = [path.stat() for path in paths if path.is_file()]
+    return pickle_hashing({"item": item, "files": [(stat.st_size, stat.st_mtime_ns) for stat in stats]})
 
 
 class JoinedCacheDataset(CacheDataset):

@@ -30,6 +30,7 @@ class Listing:
     cases: list[Case] = field(default_factory=list)
     classes: dict[int, str] | None = None
     channels: int | None = None
+    channel_names: tuple[str, ...] = ()
     spatial_dims: int = 3
     coded: bool = False  # whether labels are a code, whose gaps are meant
     findings: list[tuple[str, Finding]] = field(default_factory=list)
@@ -39,9 +40,9 @@ class Listing:
         """Each file once, images first, with whether it is a label map."""
         return sorted(dict.fromkeys(file for case in self.cases for file in case.files), key=lambda file: file[1])
 
-    def report_missing_labels(self) -> None:
+    def report_missing_labels(self, hint: str = "add it to the list") -> None:
         """Adds a finding for each case that has to have a label map and has none."""
         for case in self.cases:
             if case.label is None and case.part != "test":
-                finding = Finding("unpaired", "a label map", f"none at {case.place}", "add it to the list")
+                finding = Finding("unpaired", "a label map", f"none at {case.place}", hint)
                 self.findings.append((case.images[0], finding))

@@ -167,7 +167,7 @@ def _is_left(file: Path, targets: Sequence[Path], skip_existing: bool, made_by: 
             raise ValueError(f"{target}: expected the result of {file}, got one on another grid; {hint}.")
         if made_by and maker not in (None, made_by):
             hint = "choose another output_dir, or set overwrite=true in place of skip_existing"
-            raise ValueError(f"{target}: expected a result of weights {made_by:.8}, got one of {maker:.8}; {hint}.")
+            raise ValueError(f"{target}: expected a result of weights {made_by:.18}, got one of {maker:.18}; {hint}.")
     return len(finished) < len(targets)
 
 

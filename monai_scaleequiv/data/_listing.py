@@ -12,7 +12,14 @@ from typing import Any
 from monai.config import PathLike
 from monai.utils import ensure_tuple
 
-from monai_scaleequiv.data._brats import CLASSES, MODALITIES, brats_cases, missing_modalities, tissue_labels
+from monai_scaleequiv.data._brats import (
+    CLASSES,
+    MODALITIES,
+    brats_cases,
+    check_order,
+    missing_modalities,
+    tissue_labels,
+)
 from monai_scaleequiv.data._case import Case, Listing
 from monai_scaleequiv.data._datalist import nifti_files, stem_of
 from monai_scaleequiv.data.rules import WARNING, Finding
@@ -64,7 +71,7 @@ def _list_brats(folder: Path, cases: Mapping[tuple[Path, str, str], Mapping[str,
         if missing := missing_modalities(parts):
             found = Finding("files", f"{', '.join(MODALITIES)} of {name}", f"no {missing}", "restore it")
             listing.findings.append((images[0], found))
-    listing.report_missing_labels()
+    listing.report_missing_labels(f"name it NAME{sign}seg, or give the folder of the training cases")
     return listing
 
 
@@ -79,7 +86,7 @@ def brats_label_values(source: PathLike) -> list[int]:
 
     Raises:
         FileNotFoundError: when there is no data set.
-        ValueError: when a name is missing or fits several labels.
+        ValueError: when a name is missing or fits several labels, or the channels have names of another order.
 
     Example::
 
@@ -87,12 +94,16 @@ def brats_label_values(source: PathLike) -> list[int]:
         Traceback (most recent call last):
         FileNotFoundError: no/such/folder does not exist; give a folder with dataset.json, or give --images.
     """
-    return tissue_labels(list_task(source).classes, source)
+    listing = list_task(source)
+    if listing.channel_names:
+        check_order(listing.channel_names, source)
+    return tissue_labels(listing.classes, source)
 
 
 def _list_decathlon(task: Mapping[str, Any], file: Path) -> Listing:
     listing = Listing(str(file), classes=_classes(task.get("labels"), file))
-    listing.channels = len(task["modality"]) if isinstance(task.get("modality"), Mapping) else None
+    if isinstance(names := task.get("modality"), Mapping):
+        listing.channels, listing.channel_names = len(names), _in_order(names)
     listing.spatial_dims = 2 if task.get("tensorImageSize") == "2D" else 3
     for part in ("training", "validation", "test"):
         entries = task.get(part, None if part == "training" else [])
@@ -116,7 +127,7 @@ def _list_nnunet(task: Mapping[str, Any], file: Path) -> Listing:
     listing = list_folders(file.parent / "imagesTr", file.parent / "labelsTr")
     if (file.parent / "imagesTs").is_dir():
         listing.cases += [replace(case, part="test") for case in list_folders(file.parent / "imagesTs").cases]
-    listing.source, listing.channels = str(file), len(names)
+    listing.source, listing.channels, listing.channel_names = str(file), len(names), _in_order(names)
     if not all(str(number).isdigit() for number in labels.values()):
         raise ValueError(f"{file}: expected labels from name to number, got {_shown(labels)}; regions are not read.")
     listing.classes = _classes({number: name for name, number in labels.items()}, file)
@@ -167,6 +178,10 @@ def list_dictionaries(data: Sequence[Any]) -> Listing:
     if any(case.label for case in listing.cases):
         listing.report_missing_labels()
     return listing
+
+
+def _in_order(names: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(_line(str(names[number])) for number in sorted(names, key=lambda number: (len(number), number)))
 
 
 def _classes(names: Any, file: Path) -> dict[int, str] | None:

@@ -1,5 +1,6 @@
 """The lists of cases that a training and an evaluation use."""
 
+import re
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -7,6 +8,7 @@ from typing import Any
 
 from monai.config import PathLike
 from monai.data import partition_dataset
+from monai.utils import ensure_tuple
 
 from monai_scaleequiv.data._case import Listing
 from monai_scaleequiv.data._listing import list_task
@@ -63,7 +65,7 @@ def split_datalist(source: PathLike, fold: int = 0, ratio: float = 0.8, seed: in
     """Splits labelled cases into those to train on and those to validate on.
 
     Validated on is the list ``validation`` of ``dataset.json``; without one, the cases of ``fold`` where cases have
-    such a key; without any, a part of the cases that MONAI's ``partition_dataset`` draws.
+    such a key; without any, a part of the cases that MONAI's ``partition_dataset`` draws, with all of a patient in it.
 
     Args:
         source: see ``load_datalist``.
@@ -90,7 +92,11 @@ def split_datalist(source: PathLike, fold: int = 0, ratio: float = 0.8, seed: in
         validation = [item for item in training if str(item.get("fold")) == str(fold)]
         training = [item for item in training if str(item.get("fold")) != str(fold)]
     elif not validation and training:
-        training, validation = partition_dataset(training, ratios=[ratio, 1 - ratio], shuffle=True, seed=seed)
+        by_patient: dict[str, Data] = {}
+        for item in training:
+            by_patient.setdefault(_patient_of(item), []).append(item)
+        drawn = partition_dataset([*by_patient], ratios=[ratio, 1 - ratio], shuffle=True, seed=seed)
+        training, validation = ([item for patient in part for item in by_patient[patient]] for part in drawn)
     if not training or not validation:
         found = f"expected labelled cases to train on and to validate on, got {len(training)} and {len(validation)}"
         raise ValueError(f"{listing.source}: {found}; add some.")
@@ -129,6 +135,13 @@ def held_out(source: PathLike, ckpt_path: PathLike, fold: int = 0) -> Data:
     if len(left) < len(cases):
         warnings.warn(f"{listing.source}: measures {len(left)} of {len(cases)} labelled cases; {why}.", stacklevel=2)
     return left
+
+
+def _patient_of(item: Mapping[str, Any]) -> str:
+    """Who a case is of: BraTS numbers several scans of one patient since 2023, as in BraTS-GLI-00008-100."""
+    file = str(ensure_tuple(item["image"])[0])
+    match = re.search(r"(BraTS-[A-Z]+-\d+)-\d{3}\b", file)
+    return match[1] if match else file
 
 
 def _dictionaries(listing: Listing, part: str) -> Data:

@@ -1,6 +1,8 @@
 """A slice of a case, and the outlines of labels on it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +12,11 @@ from monai.data.utils import affine_to_spacing, to_affine_nd
 from monai.transforms import Orientation, SpatialResample
 from monai.utils import convert_to_tensor
 
+from monai_scaleequiv.data import one_line
+
 # Okabe and Ito's colours, which differ for colour-blind readers, too; of the labels 1, 2, ...
 COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#D55E00")
+DASHES = ("-", "--", "-.")
 PLANES = {"sagittal": "AS", "coronal": "RS", "axial": "RA"}
 BARS = (1, 2, 5, 10, 20, 50, 100, 200)  # mm
 SHADE = {"facecolor": "black", "alpha": 0.5, "linewidth": 0}
@@ -61,13 +66,14 @@ def label_maps(case: Mapping[str, Any]) -> tuple[torch.Tensor, range]:
     """Label maps (2, D, H, W) of ``label`` and ``pred``, and the labels that they may have.
 
     Both (C, D, H, W), of classes that exclude each other, the background first; or of regions that overlap, without
-    one: then channel n is label n + 1, and smaller regions lie on larger ones.
+    one: then channel n is label n + 1, and regions lie on those that are larger in ``label``.
     """
     parts = torch.stack([convert_to_tensor(case[key], track_meta=False) for key in ("label", "pred")])
     if bool((parts[0].sum(dim=0) == 1).all()):
         return parts.argmax(dim=1).to(torch.int16), range(1, parts.shape[1])
     maps = torch.zeros_like(parts[:, 0], dtype=torch.int16)
-    for channel in parts.sum(dim=(0, *range(2, parts.dim()))).argsort(descending=True, stable=True).tolist():
+    sizes = parts.flatten(2).sum(dim=2).tolist()  # of two that are equal in the label, those of the prediction count
+    for channel in sorted(range(parts.shape[1]), key=lambda n: (sizes[0][n], sizes[1][n]), reverse=True):
         maps[parts[:, channel] > 0] = channel + 1
     return maps, range(1, parts.shape[1] + 1)
 
@@ -98,7 +104,7 @@ def draw_overlay(
     extent = (0, size[0], 0, size[1])
     axes.imshow(image.T, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="nearest", extent=extent)
     for label in (int(value) for value in np.unique(labels) if value):
-        _outline(axes, labels == label, size, colors=[colour_of(label)], linewidths=2)
+        _outline(axes, labels == label, size, colors=[colour_of(label)], linewidths=2, linestyles=dashes_of(label))
     for label in () if truth is None else (value for value in np.unique(truth) if value):
         _outline(axes, truth == label, size, colors="black", linewidths=1)  # to be seen on white, too
         _outline(axes, truth == label, size, colors="white", linewidths=1, linestyles=":")
@@ -108,6 +114,11 @@ def draw_overlay(
 def colour_of(label: int) -> str:
     """The colour of a label from 1 on."""
     return COLOURS[(label - 1) % len(COLOURS)]
+
+
+def dashes_of(label: int) -> str:
+    """The style of a label's line, by which labels of one colour differ."""
+    return DASHES[(label - 1) // len(COLOURS) % len(DASHES)]
 
 
 def _outline(axes: Any, mask: np.ndarray, size: Sequence[float], **style: Any) -> Any:
@@ -120,7 +131,22 @@ def legend_lines(labels: Iterable[int], names: Mapping[int, str]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     shown = sorted(set(labels) - {0})
-    return [Line2D([], [], color=colour_of(n), linewidth=2, label=names.get(n, f"class {n}")) for n in shown]
+    styles: dict[int, dict[str, Any]] = {n: {"color": colour_of(n), "linestyle": dashes_of(n)} for n in shown}
+    return [Line2D([], [], linewidth=2, label=names.get(n, f"class {n}"), **style) for n, style in styles.items()]
+
+
+def columns_of(lines: Sequence[Any], letters: int) -> int:
+    """How many columns of a legend fit beside each other in so many letters."""
+    return max(1, min(6, letters // (6 + max((len(line.get_label()) for line in lines), default=1))))
+
+
+@contextmanager
+def no_harm(picture: str) -> Iterator[None]:
+    """Turns any error into a warning: a picture that cannot be drawn or written may not cost a training its hours."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"{picture}: not drawn ({one_line(error)}); the run goes on.", stacklevel=3)
 
 
 def frame(axes: Any, mask: np.ndarray, size: Sequence[float], ends: str = "") -> None:

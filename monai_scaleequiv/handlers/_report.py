@@ -16,7 +16,7 @@ from monai.utils import string_list_all_gather
 
 import monai_scaleequiv
 from monai_scaleequiv import data
-from monai_scaleequiv.handlers._overlay import CaseSlice, case_slice
+from monai_scaleequiv.handlers._overlay import CaseSlice, case_slice, no_harm
 from monai_scaleequiv.handlers._report_pages import save_report
 from monai_scaleequiv.handlers._report_tables import Report
 from monai_scaleequiv.metrics import AbsentClassDiceMetric
@@ -76,8 +76,9 @@ class MetricsReportSaver(MetricsSaver):
             score = float(dice.nanmean())
             limit = self._kept[-1][0] if len(self._kept) >= self.worst > 0 else math.inf
             if self.worst and score < limit:  # no NaN
-                kept = [*self._kept, (score, name, case_slice(case, worst=True))]
-                self._kept = sorted(kept, key=lambda item: item[0])[: self.worst]
+                with no_harm(f"{REPORT}, {name}"):
+                    kept = [*self._kept, (score, name, case_slice(case, worst=True))]
+                    self._kept = sorted(kept, key=lambda item: item[0])[: self.worst]
 
     def __call__(self, engine: Engine) -> None:
         """Writes tables and report, in the first of several processes."""
@@ -86,7 +87,7 @@ class MetricsReportSaver(MetricsSaver):
         kept: Any = idist.all_gather(self._kept) if idist.get_world_size() > 1 else [self._kept]
         if idist.get_rank() == self.save_rank:
             worst = sorted((item for part in kept for item in part), key=lambda item: item[:2])
-            with data.whole_file(Path(self.save_dir) / REPORT) as unfinished:
+            with no_harm(REPORT), data.whole_file(Path(self.save_dir) / REPORT) as unfinished:
                 save_report(self._report(engine, names, [item[1:] for item in worst[: self.worst]]), unfinished)
 
     def _report(self, engine: Engine, names: list[str], worst: list[tuple[str, CaseSlice]]) -> Report:

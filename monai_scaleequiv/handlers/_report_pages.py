@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from monai_scaleequiv.handlers._overlay import CaseSlice, colour_of, draw_overlay, frame, legend_lines
+from monai_scaleequiv.handlers._overlay import CaseSlice, colour_of, columns_of, draw_overlay, frame, legend_lines
 from monai_scaleequiv.handlers._report_tables import Report, case_table, label_of, score_of, shortened, summary_table
 
 SIZE, MARGIN, STEP = (11.7, 8.3), 0.5, 0.2  # of a page (A4), and a line of a table, in inches
@@ -140,5 +140,5 @@ def _overlay_page(report: Report, part: Sequence[tuple[str, CaseSlice]]) -> Any:
         page.text(left, bottom + side + 0.13, ", ".join([*scores, one.place]), fontsize=10)
     shown = {int(value) for _, one in part for labels in (one.truth, one.prediction) for value in np.unique(labels)}
     lines = legend_lines(shown, dict(enumerate(report.classes, start=1)))
-    page.figure.legend(handles=lines, loc="lower center", ncols=6, frameon=False, fontsize=10)
+    page.figure.legend(handles=lines, loc="lower center", ncols=columns_of(lines, 130), frameon=False, fontsize=10)
     return page.figure

@@ -12,7 +12,16 @@ from monai.handlers import from_engine
 from monai.utils import CommonKeys, ImageMetaKey
 
 from monai_scaleequiv.data import class_names, whole_file
-from monai_scaleequiv.handlers._overlay import case_slice, colour_of, draw_overlay, frame, label_maps, legend_lines
+from monai_scaleequiv.handlers._overlay import (
+    case_slice,
+    colour_of,
+    columns_of,
+    draw_overlay,
+    frame,
+    label_maps,
+    legend_lines,
+    no_harm,
+)
 from monai_scaleequiv.metrics import AbsentClassDiceMetric
 
 CURVE = "curve.png"
@@ -66,9 +75,10 @@ class TrainingCurve:
         if self.validator.state.epoch == epoch and name:
             self.metric[epoch] = float(self.validator.state.metrics[name])
             if idist.get_rank() == 0:
-                self.save_dir.mkdir(parents=True, exist_ok=True)
-                with whole_file(self.save_dir / CURVE) as unfinished:
-                    self._figure(name).savefig(unfinished, dpi=120)
+                with no_harm(CURVE):
+                    self.save_dir.mkdir(parents=True, exist_ok=True)
+                    with whole_file(self.save_dir / CURVE) as unfinished:
+                        self._figure(name).savefig(unfinished, dpi=120)
 
     def state_dict(self) -> dict[str, dict[int, float]]:
         """Loss and metric by epoch."""
@@ -146,12 +156,13 @@ class ValidationOverlay:
             return
         output: Any = engine.state.output  # decollated
         epoch = engine.state.epoch
-        figure = _overlay(output[0], epoch, self._names)
-        self.save_dir.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.save_dir / OVERLAY.format(epoch)) as unfinished:
-            figure.savefig(unfinished)
-        if self.summary_writer is not None:
-            self.summary_writer.add_figure("overlay", figure, epoch)
+        with no_harm(OVERLAY.format(epoch)):
+            figure = _overlay(output[0], epoch, self._names)
+            self.save_dir.mkdir(parents=True, exist_ok=True)
+            with whole_file(self.save_dir / OVERLAY.format(epoch)) as unfinished:
+                figure.savefig(unfinished)
+            if self.summary_writer is not None:
+                self.summary_writer.add_figure("overlay", figure, epoch)
 
     @cached_property
     def _names(self) -> dict[int, str]:
@@ -175,5 +186,6 @@ def _overlay(case: Mapping[str, Any], epoch: int, names: Mapping[int, str]) -> A
     title = f"epoch {epoch}: Dice {dice.nanmean().item():.3f}, {name}, {shown.place}"
     figure.text(0.02, 0.94, title, fontsize=11, parse_math=False)
     lines = legend_lines(label_maps(case)[1], names)
-    figure.legend(handles=lines[:12], loc="lower center", ncols=6, frameon=False, fontsize=9)
+    style = {"ncols": columns_of(lines, 100), "fontsize": 9 if len(lines) < 13 else 6}
+    figure.legend(handles=lines, loc="lower center", frameon=False, **style)
     return figure

@@ -42,7 +42,9 @@ class EquivarianceError(RegressionMetric):
         return case_errors(found=y, expected=y_pred)[:, None]
 
 
-def consistency_dice(y_pred: torch.Tensor, y: torch.Tensor, include_background: bool = False) -> torch.Tensor:
+def consistency_dice(
+    y_pred: torch.Tensor, y: torch.Tensor, include_background: bool = False, overlapping: bool = False
+) -> torch.Tensor:
     """Dice between the label map of a rescaled image and the rescaled prediction's label map, per case and class.
 
     Probabilities of ``y`` are rescaled to the size of ``y_pred``; then the likeliest class counts. A single channel is
@@ -53,6 +55,7 @@ def consistency_dice(y_pred: torch.Tensor, y: torch.Tensor, include_background: 
         y_pred: logits f(T x) for the rescaled image, (B, C, D', H', W') or (B, C, H', W').
         y: logits f(x) for the image, (B, C, D, H, W) or (B, C, H, W).
         include_background: whether class 0 counts as well, where there is more than one channel.
+        overlapping: whether each channel is the logit of a region of its own, none of them the background.
 
     Raises:
         ValueError: when the two differ in more than their spatial sizes.
@@ -67,13 +70,13 @@ def consistency_dice(y_pred: torch.Tensor, y: torch.Tensor, include_background: 
         got = f"got {list(y_pred.shape)} and {list(y.shape)}"
         raise ValueError(f"y_pred and y must have as many cases, channels and axes as one another, {got}.")
     size, channels = y_pred.shape[2:], y.shape[1]
-    if channels == 1:
+    if channels == 1 or overlapping:
         found, expected = rescale(torch.sigmoid(y.float()), size) > 0.5, torch.sigmoid(y_pred.float()) > 0.5
     else:
         rescaled = rescale(torch.softmax(y.float(), dim=1), size)
         # One-hot by MONAI, so that classes that are nowhere have their channel, too.
         found, expected = (one_hot(x.argmax(1, keepdim=True), channels) > 0 for x in (rescaled, y_pred))
-    metric: Any = AbsentClassDiceMetric(include_background or channels == 1)
+    metric: Any = AbsentClassDiceMetric(include_background or channels == 1 or overlapping)
     return metric(found, expected)
 
 
