@@ -19,7 +19,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from monai_scaleequiv.data import case_sizes, write_record
 from monai_scaleequiv.handlers import TrainingCurve, ValidationOverlay, draw_overlay
 from monai_scaleequiv.handlers._checkpoint_files import check_checkpoint_dir
-from monai_scaleequiv.handlers._overlay import CaseSlice, case_slice, colour_of, frame, label_maps
+from monai_scaleequiv.handlers._overlay import (
+    CaseSlice,
+    case_slice,
+    colour_of,
+    columns_of,
+    frame,
+    label_maps,
+    legend_lines,
+)
 from monai_scaleequiv.handlers._report import _short_names
 from monai_scaleequiv.handlers._report_pages import ROWS, save_report
 from monai_scaleequiv.handlers._report_tables import Report, case_table, summary_table
@@ -363,3 +371,23 @@ def test_regions_that_overlap_are_one_label_each():
     again, labels = label_maps({"label": classes, "pred": classes})
     assert list(labels) == [1, 2]
     assert torch.equal(again[0], maps[0])
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_stop_a_run(case, tmp_path):
+    """Volumes without an affine, as from a cache that leaves it out, or a place that cannot be written to."""
+    output = case[0]
+    plain = {key: value.as_tensor() for key, value in output.items()}
+    (tmp_path / "file").write_text("mine")
+    for found, folder in ((plain, tmp_path), (output, tmp_path / "file")):
+        engine = Engine(lambda engine, batch, found=found: [found])
+        ValidationOverlay(folder).attach(engine)
+        with pytest.warns(UserWarning, match=r"overlay_epoch=1\.png: not drawn"):
+            engine.run([0])
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_labels_of_one_colour_differ_in_their_lines():
+    lines = legend_lines(range(1, 16), {})
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 15
+    assert columns_of(lines, 150) == 6
+    assert columns_of(legend_lines([1], {1: "a" * 200}), 150) == 1

@@ -186,6 +186,7 @@ def _overlay(case: Mapping[str, Any], epoch: int, names: Mapping[int, str]) -> A
     title = f"epoch {epoch}: Dice {dice.nanmean().item():.3f}, {name}, {shown.place}"
     figure.text(0.02, 0.94, title, fontsize=11, parse_math=False)
     lines = legend_lines(label_maps(case)[1], names)
-    style = {"ncols": columns_of(lines, 100), "fontsize": 9 if len(lines) < 13 else 6}
+    letters, points = (100, 9) if len(lines) < 7 else (150, 6)
+    style = {"ncols": columns_of(lines, letters), "fontsize": points}
     figure.legend(handles=lines, loc="lower center", frameon=False, **style)
     return figure
