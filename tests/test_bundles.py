@@ -358,6 +358,7 @@ def test_what_a_training_leaves(bundle, trained):
     folder = trained / "models"
     epochs = [load(folder / f"checkpoint_epoch={n}.pt") for n in (1, 2)]
     names = {"model.pt", "model.json", "model_final.pt", "checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt"}
+    names |= {"curve.png", "overlay_epoch=1.png", "overlay_epoch=2.png"}
     assert {path.name for path in folder.iterdir()} == names
     made = network(bundle, **tiny(bundle))
     made.load_state_dict(load(folder / "model.pt"), strict=True)
@@ -842,7 +843,7 @@ def test_training_in_two_processes(bundle, phantoms, tmp_path):
     options = {**tiny(bundle), **QUICK, "epochs": 1, "split#ratio": 0.6}
     run_on_two(bundle, phantoms, tmp_path / "out", "train", "multi_gpu_train", **options)
     folder = tmp_path / "out" / "models"
-    names = {"model.pt", "model.json", "model_final.pt", "checkpoint_epoch=1.pt"}
+    names = {"model.pt", "model.json", "model_final.pt", "checkpoint_epoch=1.pt", "curve.png", "overlay_epoch=1.png"}
     assert {path.name for path in folder.iterdir()} == names
     made = network(bundle, **tiny(bundle))
     made.load_state_dict(load(folder / "model.pt"), strict=True)

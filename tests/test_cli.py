@@ -320,7 +320,7 @@ def test_evaluation_of_a_held_out_set(capsys, phantoms, tmp_path):
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert "2 of 3" in line
     tables = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert len(tables) == 5
+    assert len(tables) == 6  # with the report
     with (tmp_path / "out" / "val_mean_dice_raw.csv").open() as file:
         names = [Path(row["filename"]).name for row in csv.DictReader(file)]
     assert names == ["phantom_001.nii.gz", "phantom_002.nii.gz"]

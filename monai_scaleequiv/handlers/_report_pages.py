@@ -19,7 +19,8 @@ def save_report(report: Report, target: Path) -> None:
     """Writes the pages as PDF."""
     from matplotlib.backends.backend_pdf import PdfPages  # slow to import, and of use here alone
 
-    with PdfPages(target, metadata={"Title": report.title}) as pdf:
+    # Without its own time, so that the same evaluation gives the same file; the day is on the first page.
+    with PdfPages(target, metadata={"Title": report.title, "CreationDate": None}) as pdf:
         for page in pages(report):
             pdf.savefig(page)
 
