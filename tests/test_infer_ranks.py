@@ -1,5 +1,6 @@
 """A folder of volumes in several processes: each volume once, failures of all reported, restarts with what is left."""
 
+import json
 import os
 import signal
 import socket
@@ -14,9 +15,9 @@ import pytest
 import torch
 
 from monai_scaleequiv.cli import main
-from monai_scaleequiv.data import InputGridWriter, _datalist
+from monai_scaleequiv.data import InputGridWriter, _datalist, make_phantom_dataset
 
-from .bundle_runs import CPU, config_files, run_on_two, write_probe
+from .bundle_runs import CPU, FOLDERS, SIZE, config_files, load, per_case, run_on_two, tiny, write_probe
 from .conftest import BUNDLES, ROOT
 from .fault_files import cut, write_volume
 from .test_infer import label_maps, listed, options
@@ -212,3 +213,39 @@ def test_monai_bundle_run_under_torchrun(folder, tmp_path):
     given = write_probe(tmp_path / "weights.pt") | {"roi_size": list(SHAPE)}
     run_on_two(BUNDLE, folder, tmp_path / "out", "inference", "multi_gpu_inference", **given)
     assert sorted(label_maps(tmp_path)) == ["a", "b", "c"]
+
+
+@pytest.mark.slow
+def test_torchrun_shares_trainings_evaluations_and_sweeps(tmp_path):
+    """By the commands, without a config that says so: each case once, and the sweep's table once."""
+    data = make_phantom_dataset(tmp_path / "data", cases=6, size=SIZE).parent
+    bundle = FOLDERS[-1]
+    small = [f"--{id}={json.dumps(value)}" for id, value in {**tiny(bundle), "roi_size": list(SIZE)}.items()]
+    quick = ["--epochs=1", "--val_interval=1", "--patch_size=[16,16,16]", "--split#ratio=0.67"]
+    weights = f"--ckpt_path={tmp_path / 'train' / 'models' / 'model.pt'}"
+    commands = (("train", quick), ("evaluate", [weights]), ("sweep", [weights, "--scales=[1]"]))
+    for command, more in commands:
+        arguments = [
+            command,
+            f"--bundle={bundle}",
+            f"--input={data}",
+            f"--output={tmp_path / command}",
+            *small,
+            *more,
+        ]
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+                *("-m", "monai_scaleequiv", *arguments),
+            ],
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    state = load(tmp_path / "train" / "models" / "checkpoint_epoch=1.pt")["trainer"]
+    assert state["epoch_length"] == 1  # of four cases two for each process, in one batch
+    cases = [name for name, _ in per_case(tmp_path / "evaluate", "val_mean_dice")]
+    assert len(cases) == len(set(cases)) == 2
+    assert done.stdout.count("sweep.png") == 1
