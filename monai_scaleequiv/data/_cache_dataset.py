@@ -19,7 +19,7 @@ def files_hashing(item: Mapping[str, Any]) -> bytes:
     Example::
 
         >>> len(files_hashing({"image": "no/such/file.nii"}))
-        32
+        64
     """
     paths = [Path(path) for value in item.values() for path in ensure_tuple(value) if isinstance(path, str)]
     stats = [path.stat() for path in paths if path.is_file()]
