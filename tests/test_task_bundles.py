@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.data import MetaTensor
+from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, Orientationd, Spacingd
 
 from monai_scaleequiv.cli import main
 from monai_scaleequiv.data import (
@@ -26,6 +28,7 @@ from monai_scaleequiv.data import (
     split_datalist,
 )
 from monai_scaleequiv.metrics import consistency_dice
+from monai_scaleequiv.transforms import BratsRegionsInvertd
 from tests.bundle_runs import (
     CPU,
     QUICK,
@@ -518,3 +521,27 @@ def test_a_worker_holds_a_large_case_once(tmp_path):
     found = json.loads(done.stdout)
     assert found["case"] > 100e6
     assert max(found["above"]) < found["case"] + 150e6
+
+
+def test_regions_are_those_of_monai_s_own_transforms():
+    """Resampled, for interpolation tells probabilities from logits; inner regions count in the outer ones, too."""
+    torch.manual_seed(0)
+    affine = np.diag([2.0, 1.0, 1.5, 1.0])
+    steps = Compose([Orientationd("image", axcodes="LPS", labels=None), Spacingd("image", pixdim=(1, 1, 1))])
+    data = steps({"image": MetaTensor(torch.rand(1, 8, 9, 10), affine=affine)})
+    logits = 2 * torch.randn(3, *data["image"].shape[1:])
+    plain = Compose(
+        [
+            Activationsd("pred", sigmoid=True),
+            Invertd("pred", steps, "image", nearest_interp=False),
+            AsDiscreted("pred", threshold=0.5),
+        ]
+    )
+    core, whole, enhancing = plain({**data, "pred": MetaTensor(logits.clone())})["pred"].as_tensor().bool()
+    expected = torch.stack([core | enhancing, whole | core | enhancing, enhancing])
+    found = BratsRegionsInvertd("pred", steps, "image", label_values=None)({**data, "pred": logits.clone()})["pred"]
+    assert torch.equal(torch.as_tensor(found).bool(), expected)
+    assert 0.2 < expected.float().mean() < 0.8
+    logits[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="finite"):
+        BratsRegionsInvertd("pred", steps, "image")({**data, "pred": logits})
