@@ -438,34 +438,39 @@ for steps in (pre, post):
     kept = [t for t in steps.transforms if not any(n in type(t).__name__ for n in ("LoadImage", "SaveImage"))]
     steps.transforms = tuple(kept)
 nifti = nib.load(image)
-meta = {"original_affine": nifti.affine, "affine": nifti.affine.copy(), "original_channel_dim": "no_channel"}
-meta |= {"spatial_shape": np.asarray(nifti.shape), "row_pixel_spacing": 1.0, "SeriesInstanceUID": "1.2.3"}
+meta = {"original_affine": nifti.affine, "affine": nifti.affine.copy(), "spatial_shape": np.asarray(nifti.shape[:3])}
+meta |= {"original_channel_dim": -1 if nifti.ndim > 3 else "no_channel", "SeriesInstanceUID": "1.2.3"}
 with torch.no_grad():
     value = np.asarray(nifti.dataobj).astype(np.float32)
     inputs = pre({"image": MetaTensor.ensure_torch_and_prune_meta(value, meta)})
     image = inputs["image"]
     pred = inferer(inputs=image[None].to(device), network=torch.jit.load(model, map_location=device).eval())
     labels = post({"pred": ensure_tuple(pred)[0], **inputs})["pred"]
-np.save(result, np.squeeze(labels.cpu().numpy(), 0).astype(np.uint8))
+np.save(result, np.squeeze(labels.cpu().numpy()).astype(np.uint8))
 """
 BLOCK = "import sys\nsys.modules['monai_scaleequiv'] = None\n"
+
+
+def deployed(bundle, image, monkeypatch, folder):
+    """What Deploy makes of the archive with this package, and without it."""
+    both = [config_files(bundle, name)[0] for name in ("deploy", "inference")]  # of two, the later one counts
+    model = exported(bundle, filepath=str(folder / "model.ts"), config_file=both)
+    arguments = [str(model), str(image), str(folder / "with.npy"), "inference"]
+    monkeypatch.setattr(sys, "argv", ["deploy", *arguments])
+    exec(DEPLOY, {})
+    command = [sys.executable, "-W", "ignore", "-c", BLOCK + DEPLOY, model, image, folder / "without.npy"]
+    done = subprocess.run([*command, "inference", "deploy"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [np.load(folder / f"{name}.npy") for name in ("with", "without")]
 
 
 @EACH
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_deploy_with_and_without_this_package(bundle, grids, monkeypatch, tmp_path):
     """The archive alone gives the same label maps, by its own configs."""
-    both = [config_files(bundle, name)[0] for name in ("deploy", "inference")]  # of two, the later one counts
-    model = exported(bundle, filepath=str(tmp_path / "model.ts"), config_file=both)
     image = grids / "PIR.nii.gz"
     run(bundle, "inference", dataset_dir=image, output_dir=tmp_path / "out")
     expected = np.asarray(nib.load(tmp_path / "out" / "PIR_seg.nii.gz").dataobj)
-    arguments = [str(model), str(image), str(tmp_path / "with.npy"), "inference"]
-    monkeypatch.setattr(sys, "argv", ["deploy", *arguments])
-    exec(DEPLOY, {})
-    command = [sys.executable, "-W", "ignore", "-c", BLOCK + DEPLOY, model, image, tmp_path / "without.npy"]
-    done = subprocess.run([*command, "inference", "deploy"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    for name in ("with", "without"):
-        np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npy"), expected)
+    for found in deployed(bundle, image, monkeypatch, tmp_path):
+        np.testing.assert_array_equal(found, expected)
     assert len(np.unique(expected)) > 1

@@ -12,6 +12,7 @@ import jsonschema
 import monai.bundle
 import nibabel as nib
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
@@ -50,7 +51,7 @@ from tests.fault_files import write_volume
 from tests.task_phantoms import MODALITIES, make_brats, make_flare
 from tests.test_bundles import CONFIGS, SCHEMA, SECTIONS, expressions, unexpected
 from tests.test_export_bundle import PROGRAM, elsewhere, exported, python, runs, verification  # noqa: F401
-from tests.test_monai_tools import LookUps, client, equal, scores, small
+from tests.test_monai_tools import LookUps, client, deployed, equal, scores, small
 from tests.test_monai_tools import exported as export_network
 
 BRATS, ABDOMEN = "seunet_brats_segmentation", "repuxnet_abdomen_segmentation"
@@ -202,15 +203,52 @@ def test_tools_of_the_zoo_export_and_load(bundle, trained, monkeypatch, tmp_path
     assert equal(found.state_dict(), made.state_dict())
 
 
-def test_label_looks_up_and_trains(bundle, trained, phantoms, images, weights, tmp_path):
-    """One file per case: of several modalities a 4D one, as MONAI Label has it."""
-    own, case = small(bundle, trained, tmp_path / bundle.name), images[1]
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_onnx_computes_the_same_at_any_size(bundle, trained, tmp_path):
+    own = small(bundle, trained, tmp_path / bundle.name)
+    axes = {0: "batch", 2: "x", 3: "y", 4: "z"}
+    converter = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": {"image": axes, "pred": axes}}
+    filepath = str(tmp_path / "model.onnx")
+    export_network(own, monai.bundle.onnx_export, filepath=filepath, converter_kwargs=converter)
+    session = onnxruntime.InferenceSession(filepath, providers=["CPUExecutionProvider"])
+    made = network(own)
+    made.load_state_dict(load(own / "models" / "model.pt"))
+    for batch, size in ((1, (19, 22, 17)), (2, SIZE)):
+        image = torch.randn(batch, made.in_channels, *size)
+        (found,) = session.run(["pred"], {"image": image.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), made(image), atol=1e-3, rtol=1e-3)
+
+
+def stack(case, path):
+    """One file of a case's: of several modalities a 4D one, as MONAI Label and Deploy have it."""
     parts = [nib.load(file) for file in case]
-    stacked = np.stack([part.get_fdata(dtype=np.float32) for part in parts], -1).squeeze()
-    nib.save(nib.Nifti1Image(stacked, parts[0].affine), tmp_path / "image.nii.gz")
+    values = np.stack([part.get_fdata(dtype=np.float32) for part in parts], -1).squeeze()
+    nib.save(nib.Nifti1Image(values, parts[0].affine), path)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_deploy_gives_what_the_inference_gives(bundle, trained, images, monkeypatch, tmp_path):
+    """Without the package, of BraTS the regions one by one, from which the labels follow."""
+    own, image = small(bundle, trained, tmp_path / bundle.name), stack(images[1], tmp_path / "image.nii.gz")
+    run(own, "inference", dataset_dir=image, output_dir=tmp_path / "out")
+    expected = np.asarray(nib.load(tmp_path / "out" / "image_seg.nii.gz").dataobj)
+    assert np.unique(expected).size > 1
+    found, without = deployed(own, image, monkeypatch, tmp_path)
+    np.testing.assert_array_equal(found, expected)
+    if bundle.name == BRATS:
+        core, whole, enhancing = without
+        without = np.select([enhancing > 0, core > 0, whole > 0], [4, 1, 2], 0)
+    np.testing.assert_array_equal(without, expected)
+
+
+def test_label_looks_up_and_trains(bundle, trained, phantoms, images, weights, tmp_path):
+    own, image = small(bundle, trained, tmp_path / bundle.name), stack(images[1], tmp_path / "image.nii.gz")
     tool = LookUps(own)
-    found = tool.infer(tmp_path / "image.nii.gz")
-    run(own, "inference", dataset_dir=tmp_path / "image.nii.gz", output_dir=tmp_path / "out")
+    found = tool.infer(image)
+    run(own, "inference", dataset_dir=image, output_dir=tmp_path / "out")
     expected = np.asarray(nib.load(tmp_path / "out" / "image_seg.nii.gz").dataobj)
     np.testing.assert_array_equal(np.asarray(found).squeeze(), expected)
     assert np.unique(expected).size > 1
