@@ -192,9 +192,12 @@ def test_no_difference_to_itself_and_none_without_common_runs():
 
 
 def test_groups_hold_what_may_be_compared():
-    runs = [fake_run(steps=n, match=m) for n, m in itertools.product((500, 1000), ("steps", "time"))]
+    both = itertools.product((500, 1000), {"steps": 1, "time": 10}.items())
+    runs = [fake_run(steps=n, match=match, training_seconds=n * each) for n, (match, each) in both]
+    runs.append(fake_run(network="costly", steps=500, training_seconds=5100.0))  # as long as one of those of equal time
+    runs.append(fake_run(network="other", steps=500, training_seconds=5300.0))
     assert [(g.match, g.steps, len(r)) for g, r in stats.grouped(runs).items()] == [
-        ("steps", 500, 1), ("steps", 1000, 1), ("time", None, 2),
+        ("steps", 500, 3), ("steps", 1000, 1), ("time", None, 3),
     ]  # fmt: skip
 
 
@@ -230,11 +233,12 @@ def test_usual_pairs_and_drawn_rows_are_of_runs_that_there_are(tmp_path, capsys)
 def test_times_are_those_of_a_machine_that_does_nothing_else(tmp_path, capsys):
     gpu = {"device": "NVIDIA"}
     folder = write(tmp_path, [fake_run(**gpu), fake_run(network="net", **gpu), fake_run(network="third")])
+    assert {run["network"]: run["training_seconds"] for run in stats.load(folder)}["third"] == 4.1  # CPUs alone
     (tmp_path / "costs_hippocampus_cuda.json").write_text('{"unet_aug": {"seconds_per_step": 0.002, "gmacs": 0.5}}')
     found = {run["network"]: run["training_seconds"] for run in stats.load(folder)}
     assert found["unet_aug"] == 2
     assert np.isnan(found["net"])
-    assert found["third"] == 4.1  # of a CPU: one run after the other
+    assert np.isnan(found["third"])  # trained on a CPU, whose seconds would stand beside a GPU's
     tables.main(folder, "unet_aug/own", "net/own")
     lines = {line.split(" | ")[0]: line for line in capsys.readouterr().out.splitlines()}
     assert lines["| unet_aug/own"].endswith("| 0.5 | 2 | 2 | 1 |")

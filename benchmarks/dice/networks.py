@@ -131,13 +131,13 @@ def canonical(
     return build
 
 
-def brought(scales: tuple[float, ...]) -> Test:
+def brought(scales: tuple[float, ...], projection: str = "logsumexp") -> Test:
     """Brought to the size of the training first, and averaged over scales there."""
 
     def wrap(net: nn.Module) -> nn.Module:
         found = copy.copy(net)
         found._modules = dict(net._modules)
-        found.network = ScalePyramid(net.network, scales, "logsumexp", net.spatial_dims)
+        found.network = ScalePyramid(net.network, scales, projection, net.spatial_dims)
         found.size_divisor = [1] * net.spatial_dims
         return found
 
@@ -175,7 +175,7 @@ def over(scales: tuple[float, ...], projection: str = "logsumexp") -> Test:
 
 PLAIN = {"own": once}
 AVERAGED = {"own": once, "half": over(HALF), "four_mean": over(FOUR, "mean")}
-CANONICAL = {"own": once, "half": brought(HALF), "without": inside(once)}
+CANONICAL = {"own": once, "half": brought(HALF), "four_mean": brought(FOUR, "mean"), "without": inside(once)}
 COPIES = {"own": once, "four": over(FOUR)}
 ENTRIES = {
     "unet_aug": Entry(unet, WIDE, AVERAGED),

@@ -25,7 +25,7 @@ KEPT = [HIPPOCAMPUS, *variants(HIPPOCAMPUS, network=("pyramid_aug", "canon_pyram
 SEEDS = (0, 1, 2)
 # How many steps a plain network does in the time of one of the others, on a GPU that does nothing else, by
 # seconds_per_step of costs_*_cuda.json: runs with match="time" train the plain network that many times longer
-AS_LONG = {"canon": 3.7, "seunet": 7.3}
+AS_LONG = {"canon": 3.7, "canon_unet": 1.5, "seunet": 7.3}
 
 
 def selection() -> list[list[Run]]:

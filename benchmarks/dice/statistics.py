@@ -9,6 +9,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from scipy.stats import wilcoxon
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 NAMED = ("own", "same", "1.5625", "z2", "z3")  # conditions that are no scale, in the order of tables and pictures
+SAME_TIME = 0.05  # by what share the seconds of trainings may differ that count as equally long
 HOME = ("1", "own")  # what resembles the training most
 JOINED = ("brats",)  # each fold tests the cases that it left out: the folds of a seed are one run over all cases
 
@@ -71,7 +73,7 @@ class Difference(NamedTuple):
 
 
 def load(folder: str | Path) -> list[dict]:
-    """All runs of a folder, with the seconds that they take on a machine that does nothing else, where known.
+    """All runs of a folder, with the seconds that they take on one machine that does nothing else, where measured.
 
     A trial of a learning rate on the validation volumes is a network of its own.
     """
@@ -79,13 +81,13 @@ def load(folder: str | Path) -> list[dict]:
     costs = {path.stem: json.loads(path.read_text()) for path in files if path.stem.startswith("costs_")}
     runs = [json.loads(path.read_text()) for path in files if path.stem not in costs]
     for run in runs:
-        machine = "cpu" if run["device"] == "cpu" else "cuda"
-        alone = costs.get(f"costs_{run['dataset']}_{machine}", {}).get(run["network"], {})
-        # Runs beside each other on one card take longer than alone: without a measurement their time is not known.
-        if machine == "cuda" or alone:
-            run["seconds_per_step"] = alone.get("seconds_per_step", math.nan)
+        # Of a GPU, wherever the training ran: seconds of two machines, or of runs beside others, are no comparison.
+        alone = costs.get(f"costs_{run['dataset']}_cuda")
+        if alone is not None or run["device"] != "cpu":
+            found = (alone or {}).get(run["network"], {})
+            run["seconds_per_step"] = found.get("seconds_per_step", math.nan)
             run["training_seconds"] = run["steps"] * run["seconds_per_step"]
-            run["gmacs"] = alone.get("gmacs", run["gmacs"])
+            run["gmacs"] = found.get("gmacs", run["gmacs"])
         if run["setting"] == VALIDATION:
             run["network"] += f" at {run['learning_rate']:g}"
     return runs
@@ -97,6 +99,12 @@ def grouped(runs: Iterable[dict]) -> dict[Group, list[dict]]:
     for run in runs:
         steps = run["steps"] if run["match"] == "steps" else None
         found[Group(run["dataset"], run["setting"], run["volumes"], run["match"], steps)].append(run)
+    for group in [group for group in found if group.steps is None]:
+        seconds = {run["training_seconds"] for run in found[group]}
+        alike = [own for other, own in found.items() if other[:3] == group[:3] and other.steps is not None]
+        for run in chain.from_iterable(alike):
+            if any(abs(run["training_seconds"] / one - 1) < SAME_TIME for one in seconds):
+                found[group].append(run)  # the one whose time the others were given
     return {group: found[group] for group in sorted(found, key=lambda g: (*g[:4], g.steps or 0))}
 
 
