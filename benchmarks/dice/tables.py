@@ -28,7 +28,7 @@ from benchmarks.dice.statistics import (
 PAIRS = {  # ours and the baseline, network/test
     "hippocampus": [
         ("canon_pyramid/own", "unet_aug/own"), ("canon_pyramid/own", "unet_aug/four_mean"),
-        ("canon_whole_aug/own", "unet_whole_aug/half"), ("canon_unet/four_mean", "unet_aug/four_mean"),
+        ("canon_whole_aug/own", "unet_whole_aug/half"), ("canon_unet/half", "unet_aug/four_mean"),
     ],
     "brats": [("canon_pyramid_matched/own", "unet_aug/half"), ("seunet_aug/own", "unet_aug/half")],
     "acdc": [("pyramid_mm_aug/own", "unet_resampled_aug/own")],
