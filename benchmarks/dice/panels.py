@@ -15,7 +15,7 @@ ROWS = {
     ("canon_pyramid", "own"): ("ScaleCanonicalizer (ours)", "#0072B2", "o-"),
     ("canon_pyramid_matched", "own"): ("ScaleCanonicalizer, as small as UNet (ours)", "#009E73", "P-"),
     ("canon_whole_aug", "own"): ("ScaleCanonicalizer on whole images (ours)", "#009E73", "P-"),
-    ("canon_unet", "half"): ("ScaleCanonicalizer around UNet, mean of 3 scales (ours)", "#009E73", "h-"),
+    ("canon_unet", "half"): ("ScaleCanonicalizer, plain UNet (ours)", "#009E73", "h-"),
     ("pyramid_aug", "four"): ("ScalePyramid (ours)", "#56B4E9", "D-"),
     ("pyramid_aug", "own"): ("ScalePyramid (ours)", "#56B4E9", "D-"),
     ("pyramid_mm_aug", "own"): ("ScalePyramid in mm (ours)", "#009E73", "p-"),
