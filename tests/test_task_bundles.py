@@ -153,6 +153,16 @@ def test_nothing_is_read_or_written_before_the_run(bundle, tmp_path, monkeypatch
     assert (files(bundle), list(tmp_path.iterdir())) == (before, [])
 
 
+def test_configs_on_top_fit_what_comes_after_the_training(bundle):
+    """As the READMEs' commands have it, for evaluation and inference as for the training."""
+    for own in OWN[bundle.name] - {"finetune"}:
+        for names, kind in ((["train", own, "evaluate"], "train"), (["inference", own], "infer")):
+            given = {"bundle_root": str(bundle), "dataset_dir": "/no/such/folder", "device": CPU, **tiny(bundle)}
+            workflow = ConfigWorkflow(config_files(bundle, *names), workflow_type=kind, logging_file=False, **given)
+            workflow.initialize()
+            assert workflow.network_def is not None, own
+
+
 def test_training_evaluation_and_inference(bundle, phantoms, trained, weights, images, tmp_path):
     record, given = read_record(trained / "models" / "model.pt"), config(bundle, "train")
     expected = {id: given[id] for id in given["record"]} | (
