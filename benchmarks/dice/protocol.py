@@ -34,7 +34,8 @@ def selection() -> list[list[Run]]:
         variants(TRIAL, network=[name], learning_rate=RATES, steps=[300 if name == "seunet_aug" else TRIAL.steps])
         for name in reversed(MAIN)
     ]
-    return [*rates, variants(TRIAL, network=DESIGNS[:3]), variants(TRIAL, network=DESIGNS[3:])]
+    designs = [variants(TRIAL, network=DESIGNS[:3]), variants(TRIAL, network=DESIGNS[3:])]
+    return [*rates, *designs, variants(TRIAL, network=["canon_unet"], learning_rate=RATES[2:])]
 
 
 def chosen_rates(output: str) -> dict[str, float]:
@@ -60,6 +61,8 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
         *[variants(BRATS, network=[name], fold=range(6))
           for name in ("seunet_aug", "unet_aug", "canon_pyramid_matched")],
         variants(HIPPOCAMPUS, seed=SEEDS, steps=[int(1000 * AS_LONG["canon"])], match=["time"]),
+        variants(HIPPOCAMPUS, network=["canon_unet"], seed=SEEDS, match=["time"],
+                 steps=[int(1000 * AS_LONG["canon"] / AS_LONG["canon_unet"])]),
         variants(HIPPOCAMPUS, network=["canon_pyramid_no_aug"], seed=SEEDS),
         *[variants(ACDC, setting=["coarse"], volumes=[33], network=[name], seed=SEEDS)
           for name in ("pyramid_mm_aug", "unet_aug", "unet_resampled_aug", "seunet_mm_aug")],
@@ -83,8 +86,9 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
 
 
 def with_rate(run: Run, rates: dict[str, float]) -> Run:
-    """With the rate of its kind, a canonicalised network with the pyramid's; the usual one where none was chosen."""
-    kind = run.network.split("_")[0].replace("canon", "pyramid")
+    """With the rate of its kind, a canonicalised pyramid with the pyramid's; the usual one where none was chosen."""
+    kind = run.network.removeprefix("canon_").split("_")[0]
+    kind = "pyramid" if kind in ("whole", "two", "wider") else kind  # what these canonicalise
     return variants(run, learning_rate=[rates.get(kind, USUAL_RATE)])[0]
 
 
