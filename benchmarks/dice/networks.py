@@ -195,6 +195,7 @@ ENTRIES = {
     "pyramid_deep": Entry(pyramid(remember=True), WIDE, COPIES, deep=0.5),
     "pyramid_fine_steps": Entry(pyramid(tuple(2 ** (i / 4) for i in range(-2, 3))), NARROW, COPIES),
     "canon_unet": Entry(canonical(), 0.5, CANONICAL),
+    "canon_unet_wide": Entry(canonical(), WIDE, CANONICAL),
     "canon_two_scales": Entry(canonical(two_scales_at_a_time), 0.5, {"own": once}),
     "canon_wider_kernels": Entry(canonical(pyramid_of_wider_kernels), 0.5, {"own": once}),
     "canon_pyramid": Entry(canonical(pyramid()), 0.5, {"own": once, "without": inside(once)}),

@@ -61,8 +61,9 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
         *[variants(BRATS, network=[name], fold=range(6))
           for name in ("seunet_aug", "unet_aug", "canon_pyramid_matched")],
         variants(HIPPOCAMPUS, seed=SEEDS, steps=[int(1000 * AS_LONG["canon"])], match=["time"]),
-        variants(HIPPOCAMPUS, network=["canon_unet"], seed=SEEDS, match=["time"],
-                 steps=[int(1000 * AS_LONG["canon"] / AS_LONG["canon_unet"])]),
+        *[variants(HIPPOCAMPUS, network=[name], seed=SEEDS, match=["time"],
+                   steps=[int(1000 * AS_LONG["canon"] / AS_LONG["canon_unet"])])
+          for name in ("canon_unet", "canon_unet_wide")],
         variants(HIPPOCAMPUS, network=["canon_pyramid_no_aug"], seed=SEEDS),
         *[variants(ACDC, setting=["coarse"], volumes=[33], network=[name], seed=SEEDS)
           for name in ("pyramid_mm_aug", "unet_aug", "unet_resampled_aug", "seunet_mm_aug")],
