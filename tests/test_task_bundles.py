@@ -407,7 +407,7 @@ def test_consistency_of_regions_that_overlap():
     assert consistency_dice(other, logits, overlapping=True)[0, 2] == 0
 
 
-@pytest.mark.parametrize("command", ["check", "train", "infer"])
+@pytest.mark.parametrize("command", ["check", "train"])
 def test_missing_modality_names_the_case(since_2023, tmp_path, capsys, command):
     data = shutil.copytree(since_2023, tmp_path / "data")
     (data / "phantom_003" / "phantom_003-t1c.nii.gz").unlink()
@@ -416,6 +416,21 @@ def test_missing_modality_names_the_case(since_2023, tmp_path, capsys, command):
     told = capsys.readouterr()
     (line,) = {line for line in (told.out + told.err).splitlines() if "no t1ce" in line}
     assert "phantom_003" in line
+
+
+@pytest.mark.parametrize("part", ["t1c", "t2f"])  # among others, and what the case is named after
+def test_case_that_lacks_a_modality_fails_alone(since_2023, tmp_path, capsys, part):
+    data, bundle = shutil.copytree(since_2023, tmp_path / "data"), BUNDLES / BRATS
+    (data / "phantom_003" / f"phantom_003-{part}.nii.gz").unlink()
+    torch.save(network(bundle, **tiny(bundle)).state_dict(), tmp_path / "model.pt")
+    options = {"ckpt_path": tmp_path / "model.pt", "roi_size": list(SIZE), **tiny(bundle)}
+    told = [f"--{name}={value}" for name, value in options.items()]
+    assert main(["infer", f"--input={data}", f"--output={tmp_path / 'out'}", f"--bundle={bundle}", *told]) == 1
+    assert "1 of 5 volumes failed" in capsys.readouterr().err
+    (text,) = json.loads((tmp_path / "out" / "failures.json").read_text()).values()
+    assert text.endswith(f"{data}/phantom_003/phantom_003-{part}.nii.gz: expected a file, got none; restore it.")
+    cases = {case.name for case in data.iterdir() if case.is_dir()} - {"phantom_003"}
+    assert {path.name.split("-")[0] for path in (tmp_path / "out").glob("*.nii.gz")} == cases
 
 
 def test_labels_of_the_decathlon_by_their_names(since_2023, tmp_path):

@@ -37,6 +37,13 @@ def brats_cases(files: Iterable[Path]) -> Mapping[tuple[Path, str, str], Parts]:
     return {key: parts for key, parts in found.items() if len(parts.keys() & set(MODALITIES)) > 1}
 
 
+def image_files(key: tuple[Path, str, str], parts: Parts) -> tuple[Path, ...]:
+    """A case's images in the order of the channels; where one is missing, the name that it would have."""
+    folder, name, sign = key
+    spelt = {modality: ending for ending, modality in SINCE_2023.items()} if sign == "-" else {}
+    return tuple(parts.get(m, folder / f"{name}{sign}{spelt.get(m, m)}.nii.gz") for m in MODALITIES)
+
+
 def missing_modalities(parts: Parts) -> str:
     """Names of the modalities that a case lacks, with commas between."""
     return ", ".join(modality for modality in MODALITIES if modality not in parts)

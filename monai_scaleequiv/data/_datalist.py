@@ -15,7 +15,7 @@ from monai.data import create_file_basename
 from monai.utils import ensure_tuple
 
 from monai_scaleequiv.data import rules
-from monai_scaleequiv.data._brats import MODALITIES, brats_cases, missing_modalities
+from monai_scaleequiv.data._brats import MODALITIES, brats_cases, image_files
 from monai_scaleequiv.data._writer import maker_of
 
 Case = tuple[Path, ...]
@@ -42,14 +42,15 @@ def nifti_datalist(
         overwrite: whether results may replace files that are there already. Inputs are never replaced.
         skip_existing: whether to leave out files that have all their results, and files that are results.
         channels: of each case; files ``NAME_0000``, ``NAME_0001`` and so on are one case, named after the first. With
-            four, so are the files of a case of BraTS, as FLAIR, T1, T1ce, T2, and its label map is passed over.
+            four, so are the files of a case of BraTS, as FLAIR, T1, T1ce, T2, and its label map is passed over; one
+            that it lacks is listed, so that this case alone fails when it is read.
         made_by: digest of the weights that results are to be of (see ``weights_digest``).
 
     Raises:
         FileExistsError: when a result is there already, or an input in its place.
         FileNotFoundError: when a path does not exist or a folder holds no NIfTI file.
-        ValueError: when a file is not NIfTI, a channel is missing, two results would have the same name, or one that is
-            there already is on another grid than its input, or says that other weights made it.
+        ValueError: when a file is not NIfTI, a numbered channel is missing, two results would have the same name, or
+            one that is there already is on another grid than its input, or says that other weights made it.
 
     Example::
 
@@ -105,9 +106,6 @@ def stem_of(file: PathLike) -> str:
 def _grouped(files: Sequence[Path], channels: int) -> list[Case]:
     """The cases that files make: with several channels, ``NAME_0000`` and so on are one, and modalities of BraTS."""
     cases = brats_cases(files) if channels == len(MODALITIES) else {}
-    for (folder, name, _), parts in cases.items():
-        if missing := missing_modalities(parts):
-            raise ValueError(f"{folder / name}: expected {', '.join(MODALITIES)}, got no {missing}; restore it.")
     taken = {file for parts in cases.values() for file in parts.values()}
     files = [file for file in files if file not in taken]
     stems = {file: stem_of(file) for file in files}
@@ -122,8 +120,8 @@ def _grouped(files: Sequence[Path], channels: int) -> list[Case]:
             text = f"{channels} files, one per channel, {Path(expected[0]).name} to {Path(expected[-1]).name}"
             hint = "add the missing ones or set in_channels"
             raise ValueError(f"{groups[name][0]}: expected {text}, got {len(groups[name])}; {hint}.")
-    whole = [tuple(parts[modality] for modality in MODALITIES) for parts in cases.values()]
-    return whole + [tuple(sorted(group)) for group in groups.values()]
+    of_brats = [image_files(key, parts) for key, parts in cases.items()]
+    return of_brats + [tuple(sorted(group)) for group in groups.values()]
 
 
 def _result_name(file: Path, postfix: str = "") -> str:
