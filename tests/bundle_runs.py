@@ -9,6 +9,7 @@ from pathlib import Path
 
 import monai.bundle
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from monai.bundle import ConfigParser
@@ -39,6 +40,22 @@ TINY = {
     },
 }
 QUICK = {"patch_size": [16, 16, 16], "roi_size": list(SIZE), "epochs": 2, "val_interval": 1}
+AXES = {0: "batch", 2: "x", 3: "y", 4: "z"}
+ONNX_AT_ANY_SIZE = {
+    "input_names": ["image"],
+    "output_names": ["pred"],
+    "dynamic_axes": {"image": AXES, "pred": AXES},
+}
+
+
+def check_onnx(path, network):
+    """An export computes what the network does, also at another size and batch."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for batch, size in ((1, (19, 22, 17)), (2, SIZE)):
+        image = torch.randn(batch, network.in_channels, *size)
+        (found,) = session.run(["pred"], {"image": image.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), network(image), atol=1e-3, rtol=1e-3)
 
 
 def config(bundle, name):
