@@ -16,7 +16,7 @@ from benchmarks.dice.datasets import CLASSES, FOLDERS, FOLDS, MODALITIES, Volume
 from benchmarks.dice.evaluating import measure, measure_slices
 from benchmarks.dice.networks import ENTRIES, HALF, Entry, brought, inside, once, over
 from benchmarks.dice.sampling import Augmentation, Bank, resampling
-from benchmarks.dice.training import RECIPES, Run, Trainer, finish, gmacs, rate_at
+from benchmarks.dice.training import RECIPES, Run, Trainer, finish, gmacs, rate_at, times
 from benchmarks.dice.zooming import resized, size_of
 from monai_scaleequiv import ScaleCanonicalizer, ScalePyramid
 from tests.conftest import shared
@@ -381,7 +381,7 @@ def test_what_the_ways_compute(axes):
     averaged = ScalePyramid(canonical.network, HALF, "logsumexp", axes)
     expected = ScaleCanonicalizer(averaged, axes, 1, size_divisor=1).eval()
     expected.estimator = canonical.estimator
-    torch.testing.assert_close(brought(HALF)(canonical)(x), expected(x))
+    torch.testing.assert_close(brought(over(HALF))(canonical)(x), expected(x))
 
 
 @torch.no_grad()
@@ -438,7 +438,7 @@ def test_learning_rate_rises_straight_and_falls_as_a_cosine():
     ("network", "dataset"),
     [
         ("unet_aug", "hippocampus"), ("canon_unet", "hippocampus"), ("unet_whole_aug", "hippocampus"),
-        ("pyramid_mm_aug", "acdc"),
+        ("pyramid_mm_aug", "acdc"), ("canon_late", "hippocampus"),
     ],
 )  # fmt: skip
 def test_training_that_was_stopped_goes_on_bit_for_bit(network, dataset, small_recipes, tmp_path, monkeypatch):
@@ -461,7 +461,32 @@ def test_training_that_was_stopped_goes_on_bit_for_bit(network, dataset, small_r
     assert torch.equal(resumed.lost, straight.lost)
     ours, theirs = resumed.net.state_dict(), straight.net.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(rate_at(3, 4, 5e-3))
+    last = times(4, 3)[3] if network == "canon_late" else 3
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(rate_at(last, 4, 5e-3))
+
+
+def test_copies_join_late_and_the_estimator_is_trained_rarely_before(small_recipes):
+    trainer = trainer_of("canon_late", steps=9)
+    assert (trainer.alone, trainer.every) == (7, 4)
+    estimator, seen = trainer.net.estimator.last.bias, []
+    trainer.net.network.network.register_forward_pre_hook(lambda net, args: seen.append(1))
+    for i in range(9):
+        seen.clear()
+        before = estimator.clone()
+        trainer.advance()
+        assert len(seen) == (1 if i < 7 else len(HALF))
+        assert torch.equal(estimator, before) == (i in (1, 2, 3, 5, 6))
+    trainer.net.eval()
+    seen.clear()
+    trainer.net(torch.randn(1, 1, 16, 16, 16))
+    assert len(seen) == len(HALF)
+
+
+def test_learning_rate_follows_the_time_of_the_steps():
+    """Three steps that last 1 and two that last more."""
+    cost = training.LATE_COST
+    assert times(5, 3) == pytest.approx([5 * t / (3 + 2 * cost) for t in (0, 1, 2, 3, 3 + cost)])
+    assert times(3, 3) == [0, 1, 2]
 
 
 def test_steps_take_the_plan_in_order(small_recipes):

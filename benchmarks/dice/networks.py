@@ -20,6 +20,8 @@ WORKING = 1.25  # mm, ACDC's usual in the plane
 WIDE = 1.0  # octaves of size augmentation either way
 NARROW = 0.77  # for the pyramids: 1/1.7 to 1.7, as the copies cover the rest; pyramid_wide is trained with the other
 
+LATE_FROM = 0.884  # share of the steps: 0.7 of the time, as the copies make a step 3.3 times as long
+
 Test = Callable[[nn.Module], nn.Module]
 
 
@@ -42,6 +44,15 @@ class TwoOfThem(ScalePyramid):
         return self.projection(torch.stack([self._answer(x, steps[i]) for i in chosen], dim=1))
 
 
+class LatePyramid(ScalePyramid):
+    """A pyramid whose network is trained alone at first, at the price of one pass; its copies join later."""
+
+    is_alone = False
+
+    def forward(self, x: torch.Tensor, spacing: list[float] | None = None) -> torch.Tensor:
+        return self.network(x) if self.training and self.is_alone else super().forward(x, spacing)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One network of the comparison.
@@ -58,6 +69,8 @@ class Entry:
     resample: float = 0.0  # mm that training images are brought to; 0 for their own
     unit: float = 0.0  # mm that the network's voxel sizes are given in when it is applied; 0 for one that is not told
     is_told: bool = False  # whether training tells it too: samples of one volume at a time, no CUDA graph
+    alone: float = 0.0  # share of the steps in which a LatePyramid runs its network alone
+    estimator_every: int = 1  # steps, in that share, of which one trains the estimator of sizes
 
 
 def unet(axes: int, channels: int, classes: int) -> nn.Module:
@@ -115,6 +128,10 @@ def two_scales_at_a_time(axes: int, channels: int, classes: int) -> nn.Module:
     return TwoOfThem(unet(axes, channels, classes), HALF, spatial_dims=axes)
 
 
+def late_pyramid(axes: int, channels: int, classes: int) -> nn.Module:
+    return LatePyramid(unet(axes, channels, classes), HALF, spatial_dims=axes)
+
+
 def pyramid_of_wider_kernels(axes: int, channels: int, classes: int) -> nn.Module:
     """Kernels of 5 voxels in place of 3, and fewer channels for them."""
     net = UNet(axes, channels, classes, (8, 15, 29), (2, 2), kernel_size=5, up_kernel_size=5, num_res_units=2)
@@ -131,13 +148,13 @@ def canonical(
     return build
 
 
-def brought(scales: tuple[float, ...], projection: str = "logsumexp") -> Test:
-    """Brought to the size of the training first, and averaged over scales there."""
+def brought(test: Test) -> Test:
+    """Brought to the size of the training first, and applied in this way there."""
 
     def wrap(net: nn.Module) -> nn.Module:
         found = copy.copy(net)
         found._modules = dict(net._modules)
-        found.network = ScalePyramid(net.network, scales, projection, net.spatial_dims)
+        found.network = test(net.network)
         found.size_divisor = [1] * net.spatial_dims
         return found
 
@@ -175,8 +192,11 @@ def over(scales: tuple[float, ...], projection: str = "logsumexp") -> Test:
 
 PLAIN = {"own": once}
 AVERAGED = {"own": once, "half": over(HALF), "four_mean": over(FOUR, "mean")}
-CANONICAL = {"own": once, "half": brought(HALF), "four_mean": brought(FOUR, "mean"), "without": inside(once)}
+CANONICAL = {
+    "own": once, "half": brought(over(HALF)), "four_mean": brought(over(FOUR, "mean")), "without": inside(once),
+}  # fmt: skip
 COPIES = {"own": once, "four": over(FOUR)}
+LATE = {"own": once, "four": brought(over(FOUR))}
 ENTRIES = {
     "unet_aug": Entry(unet, WIDE, AVERAGED),
     "pyramid_aug": Entry(pyramid(), NARROW, COPIES),
@@ -196,6 +216,8 @@ ENTRIES = {
     "pyramid_fine_steps": Entry(pyramid(tuple(2 ** (i / 4) for i in range(-2, 3))), NARROW, COPIES),
     "canon_unet": Entry(canonical(), 0.5, CANONICAL),
     "canon_unet_wide": Entry(canonical(), WIDE, CANONICAL),
+    "canon_unet_rarely": Entry(canonical(), WIDE, CANONICAL, alone=1.0, estimator_every=8),
+    "canon_late": Entry(canonical(late_pyramid), WIDE, LATE, alone=LATE_FROM, estimator_every=4),
     "canon_two_scales": Entry(canonical(two_scales_at_a_time), 0.5, {"own": once}),
     "canon_wider_kernels": Entry(canonical(pyramid_of_wider_kernels), 0.5, {"own": once}),
     "canon_pyramid": Entry(canonical(pyramid()), 0.5, {"own": once, "without": inside(once)}),

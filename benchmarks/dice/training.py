@@ -14,7 +14,7 @@ from monai.losses import DiceCELoss
 from torch import nn
 
 from benchmarks.dice.datasets import CLASSES, MODALITIES, Volume
-from benchmarks.dice.networks import ENTRIES, WORKING, Remembering
+from benchmarks.dice.networks import ENTRIES, WORKING, LatePyramid, Remembering
 from benchmarks.dice.sampling import Augmentation, Bank
 from monai_scaleequiv import ScaleCanonicalizer
 
@@ -25,6 +25,7 @@ RECIPES = {
     "brats": {"size": (48, 48, 48), "batch": 2, "flips": (0,), "rotation": 15.0},
     "acdc": {"size": (128, 128), "batch": 16, "flips": (), "rotation": 30.0},
 }
+LATE_COST = 3.3  # seconds of a step with a pyramid's copies, over one without, by costs_hippocampus_cuda.json
 EAGER = 3  # steps of a kind, on a GPU, before a CUDA graph is made of it: torch asks for some
 
 
@@ -76,7 +77,9 @@ class Trainer:
         firsts = self.plan["case"][:, 0].tolist()
         self.spacings = [spacings[self.bank.of_volume[i]] for i in firsts] if entry.is_told else []  # of each step
         self.sizes = self.plan.pop("size").tolist() if entry.is_whole else []  # of each step
-        self.rates = torch.tensor([rate_at(i, run.steps, run.learning_rate) for i in range(run.steps)], device=device)
+        self.alone, self.every = int(entry.alone * run.steps), entry.estimator_every
+        places = times(run.steps, self.alone) if self.alone else range(run.steps)
+        self.rates = torch.tensor([rate_at(i, run.steps, run.learning_rate) for i in places], device=device)
         self.at = torch.zeros(1, dtype=torch.int64, device=device)  # the step's number
         self.lost = torch.zeros(run.steps, device=device)
         rate = torch.tensor(run.learning_rate, device=device) if device.type == "cuda" else run.learning_rate
@@ -92,6 +95,8 @@ class Trainer:
 
     def step(self) -> None:
         """One optimizer step; on a GPU nothing of it waits for the host."""
+        if self.every > 1:
+            self._set_parts()
         group = self.optimizer.param_groups[0]
         rate = self.rates.index_select(0, self.at)[0]
         if isinstance(group["lr"], torch.Tensor):
@@ -106,6 +111,13 @@ class Trainer:
         self.optimizer.step()
         self.lost.index_copy_(0, self.at, loss.detach()[None])
         self.at += 1
+
+    def _set_parts(self) -> None:
+        """Which parts of a canonicaliser the next step trains."""
+        is_alone = self.done < self.alone
+        self.net.weight = 0.0 if is_alone and self.done % self.every else 1.0
+        if isinstance(self.net.network, LatePyramid):
+            self.net.network.is_alone = is_alone
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Dice and cross entropy of the answer, and with ``deep`` of each copy's own."""
@@ -122,10 +134,14 @@ class Trainer:
             self.step()
         else:
             with torch.cuda.stream(self.stream):
-                self._advance_on_gpu(
-                    tuple((self.spacings or self.sizes)[self.done]) if self.spacings or self.sizes else ()
-                )
+                self._advance_on_gpu(self._kind())
         self.done += 1
+
+    def _kind(self) -> tuple[float, ...]:
+        """Of the next step: those of one kind have one CUDA graph."""
+        if self.every > 1:
+            return (self.done < self.alone, self.done % self.every == 0)
+        return tuple((self.spacings or self.sizes)[self.done]) if self.spacings or self.sizes else ()
 
     def _advance_on_gpu(self, kind: tuple[float, ...]) -> None:
         if kind not in self.graphs and self.seen[kind] < EAGER:
@@ -158,7 +174,13 @@ class Trainer:
             torch.set_rng_state(state["random"].cpu())
 
 
-def rate_at(step: int, steps: int, peak: float) -> float:
+def times(steps: int, alone: int) -> list[float]:
+    """When each step begins, in mean steps, where those after ``alone`` last ``LATE_COST`` times as long."""
+    costs = [1.0] * alone + [LATE_COST] * (steps - alone)
+    return [steps * sum(costs[:i]) / sum(costs) for i in range(steps)]
+
+
+def rate_at(step: float, steps: int, peak: float) -> float:
     """Learning rate: a straight rise, then half a cosine."""
     rising = max(int(WARM_UP * steps), 1)
     if step < rising:
