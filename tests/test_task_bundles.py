@@ -52,7 +52,7 @@ from tests.fault_files import write_volume
 from tests.task_phantoms import MODALITIES, make_brats, make_flare
 from tests.test_bundles import CONFIGS, SCHEMA, SECTIONS, expressions, unexpected
 from tests.test_export_bundle import PROGRAM, elsewhere, exported, python, runs, verification  # noqa: F401
-from tests.test_monai_tools import LookUps, client, deployed, equal, scores, small
+from tests.test_monai_tools import Label, LookUps, client, deployed, equal, scores, small
 from tests.test_monai_tools import exported as export_network
 
 BRATS, ABDOMEN = "seunet_brats_segmentation", "repuxnet_abdomen_segmentation"
@@ -248,9 +248,10 @@ def test_deploy_gives_what_the_inference_gives(bundle, trained, images, monkeypa
     np.testing.assert_array_equal(without, expected)
 
 
-def test_label_looks_up_and_trains(bundle, trained, phantoms, images, weights, tmp_path):
+@pytest.mark.parametrize("tool", [LookUps, Label])
+def test_label_looks_up_and_trains(bundle, trained, phantoms, images, tmp_path, tool):
     own, image = small(bundle, trained, tmp_path / bundle.name), stack(images[1], tmp_path / "image.nii.gz")
-    tool = LookUps(own)
+    tool = tool(own)
     found = tool.infer(image)
     run(own, "inference", dataset_dir=image, output_dir=tmp_path / "out")
     expected = np.asarray(nib.load(tmp_path / "out" / "image_seg.nii.gz").dataobj)
