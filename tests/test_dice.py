@@ -1,5 +1,7 @@
 """The benchmark of Dice against size: samples, splits, trainings, measurements, on made-up volumes."""
 
+import copy
+import dataclasses
 import json
 import math
 
@@ -16,7 +18,8 @@ from benchmarks.dice.datasets import CLASSES, FOLDERS, FOLDS, MODALITIES, Volume
 from benchmarks.dice.evaluating import measure, measure_slices
 from benchmarks.dice.networks import ENTRIES, HALF, Entry, brought, inside, once, over
 from benchmarks.dice.sampling import Augmentation, Bank, resampling
-from benchmarks.dice.training import RECIPES, Run, Trainer, finish, gmacs, rate_at, times
+from benchmarks.dice.stages import ESTIMATOR_RATE, LATE_COST, Stages, rate_at, times
+from benchmarks.dice.training import RECIPES, Run, Trainer, finish, gmacs
 from benchmarks.dice.zooming import resized, size_of
 from monai_scaleequiv import ScaleCanonicalizer, ScalePyramid
 from tests.conftest import shared
@@ -467,7 +470,7 @@ def test_training_that_was_stopped_goes_on_bit_for_bit(network, dataset, small_r
 
 def test_copies_join_late_and_the_estimator_is_trained_rarely_before(small_recipes):
     trainer = trainer_of("canon_late", steps=9)
-    assert (trainer.alone, trainer.every) == (7, 4)
+    assert (trainer.stages.alone, trainer.stages.every) == (7, 4)
     estimator, seen = trainer.net.estimator.last.bias, []
     trainer.net.network.network.register_forward_pre_hook(lambda net, args: seen.append(1))
     for i in range(9):
@@ -484,9 +487,38 @@ def test_copies_join_late_and_the_estimator_is_trained_rarely_before(small_recip
 
 def test_learning_rate_follows_the_time_of_the_steps():
     """Three steps that last 1 and two that last more."""
-    cost = training.LATE_COST
-    assert times(5, 3) == pytest.approx([5 * t / (3 + 2 * cost) for t in (0, 1, 2, 3, 3 + cost)])
+    total = 3 + 2 * LATE_COST
+    assert times(5, 3) == pytest.approx([5 * t / total for t in (0, 1, 2, 3, 3 + LATE_COST)])
     assert times(3, 3) == [0, 1, 2]
+
+
+def test_estimator_is_trained_by_itself_at_the_end(small_recipes, monkeypatch, tmp_path):
+    """On samples near their own size; what segments stays as it is, and a stopped training goes on."""
+    entry = dataclasses.replace(ENTRIES["canon_unet_after"], estimator_last=3)
+    monkeypatch.setitem(ENTRIES, "canon_unet_after", entry)
+    trainer = trainer_of("canon_unet_after", steps=8)
+    rates = Stages(8, entry).rates(4.0)
+    assert rates == [rate_at(i, 5, 4.0) for i in range(5)] + [rate_at(i, 3, ESTIMATOR_RATE) for i in range(3)]
+    zoom = 1 / trainer.plan["step"].abs()
+    assert (zoom[:5].log2().abs() > 0.25).any()
+    assert (zoom[5:].log2().abs() < 0.26).all()
+    parts = trainer.net.network, trainer.net.estimator
+    for step in range(8):
+        before = [copy.deepcopy(part.state_dict()) for part in parts]
+        trainer.advance()
+        same = [
+            [torch.equal(old[name], value) for name, value in part.state_dict().items()]
+            for part, old in zip(parts, before, strict=True)
+        ]
+        assert [all(part) for part in same] == [step >= 5, step < 5]
+        assert trainer.net.weight == 0
+        if step == 6:
+            trainer.save(tmp_path / "stopped.pt")
+    resumed = trainer_of("canon_unet_after", steps=8)
+    resumed.load(tmp_path / "stopped.pt")
+    finish([resumed])
+    assert torch.equal(resumed.lost, trainer.lost)
+    assert (trainer.lost > 0).all()
 
 
 def test_steps_take_the_plan_in_order(small_recipes):

@@ -71,6 +71,7 @@ class Entry:
     is_told: bool = False  # whether training tells it too: samples of one volume at a time, no CUDA graph
     alone: float = 0.0  # share of the steps in which a LatePyramid runs its network alone
     estimator_every: int = 1  # steps, in that share, of which one trains the estimator of sizes
+    estimator_last: int = 0  # steps at the end that train it alone, none before; on images near their own size
 
 
 def unet(axes: int, channels: int, classes: int) -> nn.Module:
@@ -217,6 +218,7 @@ ENTRIES = {
     "canon_unet": Entry(canonical(), 0.5, CANONICAL),
     "canon_unet_wide": Entry(canonical(), WIDE, CANONICAL),
     "canon_unet_rarely": Entry(canonical(), WIDE, CANONICAL, alone=1.0, estimator_every=8),
+    "canon_unet_after": Entry(canonical(), WIDE, CANONICAL, estimator_last=500),
     "canon_late": Entry(canonical(late_pyramid), WIDE, LATE, alone=LATE_FROM, estimator_every=4),
     "canon_two_scales": Entry(canonical(two_scales_at_a_time), 0.5, {"own": once}),
     "canon_wider_kernels": Entry(canonical(pyramid_of_wider_kernels), 0.5, {"own": once}),

@@ -1,7 +1,7 @@
 """One training: a CUDA graph replayed for each step, or the same steps one after the other."""
 
 import copy
-import math
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,16 +16,15 @@ from torch import nn
 from benchmarks.dice.datasets import CLASSES, MODALITIES, Volume
 from benchmarks.dice.networks import ENTRIES, WORKING, LatePyramid, Remembering
 from benchmarks.dice.sampling import Augmentation, Bank
+from benchmarks.dice.stages import ESTIMATOR_OCTAVES, Stages
 from monai_scaleequiv import ScaleCanonicalizer
 
-WARM_UP = 0.1  # share of the steps in which the learning rate rises
 CHECKPOINT_SECONDS = 60.0
 RECIPES = {
     "hippocampus": {"size": (40, 56, 40), "batch": 2, "flips": (0,), "rotation": 15.0},
     "brats": {"size": (48, 48, 48), "batch": 2, "flips": (0,), "rotation": 15.0},
     "acdc": {"size": (128, 128), "batch": 16, "flips": (), "rotation": 30.0},
 }
-LATE_COST = 3.3  # seconds of a step with a pyramid's copies, over one without, by costs_hippocampus_cuda.json
 EAGER = 3  # steps of a kind, on a GPU, before a CUDA graph is made of it: torch asks for some
 
 
@@ -74,12 +73,15 @@ class Trainer:
         self.net = entry.build(len(recipe["size"]), channels, classes).to(device)
         augmentation = Augmentation(entry.octaves, recipe["rotation"], recipe["flips"], entry.is_whole)
         self.plan = self.bank.plan(run.steps, recipe["batch"], augmentation, run.seed, entry.is_told)
+        self.stages = Stages(run.steps, entry)
+        if entry.estimator_last:  # whose own plan those steps have
+            near = dataclasses.replace(augmentation, octaves=ESTIMATOR_OCTAVES)
+            last = self.bank.plan(entry.estimator_last, recipe["batch"], near, run.seed)
+            self.plan = {name: torch.cat([x[: self.stages.segmenting], last[name]]) for name, x in self.plan.items()}
         firsts = self.plan["case"][:, 0].tolist()
         self.spacings = [spacings[self.bank.of_volume[i]] for i in firsts] if entry.is_told else []  # of each step
         self.sizes = self.plan.pop("size").tolist() if entry.is_whole else []  # of each step
-        self.alone, self.every = int(entry.alone * run.steps), entry.estimator_every
-        places = times(run.steps, self.alone) if self.alone else range(run.steps)
-        self.rates = torch.tensor([rate_at(i, run.steps, run.learning_rate) for i in places], device=device)
+        self.rates = torch.tensor(self.stages.rates(run.learning_rate), device=device)
         self.at = torch.zeros(1, dtype=torch.int64, device=device)  # the step's number
         self.lost = torch.zeros(run.steps, device=device)
         rate = torch.tensor(run.learning_rate, device=device) if device.type == "cuda" else run.learning_rate
@@ -95,7 +97,7 @@ class Trainer:
 
     def step(self) -> None:
         """One optimizer step; on a GPU nothing of it waits for the host."""
-        if self.every > 1:
+        if self.stages.of_a_canonicaliser:
             self._set_parts()
         group = self.optimizer.param_groups[0]
         rate = self.rates.index_select(0, self.at)[0]
@@ -105,7 +107,10 @@ class Trainer:
             group["lr"] = float(rate)
         images, labels = self.bank.sample(self.plan, self.at, *self.sizes[self.done : self.done + 1])
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(self.net(images, *self.spacings[self.done : self.done + 1]), labels)
+        if self.done < self.stages.segmenting:
+            loss = self.loss(self.net(images, *self.spacings[self.done : self.done + 1]), labels)
+        else:
+            loss = self.net.estimator_loss(images)
         loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
@@ -113,11 +118,10 @@ class Trainer:
         self.at += 1
 
     def _set_parts(self) -> None:
-        """Which parts of a canonicaliser the next step trains."""
-        is_alone = self.done < self.alone
-        self.net.weight = 0.0 if is_alone and self.done % self.every else 1.0
+        """What of a canonicaliser the next step trains."""
+        self.net.weight = float(self.stages.trains_estimator(self.done))
         if isinstance(self.net.network, LatePyramid):
-            self.net.network.is_alone = is_alone
+            self.net.network.is_alone = self.done < self.stages.alone
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Dice and cross entropy of the answer, and with ``deep`` of each copy's own."""
@@ -139,8 +143,8 @@ class Trainer:
 
     def _kind(self) -> tuple[float, ...]:
         """Of the next step: those of one kind have one CUDA graph."""
-        if self.every > 1:
-            return (self.done < self.alone, self.done % self.every == 0)
+        if self.stages.of_a_canonicaliser:
+            return self.stages.kind(self.done)
         return tuple((self.spacings or self.sizes)[self.done]) if self.spacings or self.sizes else ()
 
     def _advance_on_gpu(self, kind: tuple[float, ...]) -> None:
@@ -172,20 +176,6 @@ class Trainer:
         self.at.fill_(self.done)
         if "random" in state:  # for networks that draw numbers in training; checkpoints of before have none
             torch.set_rng_state(state["random"].cpu())
-
-
-def times(steps: int, alone: int) -> list[float]:
-    """When each step begins, in mean steps, where those after ``alone`` last ``LATE_COST`` times as long."""
-    costs = [1.0] * alone + [LATE_COST] * (steps - alone)
-    return [steps * sum(costs[:i]) / sum(costs) for i in range(steps)]
-
-
-def rate_at(step: float, steps: int, peak: float) -> float:
-    """Learning rate: a straight rise, then half a cosine."""
-    rising = max(int(WARM_UP * steps), 1)
-    if step < rising:
-        return peak * (step + 1) / rising
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
 
 
 def finish(trainers: Sequence[Trainer], checkpoints: Sequence[Path] = ()) -> None:
