@@ -14,12 +14,13 @@ from scipy.spatial.transform import Rotation
 from torch import nn
 
 from benchmarks.dice import costs, datasets, evaluating, networks, protocol, runs, sampling, training
+from benchmarks.dice.costs import gmacs
 from benchmarks.dice.datasets import CLASSES, FOLDERS, FOLDS, MODALITIES, Volume, split
 from benchmarks.dice.evaluating import measure, measure_slices
 from benchmarks.dice.networks import ENTRIES, HALF, Entry, brought, inside, once, over
 from benchmarks.dice.sampling import Augmentation, Bank, resampling
 from benchmarks.dice.stages import ESTIMATOR_RATE, LATE_COST, Stages, rate_at, times
-from benchmarks.dice.training import RECIPES, Run, Trainer, finish, gmacs
+from benchmarks.dice.training import RECIPES, Run, Trainer, finish
 from benchmarks.dice.zooming import resized, size_of
 from monai_scaleequiv import ScaleCanonicalizer, ScalePyramid
 from tests.conftest import shared
@@ -494,7 +495,7 @@ def test_learning_rate_follows_the_time_of_the_steps():
 
 def test_estimator_is_trained_by_itself_at_the_end(small_recipes, monkeypatch, tmp_path):
     """On samples near their own size; what segments stays as it is, and a stopped training goes on."""
-    entry = dataclasses.replace(ENTRIES["canon_unet_after"], estimator_last=3)
+    entry = dataclasses.replace(ENTRIES["canon_unet_after"], estimator_last=3 / 8)
     monkeypatch.setitem(ENTRIES, "canon_unet_after", entry)
     trainer = trainer_of("canon_unet_after", steps=8)
     rates = Stages(8, entry).rates(4.0)
@@ -519,6 +520,9 @@ def test_estimator_is_trained_by_itself_at_the_end(small_recipes, monkeypatch, t
     finish([resumed])
     assert torch.equal(resumed.lost, trainer.lost)
     assert (trainer.lost > 0).all()
+    images = [volume.normalised()[None] for volume in trainer.volumes]
+    means = [torch.cat([n.estimator(n._seen(x, 0.0)) for x in images]).mean().abs() for n in (resumed.net, trainer.net)]
+    assert means[0] < 1e-6 < means[1]  # centred when it was finished
 
 
 def test_steps_take_the_plan_in_order(small_recipes):

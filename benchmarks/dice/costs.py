@@ -1,5 +1,6 @@
 """What a step of each network costs on a machine that does nothing else, and whether it can be captured."""
 
+import copy
 import json
 import sys
 import time
@@ -7,10 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.dice.datasets import load, split
-from benchmarks.dice.networks import ENTRIES
-from benchmarks.dice.training import Run, Trainer, gmacs, seconds_per_step
+from benchmarks.dice.networks import ENTRIES, WORKING
+from benchmarks.dice.training import Run, Trainer
+from monai_scaleequiv import ScaleCanonicalizer
 
 CHEAP = 100  # samples planned at most
 
@@ -58,3 +62,32 @@ def _row(run: Run, pool: list, device: torch.device) -> dict:
         row["mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
         torch.cuda.reset_peak_memory_stats()
     return row
+
+
+def seconds_per_step(trainer: Trainer, steps: int = 30) -> float:
+    """Median seconds of a step on a machine that does nothing else; the trainer is of no further use."""
+    torch.backends.cudnn.benchmark = trainer.device.type == "cuda"
+    taken = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        trainer.advance()
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    return sorted(taken)[len(taken) // 2]
+
+
+def gmacs(trainer: Trainer) -> float:
+    """Multiply-adds, in thousands of millions, of one sample's forward pass (convolutions and matrix products).
+
+    Of an image of the training's size: one that a canonicaliser finds as it should be, of the working voxel size in mm.
+    """
+    images, _ = trainer.bank.sample(trainer.plan, torch.zeros_like(trainer.at))
+    net = copy.deepcopy(trainer.net).eval()
+    if isinstance(net, ScaleCanonicalizer):
+        nn.init.zeros_(net.estimator.last.weight)
+        nn.init.zeros_(net.estimator.last.bias)
+    told = [[WORKING / ENTRIES[trainer.run.network].unit] * trainer.bank.axes] if trainer.spacings else []
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(images[:1], *told)
+    return counter.get_total_flops() / 2e9

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.dice.costs import gmacs
 from benchmarks.dice.datasets import CLASSES, load, split
 from benchmarks.dice.evaluating import CONDITIONS, measure, measure_slices
 from benchmarks.dice.networks import ENTRIES
-from benchmarks.dice.training import Run, Trainer, described, finish
+from benchmarks.dice.training import Run, Trainer, finish
 
 
 def finish_group(runs: Sequence[Run], cases: str, output: Path, device: torch.device) -> Iterator[tuple[Trainer, list]]:
@@ -58,6 +59,19 @@ def tested(trainer: Trainer, test: list, output: Path, keep_weights: bool) -> di
     unfinished.replace(output / f"{run.name}.json")
     (output / f"{run.name}.pt").unlink(missing_ok=True)
     return report
+
+
+def described(trainer: Trainer) -> dict[str, Any]:
+    """Facts about a run for its report."""
+    return {
+        **dataclasses.asdict(trainer.run),
+        "parameters": sum(p.numel() for p in trainer.net.parameters()),
+        "gmacs": round(gmacs(trainer), 3),
+        "training_seconds": round(trainer.seconds, 2),
+        "device": torch.cuda.get_device_name() if trainer.device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "loss": [round(v, 4) for v in trainer.lost.view(-1)[:: max(trainer.run.steps // 20, 1)].tolist()],
+    }
 
 
 _volumes: dict[str, list] = {}

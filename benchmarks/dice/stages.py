@@ -18,9 +18,9 @@ class Stages:
     """
 
     def __init__(self, steps: int, entry: Entry) -> None:
-        self.segmenting = steps - entry.estimator_last
-        self.alone = int(entry.alone * steps)
-        self.every, self.last = entry.estimator_every, entry.estimator_last
+        self.last = round(entry.estimator_last * steps)
+        self.segmenting, self.alone = steps - self.last, int(entry.alone * steps)
+        self.every = entry.estimator_every
         self.of_a_canonicaliser = self.every > 1 or self.last > 0
 
     def trains_estimator(self, step: int) -> bool:

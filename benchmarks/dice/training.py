@@ -1,23 +1,20 @@
 """One training: a CUDA graph replayed for each step, or the same steps one after the other."""
 
-import copy
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from monai.losses import DiceCELoss
 from torch import nn
 
 from benchmarks.dice.datasets import CLASSES, MODALITIES, Volume
-from benchmarks.dice.networks import ENTRIES, WORKING, LatePyramid, Remembering
+from benchmarks.dice.networks import ENTRIES, LatePyramid, Remembering
 from benchmarks.dice.sampling import Augmentation, Bank
 from benchmarks.dice.stages import ESTIMATOR_OCTAVES, Stages
-from monai_scaleequiv import ScaleCanonicalizer
 
 CHECKPOINT_SECONDS = 60.0
 RECIPES = {
@@ -68,15 +65,15 @@ class Trainer:
         ]
         if entry.resample:
             volumes = [v.resampled(entry.resample) for v in volumes]
-        self.bank = Bank(volumes, recipe["size"], classes, device)
+        self.volumes, self.bank = volumes, Bank(volumes, recipe["size"], classes, device)
         channels = len(MODALITIES) if run.dataset == "brats" else 1
         self.net = entry.build(len(recipe["size"]), channels, classes).to(device)
         augmentation = Augmentation(entry.octaves, recipe["rotation"], recipe["flips"], entry.is_whole)
         self.plan = self.bank.plan(run.steps, recipe["batch"], augmentation, run.seed, entry.is_told)
         self.stages = Stages(run.steps, entry)
-        if entry.estimator_last:  # whose own plan those steps have
+        if self.stages.last:  # steps that have a plan of their own
             near = dataclasses.replace(augmentation, octaves=ESTIMATOR_OCTAVES)
-            last = self.bank.plan(entry.estimator_last, recipe["batch"], near, run.seed)
+            last = self.bank.plan(self.stages.last, recipe["batch"], near, run.seed)
             self.plan = {name: torch.cat([x[: self.stages.segmenting], last[name]]) for name, x in self.plan.items()}
         firsts = self.plan["case"][:, 0].tolist()
         self.spacings = [spacings[self.bank.of_volume[i]] for i in firsts] if entry.is_told else []  # of each step
@@ -116,6 +113,11 @@ class Trainer:
         self.optimizer.step()
         self.lost.index_copy_(0, self.at, loss.detach()[None])
         self.at += 1
+
+    def images(self) -> Iterator[torch.Tensor]:
+        """The training's whole images (1, C, ...), as they are."""
+        for volume in self.volumes:
+            yield volume.normalised()[None].to(self.device)
 
     def _set_parts(self) -> None:
         """What of a canonicaliser the next step trains."""
@@ -201,49 +203,7 @@ def finish(trainers: Sequence[Trainer], checkpoints: Sequence[Path] = ()) -> Non
         torch.cuda.synchronize()
     torch.backends.cudnn.benchmark = False
     for trainer in trainers:
+        if trainer.stages.last:
+            trainer.net.eval().center(trainer.images())
         trainer.seconds += time.perf_counter() - saved
         trainer.graphs.clear()
-
-
-def seconds_per_step(trainer: Trainer, steps: int = 30) -> float:
-    """Median seconds of a step on a machine that does nothing else; the trainer is of no further use."""
-    torch.backends.cudnn.benchmark = trainer.device.type == "cuda"
-    taken = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        trainer.advance()
-        if trainer.device.type == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - start)
-    return sorted(taken)[len(taken) // 2]
-
-
-def gmacs(trainer: Trainer) -> float:
-    """Multiply-adds, in thousands of millions, of one sample's forward pass (convolutions and matrix products).
-
-    Of an image of the training's size: one that a canonicaliser finds as it should be, of the working voxel size in mm.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    images, _ = trainer.bank.sample(trainer.plan, torch.zeros_like(trainer.at))
-    net = copy.deepcopy(trainer.net).eval()
-    if isinstance(net, ScaleCanonicalizer):
-        nn.init.zeros_(net.estimator.last.weight)
-        nn.init.zeros_(net.estimator.last.bias)
-    told = [[WORKING / ENTRIES[trainer.run.network].unit] * trainer.bank.axes] if trainer.spacings else []
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(images[:1], *told)
-    return counter.get_total_flops() / 2e9
-
-
-def described(trainer: Trainer) -> dict[str, Any]:
-    """Facts about a run for its report."""
-    return {
-        **asdict(trainer.run),
-        "parameters": sum(p.numel() for p in trainer.net.parameters()),
-        "gmacs": round(gmacs(trainer), 3),
-        "training_seconds": round(trainer.seconds, 2),
-        "device": torch.cuda.get_device_name() if trainer.device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "loss": [round(v, 4) for v in trainer.lost.view(-1)[:: max(trainer.run.steps // 20, 1)].tolist()],
-    }

@@ -4,11 +4,12 @@
 # mypy: disable-error-code="override"
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import nn
 
@@ -30,12 +31,15 @@ class ScaleCanonicalizer(ScalePyramid):
     :py:class:`ScalePyramid` reach, at the price of about one pass. It is as equivariant as the estimate is right.
 
     In evaluation each image is rescaled by ``2 ** -estimate(image)`` and the answer brought back to its grid, all by
-    ideal resampling. In training the network sees the images as they are, with what augmentation of moderate size they
-    have, and they define the scale 1; the estimator learns beside it, without labels, from random views of the same
-    images whose scale is known. This needs nothing of the training loop: the gradient of :py:meth:`estimator_loss` is
-    added in the backward pass of the logits, times ``weight`` and the sum of their gradient's absolute values. So it
-    follows the scaling of a loss, for float16 or for accumulated gradients, while Adam makes up for its size; with SGD,
-    or to train the estimator alone, set ``weight`` to 0 and add :py:meth:`estimator_loss` to the loss.
+    ideal resampling; with a ``tolerance``, by so many octaves less, and not at all where the estimate is within it.
+
+    In training the network sees the images as they are, with what augmentation of moderate size they have, and they
+    define the scale 1; the estimator learns beside it, without labels, from random views of the same images whose scale
+    is known. This needs nothing of the training loop: the gradient of :py:meth:`estimator_loss` is added in the
+    backward pass of the logits, times ``weight`` and the sum of their gradient's absolute values. So it follows the
+    scaling of a loss, for float16 or for accumulated gradients, while Adam makes up for its size; with SGD, set
+    ``weight`` to 0 and add :py:meth:`estimator_loss` to the loss. Around a network that is trained already, some
+    hundred steps with that loss alone do, and :py:meth:`center`.
 
     The scale is that of what one call sees: prefer whole images to sliding windows, of which each would have its own.
     A copy for the scale s costs ``s ** -spatial_dims`` passes. TorchScript takes the evaluation, tracing and export do
@@ -51,6 +55,9 @@ class ScaleCanonicalizer(ScalePyramid):
         iterations: how often the estimate is refined on the image that was rescaled by it.
         size_divisor: number that the copy's size must be a multiple of, as in :py:class:`ScalePyramid`.
         weight: of the estimator's gradient in training, 0 for none.
+        tolerance: octaves by which an image's scale may differ from that of the training. Above 0 for a network that
+            was itself trained with sizes that differ by as much: the noise of the estimate then does nothing where it
+            is right. It asks for an estimate without a bias, see :py:meth:`center`.
         dropout: as in :py:class:`ScalePyramid`.
 
     Raises:
@@ -75,18 +82,25 @@ class ScaleCanonicalizer(ScalePyramid):
         self, network: nn.Module, spatial_dims: int = 3, in_channels: int = 1, channels: Sequence[int] = (16, 32, 64),
         coarseness: float = 2.0, largest: float = 4.0, iterations: int = 2,
         size_divisor: Sequence[int] | int | None = None, weight: float = 1.0, dropout: float | None = None,
+        tolerance: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(network, (1.0,), "mean", spatial_dims, size_divisor=size_divisor, dropout=dropout)
         check_arguments(spatial_dims, in_channels=in_channels, channels=channels)
         check_counts(iterations=iterations)
         if len(channels) == 0:
             raise ValueError(f"channels must hold at least one number, got {channels}.")
-        for name, value, least in (("coarseness", coarseness, 1), ("largest", largest, 1), ("weight", weight, 0)):
+        numbers = {
+            "coarseness": (coarseness, 1),
+            "largest": (largest, 1),
+            "weight": (weight, 0),
+            "tolerance": (tolerance, 0),
+        }
+        for name, (value, least) in numbers.items():
             if not least <= value < math.inf:
                 raise ValueError(f"{name} must be a number of at least {least}, got {value}.")
         self.in_channels, self.channels = in_channels, tuple(channels)
         self.coarseness, self.largest = float(coarseness), float(largest)
-        self.iterations, self.weight = iterations, float(weight)
+        self.iterations, self.weight, self.tolerance = iterations, float(weight), float(tolerance)
         self._most = math.log2(largest)
         self.estimator = ScaleEstimator(spatial_dims, in_channels, channels)
 
@@ -100,7 +114,7 @@ class ScaleCanonicalizer(ScalePyramid):
                 return self._forward_in_training(x)
             if torch.jit.is_tracing() or torch.compiler.is_exporting():
                 raise RuntimeError("a traced ScaleCanonicalizer would keep one image's scale; use torch.jit.script.")
-        scales: list[float] = torch.exp2(self.estimate(x)).tolist()
+        scales: list[float] = torch.exp2(F.softshrink(self.estimate(x), self.tolerance)).tolist()
         steps = [[as_ratio(s)] * self.spatial_dims for s in scales]
         return torch.cat([self._answer(x[i : i + 1], steps[i]) for i in range(len(steps))])
 
@@ -123,6 +137,17 @@ class ScaleCanonicalizer(ScalePyramid):
                 rest = [self.estimator(self._seen(x[i : i + 1], found[i])) for i in range(len(found))]
                 estimates = (estimates + torch.cat(rest)).clamp(-self._most, self._most)
             return estimates
+
+    @torch.no_grad()
+    @torch.jit.unused
+    def center(self, images: Iterable[torch.Tensor]) -> None:
+        """Takes from the estimates their mean over images (B, in_channels, D, H, W), those of the training.
+
+        An estimator that was trained on crops has a bias on whole images, whose scale is to be 0.
+        """
+        weight = self.estimator.last.weight
+        estimates = [self.estimator(self._seen(_plain(image).to(weight), 0.0)) for image in images]
+        self.estimator.last.bias.sub_(torch.cat(estimates).mean())
 
     def _seen(self, x: torch.Tensor, log2_scale: float) -> torch.Tensor:
         # The image as the estimator sees it, after it was made smaller by a scale
@@ -153,7 +178,8 @@ class ScaleCanonicalizer(ScalePyramid):
         return zoomed_view(x, sizes, step, middle + draws[:, 2:] * room / 2, blur), log2_scales
 
     def extra_repr(self) -> str:
-        return f"coarseness={self.coarseness}, largest={self.largest}, iterations={self.iterations}"
+        found = f"coarseness={self.coarseness}, largest={self.largest}, iterations={self.iterations}"
+        return found + f", tolerance={self.tolerance}" * (self.tolerance > 0)
 
 
 @torch.jit.unused
