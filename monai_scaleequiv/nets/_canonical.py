@@ -75,6 +75,16 @@ class ScaleCanonicalizer(ScalePyramid):
         >>> net(torch.rand(1, 1, 35, 51, 36)).shape
         torch.Size([1, 2, 35, 51, 36])
 
+        Around a network that is trained already, with images alone:
+
+        >>> images, net = torch.rand(3, 1, 1, 16, 24, 16), ScaleCanonicalizer(unet, tolerance=0.25)
+        >>> optimizer = torch.optim.AdamW(net.estimator.parameters(), lr=0.005)
+        >>> for image in images:  # some hundred steps
+        ...     optimizer.zero_grad()
+        ...     net.estimator_loss(image).backward()
+        ...     optimizer.step()
+        >>> net.eval().center(images)
+
     Source: Kaba et al. 2023 (arXiv 2211.06489).
     """
 
