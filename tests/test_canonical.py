@@ -56,20 +56,8 @@ def test_evaluation_is_rescale_network_rescale(float64, log2_scale):
     torch.testing.assert_close(net(x), expected, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("estimate", "left"), [(0.2, 0.0), (-0.25, 0.0), (1.0, 0.75), (-0.5, -0.25)])
-def test_tolerance_is_taken_off_the_estimate(float64, estimate, left):
-    tolerant = ScaleCanonicalizer(unet(), iterations=1, tolerance=0.25).eval()
-    strict = ScaleCanonicalizer(tolerant.network, iterations=1).eval()
-    tolerant.estimator, strict.estimator = Constant(estimate), Constant(left)
-    x = torch.randn(1, 1, 16, 20, 12)
-    torch.testing.assert_close(tolerant(x), strict(x), atol=1e-12, rtol=0)
-    assert tolerant.estimate(x).item() == estimate
-    if left == 0:
-        torch.testing.assert_close(tolerant(x), tolerant.network(x), atol=1e-12, rtol=0)
-
-
 def test_centred_estimates_have_no_mean(float64):
-    net = canonical(iterations=1, tolerance=0.1)
+    net = canonical(iterations=1)
     images = [torch.rand(n, 1, 12 + n, 10, 14) for n in (1, 2, 1)]
     before = torch.cat([net.estimate(x) for x in images])
     assert before.mean().abs() > 0.01
@@ -254,11 +242,10 @@ def test_costs_less_than_two_passes():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("tolerance", [0.0, 0.1])
-def test_saved_and_scripted(float64, tolerance):
-    net = canonical(tolerance=tolerance).eval()
+def test_saved_and_scripted(float64):
+    net = canonical().eval()
     x = torch.randn(2, 1, 18, 13, 15)
-    other = canonical(tolerance=tolerance).eval()
+    other = canonical().eval()
     other.load_state_dict(net.state_dict())
     torch.testing.assert_close(other(x), net(x), atol=0, rtol=0)
     torch.testing.assert_close(copy.deepcopy(net)(x), net(x), atol=0, rtol=0)
@@ -293,7 +280,6 @@ def test_metadata_is_kept(is_training):
         ({"iterations": 0}, "iterations must be a whole number of at least 1, got 0"),
         ({"size_divisor": 0}, "size_divisor must be a whole number of at least 1"),
         ({"weight": -1.0}, "weight must be a number of at least 0, got -1.0"),
-        ({"tolerance": -0.1}, "tolerance must be a number of at least 0, got -0.1"),
     ],
 )
 def test_ill_arguments(args, message):

@@ -140,24 +140,23 @@ def pyramid_of_wider_kernels(axes: int, channels: int, classes: int) -> nn.Modul
 
 
 def canonical(
-    inner: Callable[[int, int, int], nn.Module] = unet, narrow: bool = False, tolerance: float = 0.0
+    inner: Callable[[int, int, int], nn.Module] = unet, narrow: bool = False
 ) -> Callable[[int, int, int], nn.Module]:
     def build(axes: int, channels: int, classes: int) -> nn.Module:
         widths = (8, 16, 32) if narrow else (16, 32, 64)
-        return ScaleCanonicalizer(inner(axes, channels, classes), axes, channels, widths, tolerance=tolerance)
+        return ScaleCanonicalizer(inner(axes, channels, classes), axes, channels, widths)
 
     return build
 
 
-def brought(test: Test, tolerance: float | None = None) -> Test:
-    """Brought to the size of the training first, and applied in this way there; with another tolerance, if given."""
+def brought(test: Test) -> Test:
+    """Brought to the size of the training first, and applied in this way there."""
 
     def wrap(net: nn.Module) -> nn.Module:
         found = copy.copy(net)
         found._modules = dict(net._modules)
         found.network = test(net.network)
         found.size_divisor = [1] * net.spatial_dims
-        found.tolerance = net.tolerance if tolerance is None else tolerance
         return found
 
     return wrap
@@ -198,10 +197,7 @@ CANONICAL = {
     "own": once, "half": brought(over(HALF)), "four_mean": brought(over(FOUR, "mean")), "without": inside(once),
 }  # fmt: skip
 COPIES = {"own": once, "four": over(FOUR)}
-AFTER = {
-    "own": once, "four_mean": brought(over(FOUR, "mean")), "strict": brought(over(FOUR, "mean"), tolerance=0.0),
-    "without": inside(over(FOUR, "mean")),
-}  # fmt: skip
+AFTER = {"own": once, "four_mean": brought(over(FOUR, "mean")), "without": inside(over(FOUR, "mean"))}
 LATE = {"own": once, "four": brought(over(FOUR))}
 ENTRIES = {
     "unet_aug": Entry(unet, WIDE, AVERAGED),
@@ -223,7 +219,7 @@ ENTRIES = {
     "canon_unet": Entry(canonical(), 0.5, CANONICAL),
     "canon_unet_wide": Entry(canonical(), WIDE, CANONICAL),
     "canon_unet_rarely": Entry(canonical(), WIDE, CANONICAL, alone=1.0, estimator_every=8),
-    "canon_unet_after": Entry(canonical(tolerance=0.25), WIDE, AFTER, estimator_last=500 / 3700),
+    "canon_unet_after": Entry(canonical(), WIDE, AFTER, estimator_last=500 / 3700),
     "canon_late": Entry(canonical(late_pyramid), WIDE, LATE, alone=LATE_FROM, estimator_every=4),
     "canon_two_scales": Entry(canonical(two_scales_at_a_time), 0.5, {"own": once}),
     "canon_wider_kernels": Entry(canonical(pyramid_of_wider_kernels), 0.5, {"own": once}),

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import nn
 
@@ -31,7 +30,7 @@ class ScaleCanonicalizer(ScalePyramid):
     :py:class:`ScalePyramid` reach, at the price of about one pass. It is as equivariant as the estimate is right.
 
     In evaluation each image is rescaled by ``2 ** -estimate(image)`` and the answer brought back to its grid, all by
-    ideal resampling; with a ``tolerance``, by so many octaves less, and not at all where the estimate is within it.
+    ideal resampling.
 
     In training the network sees the images as they are, with what augmentation of moderate size they have, and they
     define the scale 1; the estimator learns beside it, without labels, from random views of the same images whose scale
@@ -55,9 +54,6 @@ class ScaleCanonicalizer(ScalePyramid):
         iterations: how often the estimate is refined on the image that was rescaled by it.
         size_divisor: number that the copy's size must be a multiple of, as in :py:class:`ScalePyramid`.
         weight: of the estimator's gradient in training, 0 for none.
-        tolerance: octaves by which an image's scale may differ from that of the training. Above 0 for a network that
-            was itself trained with sizes that differ by as much: the noise of the estimate then does nothing where it
-            is right. It asks for an estimate without a bias, see :py:meth:`center`.
         dropout: as in :py:class:`ScalePyramid`.
 
     Raises:
@@ -77,7 +73,7 @@ class ScaleCanonicalizer(ScalePyramid):
 
         Around a network that is trained already, with images alone:
 
-        >>> images, net = torch.rand(3, 1, 1, 16, 24, 16), ScaleCanonicalizer(unet, tolerance=0.25)
+        >>> images, net = torch.rand(3, 1, 1, 16, 24, 16), ScaleCanonicalizer(unet)
         >>> optimizer = torch.optim.AdamW(net.estimator.parameters(), lr=0.005)
         >>> for image in images:  # some hundred steps
         ...     optimizer.zero_grad()
@@ -92,25 +88,18 @@ class ScaleCanonicalizer(ScalePyramid):
         self, network: nn.Module, spatial_dims: int = 3, in_channels: int = 1, channels: Sequence[int] = (16, 32, 64),
         coarseness: float = 2.0, largest: float = 4.0, iterations: int = 2,
         size_divisor: Sequence[int] | int | None = None, weight: float = 1.0, dropout: float | None = None,
-        tolerance: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(network, (1.0,), "mean", spatial_dims, size_divisor=size_divisor, dropout=dropout)
         check_arguments(spatial_dims, in_channels=in_channels, channels=channels)
         check_counts(iterations=iterations)
         if len(channels) == 0:
             raise ValueError(f"channels must hold at least one number, got {channels}.")
-        numbers = {
-            "coarseness": (coarseness, 1),
-            "largest": (largest, 1),
-            "weight": (weight, 0),
-            "tolerance": (tolerance, 0),
-        }
-        for name, (value, least) in numbers.items():
+        for name, value, least in (("coarseness", coarseness, 1), ("largest", largest, 1), ("weight", weight, 0)):
             if not least <= value < math.inf:
                 raise ValueError(f"{name} must be a number of at least {least}, got {value}.")
         self.in_channels, self.channels = in_channels, tuple(channels)
         self.coarseness, self.largest = float(coarseness), float(largest)
-        self.iterations, self.weight, self.tolerance = iterations, float(weight), float(tolerance)
+        self.iterations, self.weight = iterations, float(weight)
         self._most = math.log2(largest)
         self.estimator = ScaleEstimator(spatial_dims, in_channels, channels)
 
@@ -124,7 +113,7 @@ class ScaleCanonicalizer(ScalePyramid):
                 return self._forward_in_training(x)
             if torch.jit.is_tracing() or torch.compiler.is_exporting():
                 raise RuntimeError("a traced ScaleCanonicalizer would keep one image's scale; use torch.jit.script.")
-        scales: list[float] = torch.exp2(F.softshrink(self.estimate(x), self.tolerance)).tolist()
+        scales: list[float] = torch.exp2(self.estimate(x)).tolist()
         steps = [[as_ratio(s)] * self.spatial_dims for s in scales]
         return torch.cat([self._answer(x[i : i + 1], steps[i]) for i in range(len(steps))])
 
@@ -188,8 +177,7 @@ class ScaleCanonicalizer(ScalePyramid):
         return zoomed_view(x, sizes, step, middle + draws[:, 2:] * room / 2, blur), log2_scales
 
     def extra_repr(self) -> str:
-        found = f"coarseness={self.coarseness}, largest={self.largest}, iterations={self.iterations}"
-        return found + f", tolerance={self.tolerance}" * (self.tolerance > 0)
+        return f"coarseness={self.coarseness}, largest={self.largest}, iterations={self.iterations}"
 
 
 @torch.jit.unused
