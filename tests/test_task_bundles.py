@@ -1,6 +1,7 @@
 """The bundles of the papers' own tasks, which ship without weights: what the others pass, and their data's layouts."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -119,7 +120,7 @@ def test_configs_are_those_of_the_hippocampus_but_for_the_task(bundle):
     for name in ("sweep", "multi_gpu_train", "multi_gpu_evaluate", "multi_gpu_inference"):
         assert config(bundle, name) == config(other, name)
     mine, theirs = config(bundle, "train"), config(other, "train")
-    assert set(mine) - set(theirs) <= {"label_values", "window"}
+    assert set(mine) - set(theirs) <= {"label_values", "threshold", "window"}
     assert set(theirs) <= set(mine)
     same = {"lr_scheduler", "optimizer", "network", "split", "summary_writer", "initialize", "run", "finalize"}
     assert {id: mine[id] for id in same} == {id: theirs[id] for id in same}
@@ -336,6 +337,8 @@ def test_answers_have_the_labels_of_the_training(since_2023, tmp_path, capsys):
     assert infer("--label_values=[1,2,4]") == 1  # not those of the training
     assert infer("--output_values=[1,2,4]", "--skip_existing=true") == 1  # two codes in one folder
     assert "expected a result of weights [1, 2, 4]" in capsys.readouterr().err
+    assert infer("--threshold=0.2", "--skip_existing=true") == 1  # two thresholds
+    assert "expected a result of weights [1, 2, 3] 0.2" in capsys.readouterr().err
     assert infer("--output_values=[1,2,4]", "--overwrite=true") == 0
     np.testing.assert_array_equal(found(), np.where(own == 3, 4, own))
     earlier = make_brats(tmp_path / "earlier", tmp_path / "source")
@@ -581,25 +584,29 @@ def test_a_worker_holds_a_large_case_once(tmp_path):
     assert max(found["above"]) < found["case"] + 150e6
 
 
-def test_regions_are_those_of_monai_s_own_transforms():
+@pytest.mark.parametrize("threshold", [0.5, 0.2])
+def test_regions_are_those_of_monai_s_own_transforms(threshold):
     """Resampled, for interpolation tells probabilities from logits; inner regions count in the outer ones, too."""
     torch.manual_seed(0)
     affine = np.diag([2.0, 1.0, 1.5, 1.0])
     steps = Compose([Orientationd("image", axcodes="LPS", labels=None), Spacingd("image", pixdim=(1, 1, 1))])
     data = steps({"image": MetaTensor(torch.rand(1, 8, 9, 10), affine=affine)})
-    logits = 2 * torch.randn(3, *data["image"].shape[1:])
+    logits = 2 * torch.randn(3, *data["image"].shape[1:]) + math.log(threshold / (1 - threshold))
     plain = Compose(
         [
             Activationsd("pred", sigmoid=True),
             Invertd("pred", steps, "image", nearest_interp=False),
-            AsDiscreted("pred", threshold=0.5),
+            AsDiscreted("pred", threshold=threshold),
         ]
     )
     core, whole, enhancing = plain({**data, "pred": MetaTensor(logits.clone())})["pred"].as_tensor().bool()
     expected = torch.stack([core | enhancing, whole | core | enhancing, enhancing])
-    found = BratsRegionsInvertd("pred", steps, "image", label_values=None)({**data, "pred": logits.clone()})["pred"]
+    step = BratsRegionsInvertd("pred", steps, "image", label_values=None, threshold=threshold)
+    found = step({**data, "pred": logits.clone()})["pred"]
     assert torch.equal(torch.as_tensor(found).bool(), expected)
     assert 0.2 < expected.float().mean() < 0.8
     logits[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="finite"):
         BratsRegionsInvertd("pred", steps, "image")({**data, "pred": logits})
+    with pytest.raises(ValueError, match="expected a probability between 0 and 1, got 20"):
+        BratsRegionsInvertd("pred", steps, "image", threshold=20)

@@ -26,6 +26,8 @@ SEEDS = (0, 1, 2)
 # How many steps a plain network does in the time of one of the others, on a GPU that does nothing else, by
 # seconds_per_step of costs_*_cuda.json: runs with match="time" train the plain network that many times longer
 AS_LONG = {"canon": 3.7, "canon_unet": 1.5, "seunet": 7.3}
+# Steps of designs whose steps differ, in the time of 3,700 of the plain network, as which an estimator's own count
+IN_THAT_TIME = {"canon_late": 2600, "canon_unet_rarely": 3500, "canon_unet_after": 3700}
 
 
 def selection() -> list[list[Run]]:
@@ -35,7 +37,11 @@ def selection() -> list[list[Run]]:
         for name in reversed(MAIN)
     ]
     designs = [variants(TRIAL, network=DESIGNS[:3]), variants(TRIAL, network=DESIGNS[3:])]
-    return [*rates, *designs, variants(TRIAL, network=["canon_unet"], learning_rate=RATES[2:])]
+    faster = [
+        variants(TRIAL, network=[name], match=["time"], steps=[steps], learning_rate=RATES[2:])
+        for name, steps in IN_THAT_TIME.items()
+    ]
+    return [*rates, *designs, variants(TRIAL, network=["canon_unet"], learning_rate=RATES[2:]), *faster]
 
 
 def chosen_rates(output: str) -> dict[str, float]:
@@ -64,6 +70,8 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
         *[variants(HIPPOCAMPUS, network=[name], seed=SEEDS, match=["time"],
                    steps=[int(1000 * AS_LONG["canon"] / AS_LONG["canon_unet"])])
           for name in ("canon_unet", "canon_unet_wide")],
+        variants(HIPPOCAMPUS, network=["canon_unet_after"], seed=SEEDS, match=["time"],
+                 steps=[IN_THAT_TIME["canon_unet_after"]]),
         variants(HIPPOCAMPUS, network=["canon_pyramid_no_aug"], seed=SEEDS),
         *[variants(ACDC, setting=["coarse"], volumes=[33], network=[name], seed=SEEDS)
           for name in ("pyramid_mm_aug", "unet_aug", "unet_resampled_aug", "seunet_mm_aug")],

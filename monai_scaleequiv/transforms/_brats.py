@@ -14,7 +14,7 @@ REGIONS = ("tumour core", "whole tumour", "enhancing tumour")  # as ConvertToMul
 class BratsRegionsInvertd(ArgmaxInvertd):
     """``ArgmaxInvertd`` for the channels of MONAI's ``ConvertToMultiChannelBasedOnBratsClassesd``, and their inverse.
 
-    The same as ``Activationsd(sigmoid=True)``, ``Invertd(nearest_interp=False)`` and ``AsDiscreted(threshold=0.5)``,
+    The same as ``Activationsd(sigmoid=True)``, ``Invertd(nearest_interp=False)`` and ``AsDiscreted(threshold)``,
     but that a voxel of an inner region is in the outer ones, too: so it gets the label of the innermost one.
 
     Args:
@@ -23,11 +23,13 @@ class BratsRegionsInvertd(ArgmaxInvertd):
         transform: the preprocessing that is to be undone.
         orig_keys: keys of the images that went through it, with or without a batch axis.
         label_values: of necrotic core, oedema and enhancing tumour; None for the three regions as channels.
+        threshold: probability above which a voxel is in a region.
         sigmoid: whether ``keys`` hold logits; else they hold probabilities, as of ``Activationsd(sigmoid=True)``.
         allow_missing_keys: whether to pass over keys that are not there.
 
     Raises:
-        ValueError: when there are not three channels, another size than the image's, or NaN or infinity.
+        ValueError: when the threshold is not between 0 and 1, or there are not three channels, another size than the
+            image's, or NaN or infinity.
 
     Example::
 
@@ -46,6 +48,7 @@ class BratsRegionsInvertd(ArgmaxInvertd):
         transform: InvertibleTransform,
         orig_keys: KeysCollection,
         label_values: Sequence[int] | None = (1, 2, 4),
+        threshold: float = 0.5,
         sigmoid: bool = True,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -53,14 +56,18 @@ class BratsRegionsInvertd(ArgmaxInvertd):
         if label_values is not None and (len(set(label_values) | {0}) != 4 or not set(label_values) <= set(range(256))):
             hint = "give those of necrotic core, oedema and enhancing tumour, such as [1, 2, 4]"
             raise ValueError(f"label_values: expected three labels from 1 to 255, got {list(label_values)}; {hint}.")
-        self.label_values = label_values
+        if not 0 < threshold < 1:
+            raise ValueError(
+                f"threshold: expected a probability between 0 and 1, got {threshold}; give one such as 0.5."
+            )
+        self.label_values, self.threshold = label_values, threshold
         self.sigmoid = sigmoid
 
     def _activate(self, piece: torch.Tensor) -> torch.Tensor:
         return piece.sigmoid() if self.sigmoid else piece
 
     def _labels(self, probabilities: torch.Tensor, image: torch.Tensor, orig_key: object) -> torch.Tensor:
-        core, whole, enhancing = (self._inverted(region, image, orig_key) > 0.5 for region in probabilities)
+        core, whole, enhancing = (self._inverted(region, image, orig_key) > self.threshold for region in probabilities)
         core = core | enhancing
         whole = whole | core
         if self.label_values is None:
