@@ -159,6 +159,7 @@ def main(results: str, output: str) -> None:
         output: folder for the pictures.
     """
     runs = load(results)
+    Path(output).mkdir(parents=True, exist_ok=True)
     for dataset in sorted({run["dataset"] for run in runs}):
         if by_setting(runs, dataset):
             figure(runs, dataset, Path(output) / f"dice_{dataset}.png")
