@@ -81,7 +81,8 @@ def trained(bundle, phantoms, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(bundle, trained):
-    return {"ckpt_path": trained / "models" / "model.pt", "roi_size": list(SIZE), **tiny(bundle)}
+    given = {"ckpt_path": trained / "models" / "model.pt", "roi_size": list(SIZE), **tiny(bundle)}
+    return given | ({"threshold": 0.3} if bundle.name == BRATS else {})
 
 
 @pytest.fixture(scope="module")
