@@ -148,7 +148,9 @@ def test_probabilities_lie_on_the_grid_of_the_image(data, tmp_path):
     expected = nib.load(tmp_path / "out" / "thick_seg.nii.gz")
     path, other = str(tmp_path / "thick.nii.gz"), str(Path(data["dataroot"]) / "imagesTr" / "phantom_004.nii.gz")
     given = {**definition, "image_save_func": {"_target_": "SaveImage"}, "rank": 0}
-    for found in algo.predict([path, other, {"image": path}], given)[::2]:
+    *answers, straight = algo.predict([path, {"image": path}, other], given)
+    assert straight.shape[1:] == image.shape != thick.shape
+    for found in answers:
         torch.testing.assert_close(found.sum(0).as_tensor(), torch.ones(thick.shape))
         np.testing.assert_array_equal(found.argmax(0).numpy(), np.asarray(expected.dataobj))
         np.testing.assert_allclose(found.affine.numpy(), thick.affine, atol=1e-5)
