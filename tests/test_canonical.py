@@ -63,6 +63,10 @@ def test_centred_estimates_have_no_mean(float64):
     assert before.mean().abs() > 0.01
     net.center(iter(images))
     torch.testing.assert_close(torch.cat([net.estimate(x) for x in images]), before - before.mean())
+    with pytest.raises(ValueError, match="expected at least one, got none"):
+        net.center([])
+    with pytest.raises(ValueError, match=r"expected input of shape \(batch, 1, "):
+        net.center([torch.rand(1, 2, 12, 10, 14)])
 
 
 def test_a_network_of_single_voxels_stays_as_it_is(float64):

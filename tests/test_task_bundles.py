@@ -432,6 +432,14 @@ def test_case_that_lacks_a_modality_fails_alone(since_2023, tmp_path, capsys, pa
     assert {path.name.split("-")[0] for path in (tmp_path / "out").glob("*.nii.gz")} == cases
 
 
+def test_missing_modality_is_named_as_the_others_are(tmp_path):
+    for part in ("flair", "t1", "t2"):
+        (tmp_path / f"BraTS20_001_{part}.nii").write_bytes(b"")
+    (case,) = nifti_datalist(tmp_path, channels=4)
+    names = [Path(file).name for file in case["image"]]
+    assert names == [f"BraTS20_001_{part}.nii" for part in ("flair", "t1", "t1ce", "t2")]
+
+
 def test_labels_of_the_decathlon_by_their_names(since_2023, tmp_path):
     """A 4D file per case; 1 is the oedema there and 2 the core, so that a code that is not told is an error."""
     entries = []

@@ -26,7 +26,8 @@ SEEDS = (0, 1, 2)
 # How many steps a plain network does in the time of one of the others, on a GPU that does nothing else, by
 # seconds_per_step of costs_*_cuda.json: runs with match="time" train the plain network that many times longer
 AS_LONG = {"canon": 3.7, "canon_unet": 1.5, "seunet": 7.3}
-# Steps of designs whose steps differ, in the time of 3,700 of the plain network, as which an estimator's own count
+# Steps of designs that have several kinds of them, in the time of 3,700 of the plain network's; each in which an
+# estimator is trained by itself counts as one of those
 IN_THAT_TIME = {"canon_late": 2600, "canon_unet_rarely": 3500, "canon_unet_after": 3700}
 
 

@@ -1,6 +1,7 @@
 """What each step of a training trains, and at which learning rate."""
 
 import math
+from itertools import accumulate
 
 from benchmarks.dice.networks import Entry
 
@@ -43,7 +44,7 @@ class Stages:
 def times(steps: int, alone: int) -> list[float]:
     """When each step begins, in mean steps, where those after ``alone`` last ``LATE_COST`` times as long."""
     costs = [1.0] * alone + [LATE_COST] * (steps - alone)
-    return [steps * sum(costs[:i]) / sum(costs) for i in range(steps)]
+    return [steps * start / sum(costs) for start in accumulate(costs[:-1], initial=0.0)]
 
 
 def rate_at(step: float, steps: int, peak: float) -> float:

@@ -40,8 +40,9 @@ def brats_cases(files: Iterable[Path]) -> Mapping[tuple[Path, str, str], Parts]:
 def image_files(key: tuple[Path, str, str], parts: Parts) -> tuple[Path, ...]:
     """A case's images in the order of the channels; where one is missing, the name that it would have."""
     folder, name, sign = key
-    spelt = {modality: ending for ending, modality in SINCE_2023.items()} if sign == "-" else {}
-    return tuple(parts.get(m, folder / f"{name}{sign}{spelt.get(m, m)}.nii.gz") for m in MODALITIES)
+    spelt = {modality: spelling for spelling, modality in SINCE_2023.items()} if sign == "-" else {}
+    ending = re.findall(r"(?:\.nii)?(?:\.gz)?$", next(iter(parts.values())).name, re.IGNORECASE)[0]  # as of its others
+    return tuple(parts.get(m, folder / f"{name}{sign}{spelt.get(m, m)}{ending}") for m in MODALITIES)
 
 
 def missing_modalities(parts: Parts) -> str:

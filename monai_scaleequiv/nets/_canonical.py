@@ -143,9 +143,16 @@ class ScaleCanonicalizer(ScalePyramid):
         """Takes from the estimates their mean over images (B, in_channels, D, H, W), those of the training.
 
         An estimator that was trained on crops has a bias on whole images, whose scale is to be 0.
+
+        Raises:
+            ValueError: when there is no image, or one has another number of axes or channels.
         """
-        weight = self.estimator.last.weight
-        estimates = [self.estimator(self._seen(_plain(image).to(weight), 0.0)) for image in images]
+        estimates = []
+        for image in images:
+            check_image(image, self.spatial_dims, self.in_channels)
+            estimates.append(self.estimator(self._seen(_plain(image).to(self.estimator.last.weight), 0.0)))
+        if not estimates:
+            raise ValueError("images: expected at least one, got none; give those of the training.")
         self.estimator.last.bias.sub_(torch.cat(estimates).mean())
 
     def _seen(self, x: torch.Tensor, log2_scale: float) -> torch.Tensor:
