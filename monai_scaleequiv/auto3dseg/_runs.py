@@ -67,13 +67,11 @@ class InferClass:
         handlers = [handler for handler in self.parser["handlers"] if handler["_target_"] in HANDLERS]
         own = {"bundle_root": str(configs.parent), "handlers": handlers, "postprocessing#transforms": PROBABILITIES}
         own |= merged_record(self.parser, read_record(configs.parent / "models" / "model.pt") or {})
-        self.parser.update({**own, "datalist": [], **({"device": f"cuda:{rank}"} if rank else {}), **overrides})
-        self.evaluator = self.parser.get_parsed_content("evaluator")
+        self.parser.update({**own, **({"device": f"cuda:{rank}"} if rank else {}), **overrides})
 
     def infer(self, image_file: Mapping[str, Any] | str) -> torch.Tensor:
         """Probabilities (K, D, H, W) of the classes on the image's own grid, from its path or ``{"image": path}``."""
-        case = image_file if isinstance(image_file, Mapping) else {"image": image_file}
-        self.evaluator.data_loader.dataset.data = [case]
-        self.evaluator.state.epoch_length = 1
-        self.evaluator.run()
-        return self.evaluator.state.output[0]["pred"]
+        self.parser["datalist"] = [image_file]
+        evaluator = self.parser.get_parsed_content("evaluator")
+        evaluator.run()
+        return evaluator.state.output[0]["pred"]
