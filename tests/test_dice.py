@@ -495,7 +495,7 @@ def test_learning_rate_follows_the_time_of_the_steps():
 
 def test_estimator_is_trained_by_itself_at_the_end(small_recipes, monkeypatch, tmp_path):
     """On samples near their own size; what segments stays as it is, and a stopped training goes on."""
-    entry = dataclasses.replace(ENTRIES["canon_unet_after"], estimator_last=3 / 8)
+    entry = dataclasses.replace(ENTRIES["canon_unet_after"], estimator_last=3)
     monkeypatch.setitem(ENTRIES, "canon_unet_after", entry)
     trainer = trainer_of("canon_unet_after", steps=8)
     rates = Stages(8, entry).rates(4.0)
@@ -523,6 +523,21 @@ def test_estimator_is_trained_by_itself_at_the_end(small_recipes, monkeypatch, t
     images = [volume.normalised()[None] for volume in trainer.volumes]
     means = [torch.cat([n.estimator(n._seen(x, 0.0)) for x in images]).mean().abs() for n in (resumed.net, trainer.net)]
     assert means[0] < 1e-6 < means[1]  # centred when it was finished
+
+
+def test_a_network_that_is_canonicalised_later_is_trained_like_a_plain_one(small_recipes, monkeypatch):
+    """To the last bit: the two differ by what the estimator does."""
+    monkeypatch.setitem(ENTRIES, "canon_unet_after", dataclasses.replace(ENTRIES["canon_unet_after"], estimator_last=2))
+    plain, later = trainer_of("unet_aug", steps=4), trainer_of("canon_unet_after", steps=6)
+    finish([plain])
+    finish([later])
+    assert torch.equal(later.lost[:4], plain.lost)
+    ours, theirs = later.net.network.state_dict(), plain.net.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_no_more_than_half_of_a_short_training_is_the_estimators():
+    assert [Stages(n, ENTRIES["canon_unet_after"]).last for n in (3700, 1000, 8, 1)] == [500, 500, 4, 0]
 
 
 def test_steps_take_the_plan_in_order(small_recipes):
@@ -696,7 +711,7 @@ def test_slices_at_their_own_and_another_voxel_size():
 
 
 def test_runs_of_the_protocol_have_names_of_their_own():
-    groups = [*protocol.selection(), *protocol.protocol({"unet": 0.01, "pyramid": 0.0025})]
+    groups = [*protocol.selection(), *protocol.protocol({"unet": 0.01, "pyramid": 0.0025, "canon": 0.02})]
     names = [run.name for group in groups for run in group]
     assert len(names) == len(set(names)) > 100
     for group in groups:
@@ -704,7 +719,7 @@ def test_runs_of_the_protocol_have_names_of_their_own():
         assert len(alike) == 1, group  # these run beside each other
         assert {run.network for run in group} <= ENTRIES.keys()
     rates = {(run.network, run.learning_rate) for group in groups[len(protocol.selection()) :] for run in group}
-    assert {("unet_aug", 0.01), ("canon_pyramid", 0.0025), ("pyramid_mm_aug", 0.0025), ("seunet_aug", 5e-3)} <= rates
+    assert {("unet_aug", 0.01), ("canon_pyramid", 0.02), ("pyramid_mm_aug", 0.0025), ("seunet_aug", 5e-3)} <= rates
     assert len(rates) == len({network for network, _ in rates})
     assert [len(part) for part in protocol._split(groups, 2)[:2]] == [2, 1]
     assert [run for part in protocol._split(groups, 2) for run in part] == [run for group in groups for run in group]

@@ -54,7 +54,13 @@ def main(
 def _row(run: Run, pool: list, device: torch.device) -> dict:
     trainer = Trainer(run, pool, device)
     row = {"gmacs": round(gmacs(trainer), 3), "parameters": sum(p.numel() for p in trainer.net.parameters())}
-    row["seconds_per_step"] = float(f"{seconds_per_step(trainer, 5 if device.type == 'cpu' else 30):.4g}")
+    row["seconds_per_step"] = seconds_per_step(trainer)
+    if trainer.stages.last:
+        trainer = Trainer(run, pool, device)
+        trainer.done = trainer.stages.segmenting
+        trainer.at.fill_(trainer.done)
+        row["seconds_per_estimator_step"] = seconds_per_step(trainer)
+        row["estimator_steps"] = ENTRIES[run.network].estimator_last
     row["machine"] = (
         torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     )
@@ -64,8 +70,9 @@ def _row(run: Run, pool: list, device: torch.device) -> dict:
     return row
 
 
-def seconds_per_step(trainer: Trainer, steps: int = 30) -> float:
+def seconds_per_step(trainer: Trainer) -> float:
     """Median seconds of a step on a machine that does nothing else; the trainer is of no further use."""
+    steps = 5 if trainer.device.type == "cpu" else 30
     torch.backends.cudnn.benchmark = trainer.device.type == "cuda"
     taken = []
     for _ in range(steps):
@@ -74,7 +81,7 @@ def seconds_per_step(trainer: Trainer, steps: int = 30) -> float:
         if trainer.device.type == "cuda":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
-    return sorted(taken)[len(taken) // 2]
+    return float(f"{sorted(taken)[len(taken) // 2]:.4g}")
 
 
 def gmacs(trainer: Trainer) -> float:

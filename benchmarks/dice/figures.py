@@ -60,7 +60,7 @@ def mosaic(runs: Sequence[dict]) -> list[list[str]]:
     if found:
         scaled = {is_scale(c) for c in conditions_of(found[main_volumes(found)])}
         rows.append([*["scale" if True in scaled else "others"] * 3, "scale" if False not in scaled else "others"])
-    if any(run["match"] == "time" for run in runs):
+    if any(run["match"] != "steps" for run in runs):
         rows.append(["time home", "time home", "time mean", "time mean"])
     return rows
 

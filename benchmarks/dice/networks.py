@@ -15,6 +15,7 @@ from monai_scaleequiv.published import PublishedSEUNet
 HALF = tuple(2 ** (i / 2) for i in (-1, 0, 1))  # half octaves about the image's own voxels
 FOUR = tuple(2 ** (i / 2) for i in (-2, -1, 0, 1))
 FIVE = tuple(2 ** (i / 2) for i in (-2, -1, 0, 1, 2))
+COARSE = tuple(2 ** (i / 2) for i in (0, 1, 2))  # no finer copy, so that all three cost one and a half passes
 STEPS_OF_AN_OCTAVE = tuple(0.9**i for i in range(4))
 WORKING = 1.25  # mm, ACDC's usual in the plane
 WIDE = 1.0  # octaves of size augmentation either way
@@ -71,7 +72,7 @@ class Entry:
     is_told: bool = False  # whether training tells it too: samples of one volume at a time, no CUDA graph
     alone: float = 0.0  # share of the steps in which a LatePyramid runs its network alone
     estimator_every: int = 1  # steps, in that share, of which one trains the estimator of sizes
-    estimator_last: float = 0.0  # share at the end that trains it by itself, on images near their own size; none before
+    estimator_last: int = 0  # steps at the end that train it by itself, on images near their own size; none before
 
 
 def unet(axes: int, channels: int, classes: int) -> nn.Module:
@@ -197,6 +198,7 @@ CANONICAL = {
     "own": once, "half": brought(over(HALF)), "four_mean": brought(over(FOUR, "mean")), "without": inside(once),
 }  # fmt: skip
 COPIES = {"own": once, "four": over(FOUR)}
+CANONICAL_COPIES = {"own": once, "four": brought(over(FOUR)), "without": inside(once)}
 AFTER = {"own": once, "four_mean": brought(over(FOUR, "mean")), "without": inside(over(FOUR, "mean"))}
 LATE = {"own": once, "four": brought(over(FOUR))}
 ENTRIES = {
@@ -219,11 +221,14 @@ ENTRIES = {
     "canon_unet": Entry(canonical(), 0.5, CANONICAL),
     "canon_unet_wide": Entry(canonical(), WIDE, CANONICAL),
     "canon_unet_rarely": Entry(canonical(), WIDE, CANONICAL, alone=1.0, estimator_every=8),
-    "canon_unet_after": Entry(canonical(), WIDE, AFTER, estimator_last=500 / 3700),
+    "canon_unet_after": Entry(canonical(), WIDE, AFTER, estimator_last=500),
     "canon_late": Entry(canonical(late_pyramid), WIDE, LATE, alone=LATE_FROM, estimator_every=4),
     "canon_two_scales": Entry(canonical(two_scales_at_a_time), 0.5, {"own": once}),
     "canon_wider_kernels": Entry(canonical(pyramid_of_wider_kernels), 0.5, {"own": once}),
-    "canon_pyramid": Entry(canonical(pyramid()), 0.5, {"own": once, "without": inside(once)}),
+    "canon_pyramid": Entry(canonical(pyramid()), 0.5, CANONICAL_COPIES),
+    "canon_pyramid_wide": Entry(canonical(pyramid()), WIDE, CANONICAL_COPIES),
+    "canon_coarse": Entry(canonical(pyramid(COARSE)), 0.5, CANONICAL_COPIES),
+    "canon_coarse_wide": Entry(canonical(pyramid(COARSE)), WIDE, CANONICAL_COPIES),
     "unet_resampled_aug": Entry(unet, NARROW, {"own": at_working}, resample=WORKING, unit=1.0),
     "pyramid_mm_aug": Entry(pyramid_mm, NARROW, PLAIN, unit=1.0, is_told=True),
     "seunet_mm_aug": Entry(seunet, NARROW, PLAIN, unit=WORKING, is_told=True),

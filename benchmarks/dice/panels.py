@@ -16,6 +16,7 @@ ROWS = {
     ("canon_pyramid_matched", "own"): ("ScaleCanonicalizer, as small as UNet (ours)", "#009E73", "P-"),
     ("canon_whole_aug", "own"): ("ScaleCanonicalizer on whole images (ours)", "#009E73", "P-"),
     ("canon_unet", "half"): ("ScaleCanonicalizer, plain UNet (ours)", "#009E73", "h-"),
+    ("canon_unet_after", "four_mean"): ("the averaged UNet, canonicalised once it is trained (ours)", "#009E73", "*-"),
     ("pyramid_aug", "four"): ("ScalePyramid (ours)", "#56B4E9", "D-"),
     ("pyramid_aug", "own"): ("ScalePyramid (ours)", "#56B4E9", "D-"),
     ("pyramid_mm_aug", "own"): ("ScalePyramid in mm (ours)", "#009E73", "p-"),
@@ -167,9 +168,9 @@ def against_time(axes: Axes, runs: Sequence[dict], averaged: bool) -> None:
     """A point for each length of training: filled for the same steps, open for the same time."""
     axes.set_xscale("log")
     for row, style in rows_to_draw(runs, averaged).items():
-        for match in ("steps", "time"):
+        for is_filled in (True, False):
             points = {}
-            alike = [run for run in runs if run["match"] == match]
+            alike = [run for run in runs if (run["match"] == "steps") == is_filled]
             for steps in sorted({run["steps"] for run in alike if run["network"] == row[0]}):
                 chosen = [run for run in alike if run["steps"] == steps]
                 point = estimate_at(chosen, row, averaged)
@@ -177,7 +178,7 @@ def against_time(axes: Axes, runs: Sequence[dict], averaged: bool) -> None:
                 if point and np.isfinite(seconds):
                     points[float(seconds)] = point
             if points:
-                draw(axes, list(points), list(points.values()), style, filled=match == "steps")
+                draw(axes, list(points), list(points.values()), style, is_filled)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()

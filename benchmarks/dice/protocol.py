@@ -12,8 +12,9 @@ from benchmarks.dice.training import Run
 USUAL_RATE = 5e-3
 RATES = (2.5e-3, USUAL_RATE, 1e-2)
 MAIN = ("unet_aug", "pyramid_aug", "seunet_aug")
+TUNED = ("canon_pyramid", *MAIN)  # have a learning rate of their own
 DESIGNS = (
-    "canon_pyramid", "pyramid_attentive", "pyramid_wide",
+    "pyramid_attentive", "pyramid_wide",
     "pyramid_deep", "canon_unet", "pyramid_fine_steps",
     "canon_two_scales", "canon_wider_kernels",
 )  # fmt: skip
@@ -26,18 +27,28 @@ SEEDS = (0, 1, 2)
 # How many steps a plain network does in the time of one of the others, on a GPU that does nothing else, by
 # seconds_per_step of costs_*_cuda.json: runs with match="time" train the plain network that many times longer
 AS_LONG = {"canon": 3.7, "canon_unet": 1.5, "seunet": 7.3}
-# Steps of designs that have several kinds of them, in the time of 3,700 of the plain network's; each in which an
-# estimator is trained by itself counts as one of those
-IN_THAT_TIME = {"canon_late": 2600, "canon_unet_rarely": 3500, "canon_unet_after": 3700}
+ACDC_AS_LONG = 7180  # of a plain network in the time of 1,500 of the pyramid in mm, on a CPU, both in turns
+# Steps of other designs in the time of 3,700 of the plain network's; each in which an estimator is trained by itself
+# counts as one of those
+IN_THAT_TIME = {
+    "canon_late": 2600, "canon_unet_rarely": 3500, "canon_unet_after": 3700, "canon_pyramid": 1000,
+    "canon_pyramid_wide": 1000, "canon_coarse": 1550, "canon_coarse_wide": 1550,
+}  # fmt: skip
+# How long networks are trained to see who is ahead in the end, by steps of the plain one; the last one's estimator
+# takes 2.4 % longer
+LONGER = {
+    7400: {"unet_aug": 7400, "canon_pyramid": 2000},
+    14800: {"unet_aug": 14800, "canon_pyramid": 4000, "canon_unet_after": 14800 + 500},
+}
 
 
 def selection() -> list[list[Run]]:
     """Choices on validation volumes: learning rates of the main networks, and other designs at the usual one."""
     rates = [
         variants(TRIAL, network=[name], learning_rate=RATES, steps=[300 if name == "seunet_aug" else TRIAL.steps])
-        for name in reversed(MAIN)
+        for name in reversed(TUNED)
     ]
-    designs = [variants(TRIAL, network=DESIGNS[:3]), variants(TRIAL, network=DESIGNS[3:])]
+    designs = [variants(TRIAL, network=DESIGNS[:2]), variants(TRIAL, network=DESIGNS[2:])]
     faster = [
         variants(TRIAL, network=[name], match=["time"], steps=[steps], learning_rate=RATES[2:])
         for name, steps in IN_THAT_TIME.items()
@@ -48,13 +59,13 @@ def selection() -> list[list[Run]]:
 def chosen_rates(output: str) -> dict[str, float]:
     """Learning rate of each kind of network: the best on the validation volumes, over all test scales."""
     best: dict[str, tuple[float, float]] = {}
-    for runs in selection()[: len(MAIN)]:
+    for runs in selection()[: len(TUNED)]:
         for run in runs:
             file = Path(output) / f"{run.name}.json"
             if file.exists():
                 rows = json.loads(file.read_text())["tests"]["own"]["dice"].values()
                 found = mean([row for condition in rows for row in condition]), run.learning_rate
-                kind = run.network.split("_")[0]
+                kind = kind_of(run)
                 best[kind] = max(best.get(kind, found), found)
     return {kind: rate for kind, (_, rate) in best.items()}
 
@@ -73,11 +84,14 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
           for name in ("canon_unet", "canon_unet_wide")],
         variants(HIPPOCAMPUS, network=["canon_unet_after"], seed=SEEDS, match=["time"],
                  steps=[IN_THAT_TIME["canon_unet_after"]]),
+        *[variants(HIPPOCAMPUS, network=[name], seed=SEEDS, match=[f"time{time}"], steps=[steps])
+          for time, networks in LONGER.items() for name, steps in networks.items()],
         variants(HIPPOCAMPUS, network=["canon_pyramid_no_aug"], seed=SEEDS),
         *[variants(ACDC, setting=["coarse"], volumes=[33], network=[name], seed=SEEDS)
           for name in ("pyramid_mm_aug", "unet_aug", "unet_resampled_aug", "seunet_mm_aug")],
         *[variants(BRATS, volumes=[n], network=[name], fold=range(6))
           for n in (10, 15) for name in ("unet_aug", "canon_pyramid_matched")],
+        variants(ACDC, setting=["coarse"], volumes=[33], seed=SEEDS, match=["time"], steps=[ACDC_AS_LONG]),
         variants(BRATS, steps=[int(600 * AS_LONG["canon"])], match=["time"], fold=range(6)),
         *[variants(HIPPOCAMPUS, volumes=[n], seed=SEEDS, steps=[int(1000 * AS_LONG["canon"])], match=["time"])
           for n in (10, 126)],
@@ -95,11 +109,14 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
     return [[with_rate(run, rates) for run in group] for group in groups]
 
 
+def kind_of(run: Run) -> str:
+    """Networks of one kind have one learning rate."""
+    return run.network.split("_")[0]
+
+
 def with_rate(run: Run, rates: dict[str, float]) -> Run:
-    """With the rate of its kind, a canonicalised pyramid with the pyramid's; the usual one where none was chosen."""
-    kind = run.network.removeprefix("canon_").split("_")[0]
-    kind = "pyramid" if kind in ("whole", "two", "wider") else kind  # what these canonicalise
-    return variants(run, learning_rate=[rates.get(kind, USUAL_RATE)])[0]
+    """With the rate of its kind; the usual one where none was chosen."""
+    return variants(run, learning_rate=[rates.get(kind_of(run), USUAL_RATE)])[0]
 
 
 def main(

@@ -19,7 +19,7 @@ class Stages:
     """
 
     def __init__(self, steps: int, entry: Entry) -> None:
-        self.last = round(entry.estimator_last * steps)
+        self.last = min(entry.estimator_last, steps // 2)
         self.segmenting, self.alone = steps - self.last, int(entry.alone * steps)
         self.every = entry.estimator_every
         self.of_a_canonicaliser = self.every > 1 or self.last > 0

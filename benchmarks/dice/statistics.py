@@ -85,8 +85,9 @@ def load(folder: str | Path) -> list[dict]:
         alone = costs.get(f"costs_{run['dataset']}_cuda")
         if alone is not None or run["device"] != "cpu":
             found = (alone or {}).get(run["network"], {})
-            run["seconds_per_step"] = found.get("seconds_per_step", math.nan)
-            run["training_seconds"] = run["steps"] * run["seconds_per_step"]
+            each = run["seconds_per_step"] = found.get("seconds_per_step", math.nan)
+            last = found.get("estimator_steps", 0)  # of another kind, which is measured by itself
+            run["training_seconds"] = (run["steps"] - last) * each + last * found.get("seconds_per_estimator_step", 0.0)
             run["gmacs"] = found.get("gmacs", run["gmacs"])
         if run["setting"] == VALIDATION:
             run["network"] += f" at {run['learning_rate']:g}"

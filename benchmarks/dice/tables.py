@@ -56,7 +56,9 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def title(group: Group) -> str:
-    trained = f"{group.steps} steps" if group.match == "steps" else "the same time"
+    of_plain = group.match.removeprefix("time")  # steps, or none for the shortest of several times
+    same = f"the time of {of_plain} steps of the plain network" if of_plain else "the same time"
+    trained = f"{group.steps} steps" if group.match == "steps" else same
     return f"### {group.dataset}, {group.setting}, {group.volumes} volumes, {trained}"
 
 
