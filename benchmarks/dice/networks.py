@@ -199,7 +199,8 @@ CANONICAL = {
 }  # fmt: skip
 COPIES = {"own": once, "four": over(FOUR)}
 CANONICAL_COPIES = {"own": once, "four": brought(over(FOUR)), "without": inside(once)}
-AFTER = {"own": once, "four_mean": brought(over(FOUR, "mean")), "without": inside(over(FOUR, "mean"))}
+CANONICAL_AVERAGED = {"own": once, "four_mean": brought(over(FOUR, "mean"))}
+AFTER = CANONICAL_AVERAGED | {"without": inside(over(FOUR, "mean"))}
 LATE = {"own": once, "four": brought(over(FOUR))}
 ENTRIES = {
     "unet_aug": Entry(unet, WIDE, AVERAGED),
@@ -222,6 +223,7 @@ ENTRIES = {
     "canon_unet_wide": Entry(canonical(), WIDE, CANONICAL),
     "canon_unet_rarely": Entry(canonical(), WIDE, CANONICAL, alone=1.0, estimator_every=8),
     "canon_unet_after": Entry(canonical(), WIDE, AFTER, estimator_last=500),
+    "canon_unet_after_1000": Entry(canonical(), WIDE, CANONICAL_AVERAGED, estimator_last=1000),
     "canon_late": Entry(canonical(late_pyramid), WIDE, LATE, alone=LATE_FROM, estimator_every=4),
     "canon_two_scales": Entry(canonical(two_scales_at_a_time), 0.5, {"own": once}),
     "canon_wider_kernels": Entry(canonical(pyramid_of_wider_kernels), 0.5, {"own": once}),

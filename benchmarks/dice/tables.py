@@ -29,7 +29,7 @@ PAIRS = {  # ours and the baseline, network/test
     "hippocampus": [
         ("canon_pyramid/own", "unet_aug/own"), ("canon_pyramid/own", "unet_aug/four_mean"),
         ("canon_whole_aug/own", "unet_whole_aug/half"), ("canon_unet/half", "unet_aug/four_mean"),
-        ("canon_unet_after/four_mean", "unet_aug/four_mean"),
+        ("canon_unet_after/four_mean", "unet_aug/four_mean"), ("canon_unet_after_1000/four_mean", "unet_aug/four_mean"),
     ],
     "brats": [("canon_pyramid_matched/own", "unet_aug/half"), ("seunet_aug/own", "unet_aug/half")],
     "acdc": [("pyramid_mm_aug/own", "unet_resampled_aug/own")],

@@ -37,8 +37,8 @@ class ScaleCanonicalizer(ScalePyramid):
     is known. This needs nothing of the training loop: the gradient of :py:meth:`estimator_loss` is added in the
     backward pass of the logits, times ``weight`` and the sum of their gradient's absolute values. So it follows the
     scaling of a loss, for float16 or for accumulated gradients, while Adam makes up for its size; with SGD, set
-    ``weight`` to 0 and add :py:meth:`estimator_loss` to the loss. Around a network that is trained already, some
-    hundred steps with that loss alone do, and :py:meth:`center`.
+    ``weight`` to 0 and add :py:meth:`estimator_loss` to the loss. Around a network that is trained already, a
+    thousand steps with that loss alone do, and :py:meth:`center`.
 
     The scale is that of what one call sees: prefer whole images to sliding windows, of which each would have its own.
     A copy for the scale s costs ``s ** -spatial_dims`` passes. TorchScript takes the evaluation, tracing and export do
@@ -75,7 +75,7 @@ class ScaleCanonicalizer(ScalePyramid):
 
         >>> images, net = torch.rand(3, 1, 1, 16, 24, 16), ScaleCanonicalizer(unet)
         >>> optimizer = torch.optim.AdamW(net.estimator.parameters(), lr=0.005)
-        >>> for image in images:  # some hundred steps
+        >>> for image in images:  # a thousand steps
         ...     optimizer.zero_grad()
         ...     net.estimator_loss(image).backward()
         ...     optimizer.step()
