@@ -617,6 +617,16 @@ def test_costs_of_networks(small_recipes, tmp_path, monkeypatch, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2  # done once
 
 
+def test_costs_of_a_network_with_two_kinds_of_steps(small_recipes, tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "load", lambda *_: [made_up(seed=i) for i in range(84)])
+    done = []
+    monkeypatch.setattr(costs, "seconds_per_step", lambda trainer: done.append(trainer.done) or len(done))
+    costs.main(str(tmp_path), "", networks=["canon_unet_after_1000"])
+    row = json.loads((tmp_path / "costs_hippocampus_cpu.json").read_text())["canon_unet_after_1000"]
+    assert done == [0, costs.CHEAP // 2]  # the second from where the estimator is trained by itself
+    assert (row["seconds_per_step"], row["seconds_per_estimator_step"], row["estimator_steps"]) == (1, 2, 1000)
+
+
 # Measurements
 
 

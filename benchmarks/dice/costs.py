@@ -56,7 +56,6 @@ def _row(run: Run, pool: list, device: torch.device) -> dict:
     row = {"gmacs": round(gmacs(trainer), 3), "parameters": sum(p.numel() for p in trainer.net.parameters())}
     row["seconds_per_step"] = seconds_per_step(trainer)
     if trainer.stages.last:
-        trainer = Trainer(run, pool, device)
         trainer.done = trainer.stages.segmenting
         trainer.at.fill_(trainer.done)
         row["seconds_per_estimator_step"] = seconds_per_step(trainer)

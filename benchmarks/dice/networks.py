@@ -18,6 +18,7 @@ FIVE = tuple(2 ** (i / 2) for i in (-2, -1, 0, 1, 2))
 COARSE = tuple(2 ** (i / 2) for i in (0, 1, 2))  # no finer copy, so that all three cost one and a half passes
 STEPS_OF_AN_OCTAVE = tuple(0.9**i for i in range(4))
 WORKING = 1.25  # mm, ACDC's usual in the plane
+TRAINED = 1.5625  # mm, that of most images of the setting "coarse" that train
 WIDE = 1.0  # octaves of size augmentation either way
 NARROW = 0.77  # for the pyramids: 1/1.7 to 1.7, as the copies cover the rest; pyramid_wide is trained with the other
 
@@ -120,6 +121,11 @@ def at_working(net: nn.Module) -> nn.Module:
     return ScalePyramid(net, (1.0,), "mean", 2, voxel_size=WORKING)
 
 
+def anchored(net: nn.Module) -> nn.Module:
+    """Averaged over scales of the voxel size that the network was trained at, whatever an image's own."""
+    return ScalePyramid(net, FOUR, "mean", 2, voxel_size=TRAINED)
+
+
 def narrower_pyramid(axes: int, channels: int, classes: int) -> nn.Module:
     """With the narrow estimator of sizes as many parameters as the plain network."""
     net = UNet(axes, channels, classes, (15, 30, 60), (2, 2), num_res_units=2)
@@ -198,10 +204,10 @@ CANONICAL = {
     "own": once, "half": brought(over(HALF)), "four_mean": brought(over(FOUR, "mean")), "without": inside(once),
 }  # fmt: skip
 COPIES = {"own": once, "four": over(FOUR)}
-CANONICAL_COPIES = {"own": once, "four": brought(over(FOUR)), "without": inside(once)}
 CANONICAL_AVERAGED = {"own": once, "four_mean": brought(over(FOUR, "mean"))}
 AFTER = CANONICAL_AVERAGED | {"without": inside(over(FOUR, "mean"))}
 LATE = {"own": once, "four": brought(over(FOUR))}
+CANONICAL_COPIES = LATE | {"without": inside(once)}
 ENTRIES = {
     "unet_aug": Entry(unet, WIDE, AVERAGED),
     "pyramid_aug": Entry(pyramid(), NARROW, COPIES),
@@ -232,6 +238,7 @@ ENTRIES = {
     "canon_coarse": Entry(canonical(pyramid(COARSE)), 0.5, CANONICAL_COPIES),
     "canon_coarse_wide": Entry(canonical(pyramid(COARSE)), WIDE, CANONICAL_COPIES),
     "unet_resampled_aug": Entry(unet, NARROW, {"own": at_working}, resample=WORKING, unit=1.0),
+    "unet_mm_after": Entry(unet, WIDE, {"four_mean": over(FOUR, "mean"), "mm": anchored}, unit=1.0),
     "pyramid_mm_aug": Entry(pyramid_mm, NARROW, PLAIN, unit=1.0, is_told=True),
     "seunet_mm_aug": Entry(seunet, NARROW, PLAIN, unit=WORKING, is_told=True),
 }

@@ -25,17 +25,18 @@ ACDC = Run("acdc", "unet_aug", 37, setting="half", steps=1500)
 KEPT = [HIPPOCAMPUS, *variants(HIPPOCAMPUS, network=("pyramid_aug", "canon_pyramid"))]  # weights, for pictures
 SEEDS = (0, 1, 2)
 # How many steps a plain network does in the time of one of the others, on a GPU that does nothing else, by
-# seconds_per_step of costs_*_cuda.json: runs with match="time" train the plain network that many times longer
+# seconds_per_step of costs_*_cuda.json: runs with match="time" train the plain network that many times longer, those
+# with match="timeN" as long as N of its steps take
 AS_LONG = {"canon": 3.7, "canon_unet": 1.5, "seunet": 7.3}
 ACDC_AS_LONG = 7180  # of a plain network in the time of 1,500 of the pyramid in mm, on a CPU, both in turns
-# Steps of other designs in the time of 3,700 of the plain network's; each in which an estimator is trained by itself
-# counts as one of those
+# Steps of other designs in about the time of 3,700 of the plain network's; each in which an estimator is trained by
+# itself counts as one of those, and the coarse pyramids take a tenth longer
 IN_THAT_TIME = {
     "canon_late": 2600, "canon_unet_rarely": 3500, "canon_unet_after": 3700, "canon_pyramid": 1000,
     "canon_pyramid_wide": 1000, "canon_coarse": 1550, "canon_coarse_wide": 1550,
 }  # fmt: skip
 # How long networks are trained to see who is ahead in the end, by steps of the plain one; the estimators of the last
-# two take 2 and 5 % longer
+# two come on top, 2 and 5 %
 LONGER = {
     7400: {"unet_aug": 7400, "canon_pyramid": 2000},
     14800: {
@@ -94,7 +95,8 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
           for name in ("pyramid_mm_aug", "unet_aug", "unet_resampled_aug", "seunet_mm_aug")],
         *[variants(BRATS, volumes=[n], network=[name], fold=range(6))
           for n in (10, 15) for name in ("unet_aug", "canon_pyramid_matched")],
-        variants(ACDC, setting=["coarse"], volumes=[33], seed=SEEDS, match=["time"], steps=[ACDC_AS_LONG]),
+        *[variants(ACDC, setting=["coarse"], volumes=[33], network=[name], seed=SEEDS, match=["time"], steps=[ACDC_AS_LONG])
+          for name in ("unet_aug", "unet_mm_after")],
         variants(BRATS, steps=[int(600 * AS_LONG["canon"])], match=["time"], fold=range(6)),
         *[variants(HIPPOCAMPUS, volumes=[n], seed=SEEDS, steps=[int(1000 * AS_LONG["canon"])], match=["time"])
           for n in (10, 126)],

@@ -86,7 +86,7 @@ def load(folder: str | Path) -> list[dict]:
         if alone is not None or run["device"] != "cpu":
             found = (alone or {}).get(run["network"], {})
             each = run["seconds_per_step"] = found.get("seconds_per_step", math.nan)
-            last = found.get("estimator_steps", 0)  # of another kind, which is measured by itself
+            last = min(found.get("estimator_steps", 0), run["steps"] // 2)  # of another kind, measured by itself
             run["training_seconds"] = (run["steps"] - last) * each + last * found.get("seconds_per_estimator_step", 0.0)
             run["gmacs"] = found.get("gmacs", run["gmacs"])
         if run["setting"] == VALIDATION:
@@ -106,7 +106,12 @@ def grouped(runs: Iterable[dict]) -> dict[Group, list[dict]]:
         for run in chain.from_iterable(alike):
             if any(abs(run["training_seconds"] / one - 1) < SAME_TIME for one in seconds):
                 found[group].append(run)  # the one whose time the others were given
-    return {group: found[group] for group in sorted(found, key=lambda g: (*g[:4], g.steps or 0))}
+    return {group: found[group] for group in sorted(found, key=in_time)}
+
+
+def in_time(group: Group) -> tuple:
+    """By what is compared, the same steps before the same time, the shorter first."""
+    return (*group[:3], group.match != "steps", group.steps or int(group.match.removeprefix("time") or 0))
 
 
 def rows_of(runs: Iterable[dict]) -> list[tuple[str, str]]:

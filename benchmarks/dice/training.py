@@ -70,11 +70,10 @@ class Trainer:
         self.net = entry.build(len(recipe["size"]), channels, classes).to(device)
         augmentation = Augmentation(entry.octaves, recipe["rotation"], recipe["flips"], entry.is_whole)
         self.stages = Stages(run.steps, entry)
-        told, batch = entry.is_told, recipe["batch"]
-        self.plan = self.bank.plan(self.stages.segmenting, batch, augmentation, run.seed, told)
+        self.plan = self.bank.plan(self.stages.segmenting, recipe["batch"], augmentation, run.seed, entry.is_told)
         if self.stages.last:  # steps that have a plan of their own
             near = dataclasses.replace(augmentation, octaves=ESTIMATOR_OCTAVES)
-            last = self.bank.plan(self.stages.last, batch, near, run.seed)
+            last = self.bank.plan(self.stages.last, recipe["batch"], near, run.seed)
             self.plan = {name: torch.cat([values, last[name]]) for name, values in self.plan.items()}
         firsts = self.plan["case"][:, 0].tolist()
         self.spacings = [spacings[self.bank.of_volume[i]] for i in firsts] if entry.is_told else []  # of each step
