@@ -95,8 +95,8 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
           for name in ("pyramid_mm_aug", "unet_aug", "unet_resampled_aug", "seunet_mm_aug")],
         *[variants(BRATS, volumes=[n], network=[name], fold=range(6))
           for n in (10, 15) for name in ("unet_aug", "canon_pyramid_matched")],
-        *[variants(ACDC, setting=["coarse"], volumes=[33], network=[name], seed=SEEDS, match=["time"], steps=[ACDC_AS_LONG])
-          for name in ("unet_aug", "unet_mm_after")],
+        *[variants(ACDC, setting=["coarse"], volumes=[33], network=[name], seed=SEEDS, match=["time"],
+                   steps=[ACDC_AS_LONG]) for name in ("unet_aug", "unet_mm_after")],
         variants(BRATS, steps=[int(600 * AS_LONG["canon"])], match=["time"], fold=range(6)),
         *[variants(HIPPOCAMPUS, volumes=[n], seed=SEEDS, steps=[int(1000 * AS_LONG["canon"])], match=["time"])
           for n in (10, 126)],
