@@ -204,6 +204,7 @@ def test_groups_hold_what_may_be_compared():
 def test_several_times_are_groups_of_their_own(tmp_path, capsys):
     matches = {"time": 1000, "time4000": 4000, "time14000": 14000}
     runs = [fake_run(steps=n, match=m, training_seconds=float(n)) for m, n in matches.items()]
+    assert list(stats.grouped(runs[::-1]).values()) == [[run] for run in runs]  # the shortest first
     assert [(g.match, g.steps, r) for g, r in stats.grouped(runs).items()] == [
         (m, None, [r]) for m, r in zip(matches, runs, strict=True)
     ]
@@ -305,6 +306,17 @@ def test_pictures_of_runs_of_which_some_are_missing(tmp_path, some_runs):
 def test_picture_of_one_run_alone(tmp_path, changes):
     figures.figure([fake_run(**changes)], "hippocampus", tmp_path / "one.png")
     assert (tmp_path / "one.png").exists()
+
+
+@pytest.mark.usefixtures("coarse")
+def test_trainings_of_the_same_time_are_open_points():
+    matches = {"steps": 500, "time": 1000, "time4000": 4000}
+    runs = [fake_run(steps=n, match=m, training_seconds=float(n)) for m, n in matches.items()]
+    axes = figures.plt.figure().add_subplot()
+    panels.against_time(axes, runs, averaged=False)
+    drawn = {(tuple(line.get_xdata()), line.get_markerfacecolor() == "white") for line in axes.lines}
+    assert drawn == {((500.0,), False), ((1000.0, 4000.0), True)}
+    figures.plt.close("all")
 
 
 @pytest.mark.usefixtures("coarse")
