@@ -11,8 +11,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset, MetaTensor, partition_dataset
-from monai.networks.nets import UNet
+from monai.networks.nets import SegResNet, UNet
 from monai.transforms import Compose, SaveImaged
 from torch import nn
 
@@ -152,6 +153,15 @@ def test_definition_of_networks():
     compare_records({"network_def": seunet}, {"network_def": json.loads(json.dumps(seunet))}, "model.pt")
     checkpointed = SEUNet(2, 1, 2, (4, 8), (2,), filters={"scales": (1.0, 0.9), "max_order": 1}, use_checkpoint=True)
     assert definition_of(checkpointed) == seunet  # the same answers, at another cost
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: ScalePyramid(net, (1, 2), spatial_dims=2)])
+def test_definition_of_a_network_that_does_not_keep_its_output_channels(wrap):
+    net = wrap(SegResNet(2, 8, 1, 3, blocks_down=(1, 1), blocks_up=(1,)))
+    assert "'out_channels'" not in str(definition_of(net))
+    made = ConfigParser({"net": json.loads(json.dumps(definition_of(net, 3)))}).get_parsed_content("net")
+    made.load_state_dict(net.state_dict())
+    assert definition_of(UNet(2, 1, 2, channels=(4, 8), strides=(2,)), 3)["out_channels"] == 2  # its own
 
 
 def test_records_are_compared_where_both_have_a_value(tmp_path):

@@ -21,10 +21,11 @@ from monai_scaleequiv.data._files import whole_file
 from monai_scaleequiv.data._weights import unwrapped
 
 
-def definition_of(network: nn.Module) -> dict[str, Any]:
+def definition_of(network: nn.Module, out_channels: int | None = None) -> dict[str, Any]:
     """How a network was made: its class, and the constructor's arguments as its attributes of the same names have them.
 
-    Gradient checkpointing is left out, for it changes nothing that a network computes.
+    Gradient checkpointing is left out, for it changes nothing that a network computes. ``out_channels`` is for networks
+    that do not keep theirs, such as MONAI's SegResNet, alone or in one of this package.
 
     Example::
 
@@ -34,6 +35,10 @@ def definition_of(network: nn.Module) -> dict[str, Any]:
     network = unwrapped(network)
     names = [name for name in inspect.signature(type(network).__init__).parameters if name != "use_checkpoint"]
     arguments = {name: getattr(network, name) for name in names if hasattr(network, name)}
+    parts = {name: part for name, part in arguments.items() if isinstance(part, nn.Module)}
+    arguments |= {name: definition_of(part, out_channels) for name, part in parts.items()}
+    if "out_channels" in names and out_channels is not None:
+        arguments.setdefault("out_channels", out_channels)
     if "spatial_dims" in names and hasattr(network, "dimensions"):  # as MONAI's UNet calls it
         arguments.setdefault("spatial_dims", network.dimensions)
     name = type(network).__name__

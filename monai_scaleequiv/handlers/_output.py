@@ -89,7 +89,7 @@ class TrainingRecordHandler(AtStart):
         if idist.get_rank() > 0:
             return
         path = Path(self.path)
-        record = {"network_def": data.definition_of(self.network), **self.values}
+        record = {"network_def": data.definition_of(self.network, self.values.get("num_classes")), **self.values}
         goes_on = engine.state.iteration > 0 or path.with_suffix(".pt").is_file()
         earlier = data.read_record(path) if goes_on and path.is_file() else None
         if earlier is not None:
