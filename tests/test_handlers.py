@@ -10,6 +10,7 @@ from monai.engines import SupervisedEvaluator
 from monai.handlers import IgniteMetricHandler, MeanDice, StatsHandler, from_engine
 from monai.inferers import SlidingWindowInferer
 from monai.metrics import HausdorffDistanceMetric
+from monai.networks.nets import SegResNet
 from monai.transforms import AsDiscreted
 from torch import nn
 
@@ -209,6 +210,11 @@ def test_record_of_a_training(tmp_path):
     weights = str(tmp_path / "model.pt")
     started(record_of(tmp_path / "tuned", network, [{"image": str(tmp_path / "b.nii")}], weights))
     assert read_record(tmp_path / "tuned" / "model.pt")["training_cases"] == {"a.nii": 3, "b.nii": 2}
+
+
+def test_record_knows_the_classes_of_a_network_that_does_not_keep_them(tmp_path):
+    started(record_of(tmp_path, SegResNet(2, 8, 1, 3, blocks_down=(1, 1), blocks_up=(1,)), num_classes=3))
+    assert read_record(tmp_path / "model.pt")["network_def"]["out_channels"] == 3
 
 
 def test_record_of_a_resumed_training_is_compared_and_extended(tmp_path):
