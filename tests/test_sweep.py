@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.stats import bootstrap
 
 from monai_scaleequiv.cli import main
 from monai_scaleequiv.data import case_sizes, load_weights, write_record
-from monai_scaleequiv.handlers._sweep_report import FILES, mean_and_interval
+from monai_scaleequiv.handlers._sweep_report import FILES, _draw, mean_and_interval
 from monai_scaleequiv.inferers import RescaledInferer
 from tests.bundle_runs import error_of, files, metrics, per_case, rows, run, write_probe
 
@@ -124,6 +125,7 @@ def test_command_gives_the_same_for_a_bundle_without_a_sweep(bundle, swept, opti
     means = {(line[0], line[1]): line[2] for line in lines if line and line[0] in ("scale", "oracle")}
     assert set(means) == {(kind, scale) for kind in ("scale", "oracle") for scale in ("0.6", "1", "1.5")}
     assert all(str(tmp_path / "out" / name) in shown for name in FILES)
+    assert [line[-2:] for line in lines if line[:1] == ["val_mean_dice"]] == [["body", "core"]]
 
 
 def test_bundle_that_the_sweep_does_not_fit(options, tmp_path, capsys):
@@ -147,6 +149,17 @@ def test_earlier_results_are_kept(bundle, options, tmp_path):
     (tmp_path / FILES[0]).write_bytes(b"mine")
     run(bundle, *CONFIGS, **given, overwrite=True)
     assert len(rows(tmp_path / FILES[0])) == 5
+
+
+def test_names_of_the_classes(bundle, swept, options, tmp_path):
+    """Those of the data set; given ones, as regions have, in their place; numbers where there are too few."""
+    run(bundle, *CONFIGS, output_dir=tmp_path, scales=[1], **{"sweep#names": ["region"]}, **options)
+    for folder, expected in ((swept, ["body", "core"]), (tmp_path, ["region", "class 2"])):
+        summary = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+        assert summary["classes"] == dict(zip("12", expected, strict=True))
+        axes = Figure().subplots()
+        _draw(axes, summary, "scale", "oracle")
+        assert axes.get_legend_handles_labels()[1][:3] == [*expected, "mean"]
 
 
 @pytest.mark.parametrize(

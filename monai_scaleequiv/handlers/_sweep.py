@@ -25,8 +25,8 @@ class ScaleSweep:
     The evaluator's own inferer is wrapped in a :py:class:`RescaledInferer`. Conditions are "scale" and "oracle" at each
     scale, "thickness" and "thickness oracle" at each thickness: an oracle's images are brought back to their own size
     beforehand. ``sweep.csv`` has a row per condition and case, with each metric's values per class, counted from 1;
-    ``sweep.json`` means and 95 % intervals (bootstrap over cases), of which ``sweep.png`` shows the key metric.
-    Values that are not finite, as of a class that a case does not have, are left out of a mean.
+    ``sweep.json`` the classes' names, means and 95 % intervals (bootstrap over cases), of which ``sweep.png`` shows the
+    key metric. Values that are not finite, as of a class that a case does not have, are left out of a mean.
 
     Args:
         evaluator: has a key metric and gets the names of the cases from their images.
@@ -34,6 +34,8 @@ class ScaleSweep:
         scales: new over old size of the images, in voxels.
         thickness: the last axis of the images gets so many times fewer voxels, as with thicker slices.
         overwrite: whether files of an earlier sweep may be replaced.
+        source: the data set, whose ``dataset.json`` names the classes if there is one.
+        names: those of the classes that are measured, in place of these.
 
     Raises:
         ValueError: when scales or thickness are no such numbers, or the evaluator has no key metric.
@@ -54,6 +56,8 @@ class ScaleSweep:
         scales: Sequence[float] = SCALES,
         thickness: Sequence[float] = (),
         overwrite: bool = False,
+        source: str | os.PathLike = "",
+        names: Sequence[str] = (),
     ) -> None:
         self.scales = _factors("scales", scales)
         self.thickness = _factors("thickness", thickness)
@@ -64,6 +68,7 @@ class ScaleSweep:
         self.evaluator = evaluator
         self.output_dir = output_dir
         self.overwrite = overwrite
+        self.class_names = dict(enumerate(names, start=1)) or (data.class_names(source) if source else {})
 
     def run(self) -> None:
         """Measures and writes the files, in the first of several processes."""
@@ -83,7 +88,7 @@ class ScaleSweep:
         finally:
             self.evaluator.inferer = own
         if idist.get_rank() == 0:
-            write_report(self.output_dir, rows, summary_of(rows, key))
+            write_report(self.output_dir, rows, summary_of(rows, key, self.class_names))
 
     def _conditions(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
         for argument, prefix, factors in (("scale", "", self.scales), ("thickness", "thickness ", self.thickness)):

@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,14 +43,16 @@ def _interval(values: np.ndarray) -> Summary:
     return {"mean": float(values.mean()), "low": float(low), "high": float(high), "cases": len(values)}
 
 
-def summary_of(rows: Sequence[Row], key_metric: str) -> Summary:
+def summary_of(rows: Sequence[Row], key_metric: str, class_names: Mapping[int, str]) -> Summary:
     """What ``sweep.json`` holds."""
+    classes = range(1, len(rows[0].values[key_metric]) + 1)
     conditions = []
     for (condition, factor), group in groupby(rows, key=lambda row: (row.condition, row.factor)):
         cases = [row.values for row in group]
         metrics = {name: mean_and_interval([values[name] for values in cases]) for name in cases[0]}
         conditions.append({"condition": condition, "factor": factor, **metrics})
-    return {"key_metric": key_metric, "metrics": list(rows[0].values), "conditions": conditions}
+    names = {str(label): class_names.get(label, f"class {label}") for label in classes}
+    return {"key_metric": key_metric, "metrics": list(rows[0].values), "classes": names, "conditions": conditions}
 
 
 def write_report(folder: str | os.PathLike, rows: Sequence[Row], summary: Summary) -> None:
@@ -107,7 +109,7 @@ def _draw(axes: Any, summary: Summary, condition: str, oracle: str) -> None:
     if len(classes) == 1:  # which is the mean
         classes = []
     styles: list[dict[str, Any]] = [
-        {"color": colour, "linewidth": 1.2, "markersize": 4, "label": f"class {name}"}
+        {"color": colour, "linewidth": 1.2, "markersize": 4, "label": summary["classes"][name]}
         for (name, *_), colour in zip(classes, colormaps["plasma"](np.linspace(0.15, 0.75, len(classes))), strict=True)
     ]
     styles.append({"color": "black", "linewidth": 2, "markersize": 5, "label": "mean"})
