@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
 from matplotlib.figure import Figure
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.stats import bootstrap
