@@ -555,6 +555,22 @@ def test_steps_take_the_plan_in_order(small_recipes):
     assert rates == pytest.approx([rate_at(i, 3, 5e-3) for i in range(3)])
 
 
+def test_other_side_as_channels(small_recipes):
+    """In training and in the test the same: the second half of the channels shows the first mirrored."""
+    trainer = trainer_of("unet_mirrored_aug")
+    images, sizes = trainer.bank.images, trainer.bank.sizes
+    for image, size in zip(images, sizes, strict=True):
+        torch.testing.assert_close(image[1, : size[0]], image[0, : size[0]].flip(0))
+    volumes, seen = [made_up((8, 12, 8), 1)], []
+    net = trainer.net.eval()
+    net.register_forward_hook(lambda net, given, y: seen.append(given[0]))
+    measure(
+        net, dataclasses.replace(ENTRIES["unet_mirrored_aug"], tests={"own": lambda net: net}), volumes, ("1",), CPU
+    )
+    own = volumes[0].normalised()[0]
+    torch.testing.assert_close(seen[0], torch.stack([own, own.flip(0)])[None])
+
+
 def test_whole_images_are_of_the_plans_sizes(monkeypatch):
     monkeypatch.setitem(RECIPES, "hippocampus", RECIPES["hippocampus"] | {"size": (16, 16, 16)})
     trainer, seen = trainer_of("unet_whole_aug", steps=3), []

@@ -123,7 +123,7 @@ def test_configs_are_those_of_the_hippocampus_but_for_the_task(bundle):
     mine, theirs = config(bundle, "sweep"), config(other, "sweep")
     assert {**mine, "sweep": without_names([mine["sweep"]])} == {**theirs, "sweep": without_names([theirs["sweep"]])}
     mine, theirs = config(bundle, "train"), config(other, "train")
-    assert set(mine) - set(theirs) <= {"label_values", "threshold", "window"}
+    assert set(mine) - set(theirs) <= {"foreground", "label_values", "mirrored", "threshold", "window"}
     assert set(theirs) <= set(mine)
     same = {"lr_scheduler", "optimizer", "network", "split", "summary_writer", "initialize", "run", "finalize"}
     assert {id: mine[id] for id in same} == {id: theirs[id] for id in same}
@@ -138,7 +138,11 @@ def test_metadata_and_expressions(bundle):
     data = meta["network_data_format"]
     image, pred = data["inputs"]["image"], data["outputs"]["pred"]
     inference = config(bundle, "inference")
-    assert len(image["channel_def"]) == image["num_channels"] == inference["in_channels"]
+    assert (
+        len(image["channel_def"])
+        == image["num_channels"]
+        == inference["in_channels"] * (1 + inference.get("mirrored", 0))
+    )
     assert len(pred["channel_def"]) == pred["num_channels"] == inference["num_classes"]
     assert image["spatial_shape"] == pred["spatial_shape"] == inference["roi_size"]
     for path in (bundle / "configs").glob("*.json"):
@@ -486,7 +490,7 @@ def test_label_values_of_the_answer(since_2023, tmp_path):
     case = since_2023 / "phantom_001"
     found = {}
     for values in ([1, 2, 4], [1, 2, 3], [2, 1, 3]):
-        torch.manual_seed(0)
+        torch.manual_seed(1)
         output = tmp_path / "".join(map(str, values))
         run(bundle, "inference", dataset_dir=case, output_dir=output, output_values=values, **small_net)
         found[tuple(values)] = np.asarray(nib.load(next(output.iterdir())).dataobj)
@@ -499,6 +503,38 @@ def test_label_values_of_the_answer(since_2023, tmp_path):
 
 
 # --- abdomen ---
+
+
+def test_what_lies_around_the_head_does_not_matter(since_2023, tmp_path):
+    """The plane that is mirrored in is the head's, wherever it lies on the grid; air gets no label."""
+    margins, found = ((7, 1), (0, 3), (2, 2)), []
+    for margin, case in (((0, 0),) * 3, tmp_path / "a"), (margins, tmp_path / "b"):
+        case.mkdir()
+        for path in sorted((since_2023 / "phantom_001").glob("*-t*.nii.gz")):
+            values = np.pad(nib.load(path).get_fdata(dtype=np.float32)[4:20] + 1, margin)  # nothing of the head is 0
+            nib.save(nib.Nifti1Image(values, np.eye(4)), case / path.name)
+        torch.manual_seed(1)
+        options = {**tiny(BUNDLES / BRATS), "roi_size": list(SIZE), "load_pretrain": False, "handlers": []}
+        run(BUNDLES / BRATS, "inference", dataset_dir=case, output_dir=case / "out", **options)
+        found.append(np.asarray(nib.load(next((case / "out").iterdir())).dataobj))
+    assert np.unique(found[0]).size > 1
+    np.testing.assert_array_equal(np.pad(found[0], margins), found[1])
+
+
+def test_weights_say_whether_the_other_side_is_seen(since_2023, tmp_path, capsys):
+    """Four channels in, as the paper's network has them, and no override when they are applied."""
+    options = [f"--bundle={BRATS}", f"--input={since_2023}", "--device=cpu", f"--roi_size={list(SIZE)}"]
+    definition = {**config(BUNDLES / BRATS, "train")["network_def"], "channels": [2, 4], "strides": [2]}
+    quick = [f"--patch_size={list(SIZE)}", "--epochs=1", "--num_workers=0", f"--network_def={json.dumps(definition)}"]
+    ckpt = f"--ckpt_path={tmp_path / 'out' / 'models' / 'model.pt'}"
+    assert main(["train", *options, *quick, "--mirrored=false", f"--output={tmp_path / 'out'}"]) == 0
+    assert read_record(tmp_path / "out" / "models" / "model.pt")["mirrored"] is False
+    assert main(["evaluate", *options, ckpt, f"--output={tmp_path / 'eval'}"]) == 0
+    case = f"--input={since_2023 / 'phantom_001'}"
+    assert main(["infer", *options[:1], *options[2:], case, ckpt, f"--output={tmp_path / 'labels'}"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", *options, ckpt, f"--output={tmp_path / 'eval2'}", "--mirrored=true"]) == 1
+    assert "mirrored" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,22 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset, MetaTensor, list_data_collate
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged, Spacingd
+from monai.transforms import (
+    Compose,
+    ConcatItemsd,
+    CopyItemsd,
+    CropForegroundd,
+    DeleteItemsd,
+    EnsureChannelFirstd,
+    Flipd,
+    LoadImage,
+    LoadImaged,
+    Spacingd,
+)
 
 from monai_scaleequiv.data import CheckedNibabelReader, read_volume, root_cause
 from monai_scaleequiv.inferers import MillimetreSlidingWindowInferer
-from monai_scaleequiv.transforms import CheckLabeld, CheckVolumed
+from monai_scaleequiv.transforms import CheckLabeld, CheckVolumed, MirrorChannelsd, foreground
 
 from .fault_files import SHAPE, cut, flip_stored_byte, write_volume
 
@@ -386,3 +397,29 @@ def test_windows_without_one_voxel_size():
             MillimetreSlidingWindowInferer(roi_size)(torch.rand(1, 1, 4, 4, 4), network, spacing=spacing)
     with pytest.raises(ValueError, match=r"^roi_size: expected edges in mm, got none"):
         MillimetreSlidingWindowInferer([])
+
+
+def test_mirrored_channels_are_monai_s_own_transforms():
+    """In one step, with the image's own affine and operations, so that Invertd works as if it was not there."""
+    data = {"image": MetaTensor(torch.rand(2, 5, 4, 3), affine=OBLIQUE), "label": torch.ones(1)}
+    crop = Compose([CropForegroundd("image", source_key="image", select_fn=lambda x: x > 0.5)])
+    for axis in range(3):
+        parts = [CopyItemsd("image", names="other"), Flipd("other", axis), ConcatItemsd(["image", "other"], "image")]
+        expected = Compose([crop, *parts, DeleteItemsd("other")])(data)
+        found = MirrorChannelsd("image", axis)(crop(data))
+        assert set(found) == set(expected)
+        torch.testing.assert_close(found["image"], expected["image"], rtol=0, atol=0)
+        torch.testing.assert_close(found["image"].affine, expected["image"].affine)
+        assert found["image"].applied_operations == expected["image"].applied_operations != []
+    assert MirrorChannelsd(["image", "other"], allow_missing_keys=True)(data)["image"].shape == (4, 5, 4, 3)
+    with pytest.raises(KeyError, match="other"):
+        MirrorChannelsd("other")(data)
+
+
+def test_empty_image_is_not_cropped_to_nothing():
+    crop = CropForegroundd("image", source_key="image", select_fn=foreground)
+    image = volume()
+    image[:, :2] = 0
+    assert crop({"image": image})["image"].shape[1] == SHAPE[0] - 2
+    found = error_of(Compose([crop]), {"image": volume() * 0})
+    assert found == "scan.nii.gz, image: expected voxels that vary, got none; look at the file."

@@ -4,6 +4,7 @@ Intensities are cut at the 0.1 and 99.9 percent points and kept in 255 steps, so
 data set and fit a graphics card many times; 0 is what lies outside of the brain.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,10 @@ class Volume:
             values = channel[inside]
             channel[inside] = (values - values.mean()) / values.std()
         return image
+
+    def mirrored(self) -> "Volume":
+        """With as many channels more, which show the other side."""
+        return dataclasses.replace(self, image=np.concatenate([self.image, self.image[:, ::-1]]))
 
     def resampled(self, voxel: float) -> "Volume":
         """In the plane at another voxel size, for a training; labels by the most probable class."""

@@ -42,6 +42,8 @@ def measure(
     tests = {name: wrap for name, wrap in entry.tests.items() if volumes[0].dataset == "hippocampus" or name in SHORT}
     applied = {name: wrap(net).eval() for name, wrap in tests.items()}
     found: dict = {name: {"dice": {}, "hd95": {}} for name in [*applied, "oracle"]}
+    if entry.is_mirrored:
+        volumes = [volume.mirrored() for volume in volumes]
     size = np.max([volume.label.shape for volume in volumes], axis=0)
     size = size + size % 2
     images = torch.stack([mirrored(volume.normalised(), size) for volume in volumes]).to(device)

@@ -71,6 +71,7 @@ class Entry:
     resample: float = 0.0  # mm that training images are brought to; 0 for their own
     unit: float = 0.0  # mm that the network's voxel sizes are given in when it is applied; 0 for one that is not told
     is_told: bool = False  # whether training tells it too: samples of one volume at a time, no CUDA graph
+    is_mirrored: bool = False  # whether it sees the other side of the head as further channels
     alone: float = 0.0  # share of the steps in which a LatePyramid runs its network alone
     estimator_every: int = 1  # steps, in that share, of which one trains the estimator of sizes
     estimator_last: int = 0  # steps at the end that train it by itself, on images near their own size; none before
@@ -212,6 +213,7 @@ ENTRIES = {
     "unet_aug": Entry(unet, WIDE, AVERAGED),
     "pyramid_aug": Entry(pyramid(), NARROW, COPIES),
     "seunet_aug": Entry(seunet, WIDE, {"own": once, "octaves": over((2**-0.5, 2**0.5))}),
+    "unet_mirrored_aug": Entry(unet, WIDE, AVERAGED, is_mirrored=True),
     "unet_whole_aug": Entry(unet, WIDE, {"own": once, "half": over(HALF)}, is_whole=True),
     "canon_pyramid_matched": Entry(canonical(narrower_pyramid, narrow=True), 0.5, {"own": once}),
     "canon_whole_aug": Entry(canonical(narrower_pyramid, narrow=True), 0.5, {"own": once}, is_whole=True),

@@ -98,6 +98,7 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
         *[variants(ACDC, setting=["coarse"], volumes=[33], network=[name], seed=SEEDS, match=["time"],
                    steps=[ACDC_AS_LONG]) for name in ("unet_aug", "unet_mm_after")],
         variants(BRATS, steps=[int(600 * AS_LONG["canon"])], match=["time"], fold=range(6)),
+        variants(BRATS, network=["unet_mirrored_aug"], fold=range(6)),
         *[variants(HIPPOCAMPUS, volumes=[n], seed=SEEDS, steps=[int(1000 * AS_LONG["canon"])], match=["time"])
           for n in (10, 126)],
         *[variants(HIPPOCAMPUS, volumes=[n], network=[name], seed=SEEDS)

@@ -11,7 +11,7 @@ import torch
 from monai.losses import DiceCELoss
 from torch import nn
 
-from benchmarks.dice.datasets import CLASSES, MODALITIES, Volume
+from benchmarks.dice.datasets import CLASSES, Volume
 from benchmarks.dice.networks import ENTRIES, LatePyramid, Remembering
 from benchmarks.dice.sampling import Augmentation, Bank
 from benchmarks.dice.stages import ESTIMATOR_OCTAVES, Stages
@@ -65,9 +65,10 @@ class Trainer:
         ]
         if entry.resample:
             volumes = [v.resampled(entry.resample) for v in volumes]
+        if entry.is_mirrored:
+            volumes = [v.mirrored() for v in volumes]
         self.volumes, self.bank = volumes, Bank(volumes, recipe["size"], classes, device)
-        channels = len(MODALITIES) if run.dataset == "brats" else 1
-        self.net = entry.build(len(recipe["size"]), channels, classes).to(device)
+        self.net = entry.build(len(recipe["size"]), len(volumes[0].image), classes).to(device)
         augmentation = Augmentation(entry.octaves, recipe["rotation"], recipe["flips"], entry.is_whole)
         self.stages = Stages(run.steps, entry)
         self.plan = self.bank.plan(self.stages.segmenting, recipe["batch"], augmentation, run.seed, entry.is_told)

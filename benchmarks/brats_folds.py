@@ -1,0 +1,105 @@
+"""Cross-validation of a BraTS bundle: every case held out once, by the bundle's own commands.
+
+    python benchmarks/brats_folds.py --output=folds --folds=1,2
+
+A fold takes about 50 minutes of one core. A training that was stopped goes on where it was, and a fold that is in the
+results is not done again.
+"""
+
+import csv
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from subprocess import run
+
+import fire
+
+from monai_scaleequiv.data import split_datalist
+
+BUNDLE = "seunet_brats_segmentation"
+FOLDS = 5
+# Fold 3, as it was before this script
+THIRD = ["2013_23_1", "CBICA_AVG_1", "CBICA_ASV_1", "TCIA02_370_1", "CBICA_ASY_1", "CBICA_AQP_1"]
+OPTIONS = ("--spacing=[2,2,2]", "--patch_size=[48,48,48]", "--roi_size=[64,64,64]")
+TRAINING = ("--cache_rate=1.0", "--epochs=150", "--val_interval=150", "--learning_rate=0.01", "--resume=auto")
+RESULTS = "benchmarks/results/brats_folds"
+
+
+def parts_of(data: str) -> list[list[str]]:
+    """Folders of the cases of each fold: the first is what the bundle holds out by itself."""
+    training, first = ([Path(case["label"]).parent.name for case in part] for part in split_datalist(data))
+    third = [f"Brats18_{name}" for name in THIRD]
+    rest = sorted(set(training) - set(third))
+    return [first, rest[::3], rest[1::3], third, rest[2::3]]
+
+
+def listed(data: str, folder: Path) -> None:
+    """A data set of links to the cases, whose ``dataset.json`` says which fold each is in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for fold, names in enumerate(parts_of(data)):
+        for name in names:
+            link = folder / name
+            if not link.exists():
+                link.symlink_to((Path(data) / name).resolve())
+            files = [f"{name}/{name}_{m}.nii.gz" for m in ("flair", "t1", "t1ce", "t2")]
+            entries.append({"image": files, "label": f"{name}/{name}_seg.nii.gz", "fold": fold})
+    facts = {
+        "modality": dict(enumerate(("FLAIR", "T1", "T1ce", "T2"))),
+        "labels": {"1": "necrotic core", "2": "oedema", "4": "enhancing tumour"},
+    }
+    (folder / "dataset.json").write_text(json.dumps(facts | {"training": entries}, indent=1))
+
+
+def main(
+    output: str,
+    folds: int | tuple[int, ...] = tuple(range(FOLDS)),
+    data: str = "../shared/data/BraTS18_2mm",
+    results: str = RESULTS,
+) -> None:
+    """Trains and evaluates folds, each of which leaves ``fold_N.json`` with the rows of the evaluation's table.
+
+    Args:
+        output: folder for the list of cases, trainings and evaluations.
+        folds: numbers of the folds.
+        data: folder with the cases.
+        results: folder for the results.
+    """
+    place = Path(output)
+    listed(data, place / "cases")
+    Path(results).mkdir(parents=True, exist_ok=True)
+    for fold in (folds,) if isinstance(folds, int) else folds:
+        result = Path(results) / f"fold_{fold}.json"
+        if result.exists():
+            continue
+        shared = [f"--bundle={BUNDLE}", f"--input={place / 'cases'}", f"--fold={fold}", *OPTIONS]
+        training, evaluation = place / f"training_{fold}", place / f"evaluation_{fold}"
+        start = _cpu_seconds()
+        _call("train", *shared, f"--output={training}", *TRAINING)
+        seconds = _cpu_seconds() - start
+        _call("evaluate", *shared, f"--output={evaluation}", f"--ckpt_path={training / 'models' / 'model.pt'}")
+        with (evaluation / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        facts = {
+            "fold": fold,
+            "options": [*OPTIONS, *TRAINING],
+            "cpu_seconds_since_resumed": round(seconds),
+            "rows": rows,
+        }
+        result.write_text(json.dumps({"fold": fold, **facts, "rows": rows}, indent=1) + "\n")
+        sys.stdout.write(f"{time.strftime('%H:%M')} fold {fold}: {[row for row in rows if row['case'] == 'mean']}\n")
+
+
+def _call(*arguments: str) -> None:
+    run([sys.executable, "-m", "monai_scaleequiv", *arguments], check=True)
+
+
+def _cpu_seconds() -> float:
+    spent = os.times()
+    return spent.children_user + spent.children_system
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
