@@ -20,19 +20,15 @@ from monai_scaleequiv.data import split_datalist
 
 BUNDLE = "seunet_brats_segmentation"
 FOLDS = 5
-# Fold 3, as it was before this script
-THIRD = ["2013_23_1", "CBICA_AVG_1", "CBICA_ASV_1", "TCIA02_370_1", "CBICA_ASY_1", "CBICA_AQP_1"]
 OPTIONS = ("--spacing=[2,2,2]", "--patch_size=[48,48,48]", "--roi_size=[64,64,64]")
 TRAINING = ("--cache_rate=1.0", "--epochs=150", "--val_interval=150", "--learning_rate=0.01", "--resume=auto")
 RESULTS = "benchmarks/results/brats_folds"
 
 
 def parts_of(data: str) -> list[list[str]]:
-    """Folders of the cases of each fold: the first is what the bundle holds out by itself."""
-    training, first = ([Path(case["label"]).parent.name for case in part] for part in split_datalist(data))
-    third = [f"Brats18_{name}" for name in THIRD]
-    rest = sorted(set(training) - set(third))
-    return [first, rest[::3], rest[1::3], third, rest[2::3]]
+    """Folders of the cases of each fold: the first is what the bundle holds out by itself, the rest by name."""
+    training, first = (sorted(Path(case["label"]).parent.name for case in part) for part in split_datalist(data))
+    return [first, *(training[i :: FOLDS - 1] for i in range(FOLDS - 1))]
 
 
 def listed(data: str, folder: Path) -> None:

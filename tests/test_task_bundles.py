@@ -123,7 +123,7 @@ def test_configs_are_those_of_the_hippocampus_but_for_the_task(bundle):
     mine, theirs = config(bundle, "sweep"), config(other, "sweep")
     assert {**mine, "sweep": without_names([mine["sweep"]])} == {**theirs, "sweep": without_names([theirs["sweep"]])}
     mine, theirs = config(bundle, "train"), config(other, "train")
-    assert set(mine) - set(theirs) <= {"foreground", "label_values", "mirrored", "threshold", "window"}
+    assert set(mine) - set(theirs) <= {"coordinates", "foreground", "label_values", "mirrored", "threshold", "window"}
     assert set(theirs) <= set(mine)
     same = {"lr_scheduler", "optimizer", "network", "split", "summary_writer", "initialize", "run", "finalize"}
     assert {id: mine[id] for id in same} == {id: theirs[id] for id in same}
@@ -147,7 +147,7 @@ def test_metadata_and_expressions(bundle):
     assert image["spatial_shape"] == pred["spatial_shape"] == inference["roi_size"]
     for path in (bundle / "configs").glob("*.json"):
         found = set(expressions(config(bundle, path.stem)))
-        allowed = {"monai_scaleequiv.data.brats_label_values", "bool", "str"}
+        allowed = {"monai_scaleequiv.data.brats_label_values", "bool", "len", "str"}
         assert {e: unexpected(e) - allowed for e in found if unexpected(e) - allowed} == {}, path
 
 
@@ -525,7 +525,7 @@ def test_weights_say_whether_the_other_side_is_seen(since_2023, tmp_path, capsys
     """Four channels in, as the paper's network has them, and no override when they are applied."""
     options = [f"--bundle={BRATS}", f"--input={since_2023}", "--device=cpu", f"--roi_size={list(SIZE)}"]
     definition = {**config(BUNDLES / BRATS, "train")["network_def"], "channels": [2, 4], "strides": [2]}
-    quick = [f"--patch_size={list(SIZE)}", "--epochs=1", "--num_workers=0", f"--network_def={json.dumps(definition)}"]
+    quick = [f"--patch_size={list(SIZE)}", "--epochs=1", f"--network_def={json.dumps(definition)}"]
     ckpt = f"--ckpt_path={tmp_path / 'out' / 'models' / 'model.pt'}"
     assert main(["train", *options, *quick, "--mirrored=false", f"--output={tmp_path / 'out'}"]) == 0
     assert read_record(tmp_path / "out" / "models" / "model.pt")["mirrored"] is False
@@ -588,8 +588,34 @@ def test_fine_tuning_to_other_labels_and_images(flare, phantoms_of_the_decathlon
     assert all(torch.equal(old[name], new[name]) for name in learned)
     shipped = BUNDLES / "repuxnet_hippocampus_segmentation" / "models" / "model.pt"
     options = {**QUICK, "epochs": 1, "weights": shipped, "learning_rate": 0.0, "spacing": [1.0, 1.0, 1.0]}
+    options["coordinates"] = []  # those weights are of images alone
     run(bundle, "train", "chaos", dataset_dir=phantoms_of_the_decathlon, output_dir=tmp_path / "chaos", **options)
     assert read_record(tmp_path / "chaos" / "models" / "model.pt")["window"] is None
+
+
+def test_place_within_the_image_as_channels(flare, tmp_path):
+    """Weights say which axes; a network that passes one on gives the half that it is told, on the input's own grid."""
+    bundle, output, images = BUNDLES / ABDOMEN, tmp_path / "out", flare / "imagesTr"
+    train(bundle, flare, output, epochs=1, coordinates=[0, 2])
+    weights = f"--ckpt_path={output / 'models' / 'model.pt'}"
+    record = read_record(output / "models" / "model.pt")
+    assert (record["coordinates"], record["network_def"]["in_channels"]) == ([0, 2], 3)
+    given = [f"--bundle={bundle}", weights, "--roi_size=[24,32,24]"]
+    assert main(["evaluate", *given, f"--input={flare}", f"--output={tmp_path / 'evaluation'}"]) == 0
+    assert main(["infer", *given, f"--input={images}", f"--output={tmp_path / 'labels'}"]) == 0
+    place = {"_target_": "torch.nn.Conv3d", "in_channels": 2, "out_channels": 2, "kernel_size": 1}
+    layer = torch.nn.Conv3d(2, 2, 1)
+    with torch.no_grad():
+        layer.bias.zero_()
+        layer.weight.copy_(torch.tensor([[0.0, 0.0], [0.0, 1.0]]).reshape(2, 2, 1, 1, 1))
+    torch.save(layer.state_dict(), tmp_path / "place.pt")
+    options = {"network_def": place, "num_classes": 2, "ckpt_path": tmp_path / "place.pt", "coordinates": [1]}
+    run(bundle, "inference", dataset_dir=images, output_dir=tmp_path / "half", **options)
+    half = nib.load(next((tmp_path / "half").iterdir()))
+    labels = np.asarray(half.dataobj)
+    front, behind = (nib.affines.apply_affine(half.affine, np.argwhere(labels == k))[:, 1] for k in (1, 0))
+    assert 0.3 < labels.mean() < 0.7
+    assert front.min() > behind.max() - 1e-3
 
 
 @pytest.fixture(scope="module")
