@@ -3,15 +3,18 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import compare, gpu, gpu_checks, scaling, speed, table
+from benchmarks import brats_folds, compare, gpu, gpu_checks, scaling, speed, table
 from benchmarks.measuring import Results, Side, difference, gradients
 from benchmarks.published_path import PublishedPath
+from monai_scaleequiv.data import brats_label_values, check_dataset, split_datalist
 from monai_scaleequiv.published import build_seunet
 from tests.conftest import ROOT
+from tests.task_phantoms import make_brats
 
 PUBLISHED = {
     "in_channels": 2, "out_channels": 1, "channels": [2, 4, 4], "strides": [2, 2], "kernel_size": 5,
@@ -151,3 +154,22 @@ def test_table_of_results(tmp_path, capsys):
         "| a / step | 1000 ms | 500 ms | - | - |",
         "| skipped | - | why | - | - |",
     ]
+
+
+def test_folds_of_brats_hold_out_every_case_once(tmp_path):
+    """The list that the bundle reads splits as the script says; the first fold is the bundle's own split."""
+    data = make_brats(tmp_path / "data", tmp_path / "source")
+    brats_folds.listed(str(data), tmp_path / "cases")
+    parts = brats_folds.parts_of(str(data))
+    found = [split_datalist(tmp_path / "cases", fold=fold) for fold in range(brats_folds.FOLDS)]
+
+    def names(cases):
+        return sorted(Path(case["label"]).parent.name for case in cases)
+
+    training, held_out = split_datalist(data)
+    every = names(training + held_out)
+    assert [names(part) for _, part in found] == parts
+    assert parts[0] == names(held_out)
+    assert sorted(name for part in parts for name in part) == every
+    assert all(names(one + other) == every for one, other in found)
+    check_dataset(tmp_path / "cases", num_classes=[0, *brats_label_values(tmp_path / "cases")]).raise_errors()
