@@ -10,7 +10,6 @@ import csv
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from subprocess import run
 
@@ -22,6 +21,7 @@ BUNDLE = "seunet_brats_segmentation"
 FOLDS = 5
 OPTIONS = ("--spacing=[2,2,2]", "--patch_size=[48,48,48]", "--roi_size=[64,64,64]")
 TRAINING = ("--cache_rate=1.0", "--epochs=150", "--val_interval=150", "--learning_rate=0.01", "--resume=auto")
+REGIONS = ("tumour core", "whole tumour", "enhancing tumour")
 RESULTS = "benchmarks/results/brats_folds"
 
 
@@ -55,7 +55,7 @@ def main(
     data: str = "../shared/data/BraTS18_2mm",
     results: str = RESULTS,
 ) -> None:
-    """Trains and evaluates folds, each of which leaves ``fold_N.json`` with the rows of the evaluation's table.
+    """Trains and evaluates folds, each of which leaves ``fold_N.json`` with Dice and HD95 of each case and region.
 
     Args:
         output: folder for the list of cases, trainings and evaluations.
@@ -76,16 +76,17 @@ def main(
         _call("train", *shared, f"--output={training}", *TRAINING)
         seconds = _cpu_seconds() - start
         _call("evaluate", *shared, f"--output={evaluation}", f"--ckpt_path={training / 'models' / 'model.pt'}")
-        with (evaluation / "metrics.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        facts = {
-            "fold": fold,
-            "options": [*OPTIONS, *TRAINING],
-            "cpu_seconds_since_resumed": round(seconds),
-            "rows": rows,
-        }
-        result.write_text(json.dumps({"fold": fold, **facts, "rows": rows}, indent=1) + "\n")
-        sys.stdout.write(f"{time.strftime('%H:%M')} fold {fold}: {[row for row in rows if row['case'] == 'mean']}\n")
+        measured = {metric: _table(evaluation / f"val_{metric}_raw.csv") for metric in ("mean_dice", "hd95")}
+        facts = {"fold": fold, "options": [*OPTIONS, *TRAINING], "cpu_seconds_since_resumed": round(seconds)}
+        result.write_text(json.dumps({**facts, "regions": REGIONS, **measured}, indent=1) + "\n")
+        whole = [values[1] for values in measured["mean_dice"].values()]
+        sys.stdout.write(f"fold {fold}: whole tumour {sum(whole) / len(whole):.3f}\n")
+
+
+def _table(file: Path) -> dict[str, list[float]]:
+    """Values of the regions by case."""
+    with file.open() as lines:
+        return {Path(row[0]).parent.name: [round(float(x), 4) for x in row[1:4]] for row in list(csv.reader(lines))[1:]}
 
 
 def _call(*arguments: str) -> None:
