@@ -38,8 +38,8 @@ def listed(data: str, folder: Path) -> None:
     for fold, names in enumerate(parts_of(data)):
         for name in names:
             link = folder / name
-            if not link.exists():
-                link.symlink_to((Path(data) / name).resolve())
+            link.unlink(missing_ok=True)
+            link.symlink_to((Path(data) / name).resolve())
             files = [f"{name}/{name}_{m}.nii.gz" for m in ("flair", "t1", "t1ce", "t2")]
             entries.append({"image": files, "label": f"{name}/{name}_seg.nii.gz", "fold": fold})
     facts = {
@@ -75,7 +75,13 @@ def main(
         start = _cpu_seconds()
         _call("train", *shared, f"--output={training}", *TRAINING)
         seconds = _cpu_seconds() - start
-        _call("evaluate", *shared, f"--output={evaluation}", f"--ckpt_path={training / 'models' / 'model.pt'}")
+        _call(
+            "evaluate",
+            *shared,
+            f"--output={evaluation}",
+            f"--ckpt_path={training / 'models' / 'model.pt'}",
+            "--overwrite=true",
+        )
         measured = {metric: _table(evaluation / f"val_{metric}_raw.csv") for metric in ("mean_dice", "hd95")}
         facts = {"fold": fold, "options": [*OPTIONS, *TRAINING], "cpu_seconds_since_resumed": round(seconds)}
         result.write_text(json.dumps({**facts, "regions": REGIONS, **measured}, indent=1) + "\n")

@@ -29,6 +29,7 @@ def make_brats(folder, source, cases=5, since_2023=False):
         seg = np.choose(labels, [0, 2, np.where(left, 1, enhancing)]).astype(np.uint8)
         for index, names in enumerate(MODALITIES.items()):
             contrast = (values * (1 + index * (seg == 1)) + values.mean() * (seg == enhancing)).astype(np.float32)
+            contrast[:1], contrast[-3:], contrast[:, -2:] = 0, 0, 0  # air, more of it on one side
             _save(contrast, image, folder / name / f"{name}{sign}{names[since_2023]}.nii.gz")
         _save(seg, image, folder / name / f"{name}{sign}seg.nii.gz")
     return folder

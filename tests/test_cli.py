@@ -229,6 +229,17 @@ LINES = [
     (["train", "--input=.", "--output=out", "--weights=no.pt"], "--weights: no.pt does not exist"),
     (["infer", "--input=.", "--output=out", "--ckpt_path=no.pt"], "--ckpt_path: no.pt does not exist"),
     (["infer", "--input=.", "--output=out", "--native=3"], "--native=3: expected true or false"),
+    *(
+        (
+            ["train", "--input=.", "--output=out", "--bundle=repuxnet_abdomen_segmentation", f"--coordinates={given}"],
+            "--coordinates: expected different axes from 0 to 2, got",
+        )
+        for given in ("0", "null", "false", "[5]", "[-1]", "[0.5]", "[0,0]", '["a"]', "[true]", "x")
+    ),
+    (
+        ["train", "--input=.", "--output=out", "--bundle=seunet_brats_segmentation", "--mirrored=null"],
+        "--mirrored: expected true or false, got None",
+    ),
     (["infer", "--native", "--input=.", "--output=out", "--bundle=."], "inference.json does not exist"),
     (["train", "--input=.", "--output=out", "stray"], "Could not consume arg: stray"),
     (["train", "--input=.", "--output=out", "--bundle=seunet_hippocampus"], f"did you mean {BUNDLE}?"),

@@ -14,6 +14,7 @@ from matplotlib.image import imread
 from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.networks.utils import one_hot
+from monai.transforms import SpatialCrop
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_scaleequiv.data import case_sizes, write_record
@@ -166,6 +167,16 @@ def test_slice_of_an_image_on_another_grid(case):
     fine.affine = affine
     found = case_slice({**output, "image": fine}, worst=True)
     np.testing.assert_allclose(found.image, image[::-1, ::-1, 5], atol=1e-2)
+
+
+def test_nothing_is_smeared_around_an_image_that_was_cropped(case):
+    """As the BraTS bundle evaluates: an image of the head alone beside labels of the whole grid."""
+    output, image, _, _ = case
+    whole = MetaTensor(output["image"].as_tensor() * 0 + 7, affine=output["image"].affine)
+    found = case_slice({**output, "image": SpatialCrop(roi_start=(4, 6, 0), roi_end=(20, 15, 8))(whole)}, worst=True)
+    expected = np.zeros(image.shape[:2])
+    expected[4:20, 6:15] = 7
+    np.testing.assert_allclose(found.image, expected[::-1, ::-1], atol=1e-3)
 
 
 def test_slices_across_the_largest_voxels_in_2d_and_without_labels(case):

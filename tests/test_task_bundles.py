@@ -203,9 +203,23 @@ def test_training_evaluation_and_inference(bundle, phantoms, trained, weights, i
         **weights)  # fmt: skip
     native, grid = nib.load(next((tmp_path / "native").iterdir())), nib.load(case[0])
     assert (native.shape, native.get_data_dtype()) == (grid.shape, np.uint8)
-    same = np.asarray(nib.load(tmp_path / "labels" / next((tmp_path / "native").iterdir()).name).dataobj)
-    if bundle.name == BRATS:  # whose voxels have the training's size
-        np.testing.assert_array_equal(np.asarray(native.dataobj), same)
+    if (
+        bundle.name == BRATS
+    ):  # whose voxels have the training's size; windows that fit into the head, so that none is padded
+        inside = {**weights, "roi_size": [16, 16, 16], "dataset_dir": case[0].rsplit("/", 1)[0]}
+        for name, configs in (("one", ["inference"]), ("other", ["inference", "inference_native"])):
+            run(bundle, *configs, output_dir=tmp_path / name, **inside)
+        one, other = (nib.load(next((tmp_path / name).iterdir())) for name in ("one", "other"))
+        np.testing.assert_array_equal(one.dataobj, other.dataobj)
+        assert np.unique(one.dataobj).size > 1
+
+
+def test_equivariance_of_a_case(bundle, trained, images, tmp_path):
+    """The channels that the network has beside those of the files are not looked for."""
+    source = Path(images[1][0]).parent if len(images[1]) > 1 else images[1][0]
+    arguments = [f"--bundle={bundle}", f"--ckpt_path={trained / 'models' / 'model.pt'}", f"--input={source}"]
+    assert main(["equivariance", *arguments, f"--output={tmp_path}", "--cases=1", "--ratios=0.9"]) == 0
+    assert json.loads((tmp_path / "equivariance.json").read_text(encoding="utf-8"))
 
 
 def test_tools_of_the_zoo_export_and_load(bundle, trained, monkeypatch, tmp_path):
@@ -502,9 +516,6 @@ def test_label_values_of_the_answer(since_2023, tmp_path):
     assert message.startswith("label_values: expected three labels from 1 to 255")
 
 
-# --- abdomen ---
-
-
 def test_what_lies_around_the_head_does_not_matter(since_2023, tmp_path):
     """The plane that is mirrored in is the head's, wherever it lies on the grid; air gets no label."""
     margins, found = ((7, 1), (0, 3), (2, 2)), []
@@ -535,6 +546,9 @@ def test_weights_say_whether_the_other_side_is_seen(since_2023, tmp_path, capsys
     capsys.readouterr()
     assert main(["evaluate", *options, ckpt, f"--output={tmp_path / 'eval2'}", "--mirrored=true"]) == 1
     assert "mirrored" in capsys.readouterr().err.splitlines()[-1]
+
+
+# --- abdomen ---
 
 
 @pytest.fixture(scope="module")
@@ -610,12 +624,14 @@ def test_place_within_the_image_as_channels(flare, tmp_path):
         layer.weight.copy_(torch.tensor([[0.0, 0.0], [0.0, 1.0]]).reshape(2, 2, 1, 1, 1))
     torch.save(layer.state_dict(), tmp_path / "place.pt")
     options = {"network_def": place, "num_classes": 2, "ckpt_path": tmp_path / "place.pt", "coordinates": [1]}
-    run(bundle, "inference", dataset_dir=images, output_dir=tmp_path / "half", **options)
-    half = nib.load(next((tmp_path / "half").iterdir()))
-    labels = np.asarray(half.dataobj)
-    front, behind = (nib.affines.apply_affine(half.affine, np.argwhere(labels == k))[:, 1] for k in (1, 0))
-    assert 0.3 < labels.mean() < 0.7
-    assert front.min() > behind.max() - 1e-3
+    for configs in (["inference"], ["inference", "inference_native"]):
+        result = tmp_path / configs[-1]
+        run(bundle, *configs, dataset_dir=images, output_dir=result, **options)
+        half = nib.load(next(path for path in result.rglob("*.nii.gz")))
+        labels = np.asarray(half.dataobj)
+        front, behind = (nib.affines.apply_affine(half.affine, np.argwhere(labels == k))[:, 1] for k in (1, 0))
+        assert 0.3 < labels.mean() < 0.7
+        assert front.min() > behind.max() - 1e-3
 
 
 @pytest.fixture(scope="module")

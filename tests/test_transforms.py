@@ -411,7 +411,13 @@ def test_mirrored_channels_are_monai_s_own_transforms():
         torch.testing.assert_close(found["image"], expected["image"], rtol=0, atol=0)
         torch.testing.assert_close(found["image"].affine, expected["image"].affine)
         assert found["image"].applied_operations == expected["image"].applied_operations != []
+        torch.testing.assert_close(
+            MirrorChannelsd("image", axis)({"image": crop(data)["image"][None]})["image"], found["image"][None]
+        )
     assert MirrorChannelsd(["image", "other"], allow_missing_keys=True)(data)["image"].shape == (4, 5, 4, 3)
+    for axis, dims in ((-1, 3), (3, 3), (2, 2)):
+        with pytest.raises(ValueError, match=f"spatial_axis: expected an axis from 0 to {dims - 1}, got {axis};"):
+            MirrorChannelsd("image", axis, dims)
     with pytest.raises(KeyError, match="other"):
         MirrorChannelsd("other")(data)
 

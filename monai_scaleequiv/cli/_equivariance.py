@@ -76,7 +76,8 @@ def make_report(
     # Networks of this package take any size, and padding would take from them what is read before the projection.
     divisor = arguments["divisor"] or (DIVISOR if scales is None else 1)
     ratios = ratios_to_measure(arguments["ratios"], scales)
-    images = _read_images(network, parser.get_parsed_content("preprocessing"), arguments)
+    channels = parser.get_parsed_content("in_channels", default=getattr(network, "in_channels", 1))  # of the files
+    images = _read_images(network, parser.get_parsed_content("preprocessing"), channels, arguments)
     device = torch.device(parser.get_parsed_content("device", default="cpu"))
     padded = PaddedNetwork(network.to(device).eval(), divisor, scales, overlapping="label_values" in parser)
     rows = _rows(padded, images, ratios, device)
@@ -134,10 +135,10 @@ def _scales(network: nn.Module) -> list[float] | None:
 
 
 def _read_images(
-    network: nn.Module, preprocessing: Callable[[Any], Any], arguments: Mapping[str, Any]
+    network: nn.Module, preprocessing: Callable[[Any], Any], channels: int, arguments: Mapping[str, Any]
 ) -> dict[str, torch.Tensor]:
     """The first few images, by name; for a 2D network the middle slice. Without an input, phantoms."""
-    cases, channels = arguments["cases"], getattr(network, "in_channels", 1)
+    cases = arguments["cases"]
     with tempfile.TemporaryDirectory() as folder:
         source: Any = input_paths(arguments["input"]) if arguments["input"] else Path(folder) / "imagesTr"
         if not arguments["input"]:

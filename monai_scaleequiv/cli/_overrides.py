@@ -15,6 +15,7 @@ from monai.bundle.reference_resolver import ReferenceResolver
 
 NONE = "$None"  # MONAI passes over overrides that are None, but not over an expression for it
 COUNTS = {"batch_size", "epochs", "in_channels", "num_classes", "sw_batch_size", "val_interval"}
+AXES = "coordinates"  # of which the network is told the place
 WORDS = {"false", "n", "no", "off", "on", "true", "y", "yes"}  # YAML reads them as true or false, Python as texts
 
 
@@ -53,13 +54,18 @@ def check_overrides(parser: ConfigParser, overrides: Mapping[str, Any], source: 
 
 def _check_kind(key: str, name: str, present: Any, value: Any) -> None:
     """ValueError for a value of another kind than the one in the config: any text would count as true, for one."""
-    if is_expression(value) and not (name in COUNTS and value == NONE):
+    is_needed = name in COUNTS or name == AXES or isinstance(present, bool)
+    if is_expression(value) and not (is_needed and value == NONE):
         return
     is_text = isinstance(value, str)
     word = is_text and value.strip("'\"").lower() in WORDS and not name.endswith(("_dir", "_path"))
     got, hint = None if value == NONE else value, f"write --{key}={present}"
     if name in COUNTS:
         fits, expected, hint = type(value) is int and value > 0, "a whole number of at least 1", f"write --{key}=3, say"
+    elif name == AXES:
+        axes = value if isinstance(value, list) else [None]
+        fits = all(type(axis) is int and 0 <= axis < 3 and axes.count(axis) == 1 for axis in axes)
+        expected, hint = "different axes from 0 to 2", f"write --{key}=[0], say"
     elif isinstance(present, bool) or (word and is_expression(present)):
         fits, expected, hint = isinstance(value, bool), "true or false", f"write --{key}=true or --{key}=false"
     elif isinstance(present, (int, float)):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing, to_affine_nd
-from monai.transforms import Orientation, SpatialResample
+from monai.transforms import BorderPad, Orientation, SpatialResample
 from monai.utils import convert_to_tensor
 
 from monai_scaleequiv.data import one_line
@@ -53,7 +53,8 @@ def case_slice(case: Mapping[str, Any], worst: bool) -> CaseSlice:
     shift[axis, 3] = at
     shape = [1 if i == axis else n for i, n in enumerate(truth.shape)]
     affine = upright.affine.to(shift) @ shift
-    grey: Any = SpatialResample(padding_mode="border")(image.float(), dst_affine=affine, spatial_size=shape)
+    framed: Any = BorderPad(1)(image.float())  # so that 0 lies around an image that was cropped
+    grey: Any = SpatialResample(padding_mode="border")(framed, dst_affine=affine, spatial_size=shape)
     shown = [part.select(axis, i).cpu().numpy() for part, i in ((grey[0], 0), (truth, at), (prediction, at))]
     width, height = (sizes[i] * truth.shape[i] for i in others)
     plane, ends = list(PLANES.items())[axis]

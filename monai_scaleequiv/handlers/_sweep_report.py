@@ -45,7 +45,7 @@ def _interval(values: np.ndarray) -> Summary:
 
 def summary_of(rows: Sequence[Row], key_metric: str, class_names: Mapping[int, str]) -> Summary:
     """What ``sweep.json`` holds."""
-    classes = range(1, len(rows[0].values[key_metric]) + 1)
+    classes = range(1, max(map(len, rows[0].values.values())) + 1)
     conditions = []
     for (condition, factor), group in groupby(rows, key=lambda row: (row.condition, row.factor)):
         cases = [row.values for row in group]

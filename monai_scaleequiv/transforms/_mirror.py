@@ -18,24 +18,34 @@ class MirrorChannelsd(MapTransform):
     metadata, so that there is nothing to invert.
 
     Args:
-        keys: keys of the images (C, ...), which become (2C, ...).
+        keys: keys of the images (C, ...), which become (2C, ...), with or without a batch axis in front.
         spatial_axis: axis that is mirrored; the first is left to right where axes are brought to RAS.
+        spatial_dims: number of spatial dimensions.
         allow_missing_keys: whether to pass over keys that are not there.
+
+    Raises:
+        ValueError: when there is no such axis.
 
     Example::
 
-        >>> MirrorChannelsd("image")({"image": torch.tensor([[1.0, 2.0, 3.0]])})["image"].tolist()
+        >>> MirrorChannelsd("image", spatial_dims=1)({"image": torch.tensor([[1.0, 2.0, 3.0]])})["image"].tolist()
         [[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]
     """
 
-    def __init__(self, keys: KeysCollection, spatial_axis: int = 0, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, spatial_axis: int = 0, spatial_dims: int = 3, allow_missing_keys: bool = False
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.spatial_axis = spatial_axis
+        if not 0 <= spatial_axis < spatial_dims:
+            got = f"{spatial_axis}; choose one of them"
+            raise ValueError(f"spatial_axis: expected an axis from 0 to {spatial_dims - 1}, got {got}.")
+        self.spatial_axis, self.spatial_dims = spatial_axis, spatial_dims
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         done = dict(data)
         for key in self.key_iterator(done):
-            done[key] = torch.cat([done[key], done[key].flip(self.spatial_axis + 1)])
+            channels = -self.spatial_dims - 1
+            done[key] = torch.cat([done[key], done[key].flip(channels + 1 + self.spatial_axis)], channels)
         return done
 
 
