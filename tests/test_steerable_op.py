@@ -281,3 +281,18 @@ def test_no_weight_of_the_down_sampling_is_subnormal():
     matrix = gaussian_downsampling_matrix(93, 2, [1.2, 1.0, 0.8], torch.empty(0))
     assert matrix[matrix > 0].min() > 1e-21
     torch.testing.assert_close(matrix.sum(-1), torch.ones(3, 47))
+
+
+@pytest.mark.parametrize("size", [(2, 2, 2), (4, 3, 3), (8, 3, 3)])
+@pytest.mark.parametrize(("kind", "args"), KINDS[:1] + KINDS[2:])
+def test_gradients_of_images_smaller_than_the_kernel_in_bfloat16(kind, args, size):
+    """Of which oneDNN's own are what the memory held before, on CPUs with avx512_bf16 and torch 2.13: up to 1e38."""
+    layer, x = case(3, kind, args, torch.float32, (8, 8), size)
+    expected = torch.autograd.grad(layer(x).square().mean(), layer.weight)[0]
+    for _ in range(3):
+        spoilt = [torch.full((1 << 12,), 1e34) for _ in range(50)]
+        del spoilt
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = layer(x).float().square().mean()
+        found = torch.autograd.grad(loss, layer.weight)[0]
+        assert (found - expected).abs().max() < 0.05 * expected.abs().max()
