@@ -17,7 +17,7 @@ from scipy.stats import bootstrap
 
 from monai_scaleequiv.cli import main
 from monai_scaleequiv.data import case_sizes, load_weights, write_record
-from monai_scaleequiv.handlers._sweep_report import FILES, _draw, mean_and_interval
+from monai_scaleequiv.handlers._sweep_report import FILES, _draw, _save_plot, mean_and_interval
 from monai_scaleequiv.inferers import RescaledInferer
 from tests.bundle_runs import error_of, files, metrics, per_case, rows, run, write_probe
 
@@ -160,6 +160,20 @@ def test_names_of_the_classes(bundle, swept, options, tmp_path):
         axes = Figure().subplots()
         _draw(axes, summary, "scale", "oracle")
         assert axes.get_legend_handles_labels()[1][:3] == [*expected, "mean"]
+
+
+def test_legend_fits_into_the_plot(swept, tmp_path, monkeypatch):
+    """However long the names are."""
+    summary, drawn = json.loads((swept / "sweep.json").read_text(encoding="utf-8")), []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    for names in (("a", "b"), ("enhancing tumour", "necrotic core and oedema around it")):
+        summary["classes"] = dict(zip("12", names, strict=True))
+        _save_plot(
+            {**summary, "conditions": [c for c in summary["conditions"] if "thick" not in c["condition"]]}, tmp_path
+        )
+        (legend,) = drawn[-1].legends
+        assert legend.get_window_extent().width <= drawn[-1].bbox.width
+        assert [text.get_text() for text in legend.get_texts()][:2] == list(names)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,13 @@ def _save_plot(summary: Summary, target: Path) -> None:
         every[0].set(ylabel="Dice", ylim=(0, 1))  # the whole range, so that plots of several networks compare
     else:
         every[0].set_ylabel(key)
-    figure.legend(*every[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    for columns in (4, 3, 2, 1):  # as many as names of this length leave room for
+        entries = every[0].get_legend_handles_labels()
+        legend = figure.legend(*entries, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+        figure.draw_without_rendering()
+        if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
     cases = summary["conditions"][0][key]["mean"]["cases"]
     figure.suptitle(f"{cases} cases: mean and 95 % interval", fontsize=11)
     figure.savefig(target, dpi=150)
