@@ -34,8 +34,8 @@ def modules(small: bool = False) -> Iterator[tuple[str, Builder, tuple[int, ...]
     for mode in ("fixed", "learned", "gradient"):
         options = {"depths": (1, 1), "feature_size": (8, 16), "kernel_size": 13, "hidden_size": 16}
         build = partial(RepUXNet, 3, 1, 2, prior_mode=mode, **options)
-        # Coarsest features of 3 voxels or more: torch's own bfloat16 gradient of a kernel larger than the image is noise
-        # on CPUs with avx512_bf16
+        # Coarsest features of 3 voxels: of a kernel larger than the image, torch's own bfloat16 gradient is noise on
+        # CPUs with avx512_bf16
         yield f"RepUXNet, prior {mode}", build, (2, 1, *[cube - 1] * 3)
     yield "RepUXNet, a large volume", partial(RepUXNet, 3, 1, 2, **options), (1, 1, *[volume] * 3)
     for edge in (6, 12) if small else (6, 12, 24):
