@@ -54,7 +54,8 @@ def check_overrides(parser: ConfigParser, overrides: Mapping[str, Any], source: 
 
 def _check_kind(key: str, name: str, present: Any, value: Any) -> None:
     """ValueError for a value of another kind than the one in the config: any text would count as true, for one."""
-    is_needed = name in COUNTS or name == AXES or isinstance(present, bool)
+    is_axes = key == AXES and isinstance(present, list)
+    is_needed = name in COUNTS or is_axes or isinstance(present, bool)
     if is_expression(value) and not (is_needed and value == NONE):
         return
     is_text = isinstance(value, str)
@@ -62,7 +63,7 @@ def _check_kind(key: str, name: str, present: Any, value: Any) -> None:
     got, hint = None if value == NONE else value, f"write --{key}={present}"
     if name in COUNTS:
         fits, expected, hint = type(value) is int and value > 0, "a whole number of at least 1", f"write --{key}=3, say"
-    elif name == AXES:
+    elif is_axes:
         axes = value if isinstance(value, list) else [None]
         fits = all(type(axis) is int and 0 <= axis < 3 and axes.count(axis) == 1 for axis in axes)
         expected, hint = "different axes from 0 to 2", f"write --{key}=[0], say"

@@ -87,8 +87,8 @@ def _save_plot(summary: Summary, target: Path) -> None:
         every[0].set(ylabel="Dice", ylim=(0, 1))  # the whole range, so that plots of several networks compare
     else:
         every[0].set_ylabel(key)
+    entries = every[0].get_legend_handles_labels()
     for columns in (4, 3, 2, 1):  # as many as names of this length leave room for
-        entries = every[0].get_legend_handles_labels()
         legend = figure.legend(*entries, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
         figure.draw_without_rendering()
         if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
