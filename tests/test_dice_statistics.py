@@ -333,6 +333,8 @@ def test_only_panels_that_there_is_something_to_draw_in(some_runs):
     assert names[1] - names[0] == {"time home", "time mean"}
     assert figures.mosaic([fake_run(conditions=("1", "2"))]) == [["scale"] * 4]
     assert figures.mosaic([fake_run(conditions=("own",))]) == [["others"] * 4]
+    own = [fake_run(conditions=("own",), match=match) for match in ("steps", "time")]
+    assert figures.mosaic(own) == [["others"] * 4, ["same time"] * 4]
     assert len(figures.summary_panels(some_runs, "hippocampus")) == 3
     assert figures.summary_panels(some_runs, "brats") == figures.summary_panels(some_runs, "acdc") == {}
     pair = [fake_run(network=n, gain=g) for n, g in (("unet_aug", 0), ("pyramid_aug", 0.04))]
@@ -347,6 +349,12 @@ def test_a_network_of_some_folds_is_not_drawn_beside_one_of_all():
     assert len(figures.summary_panels(runs, "brats")) == 1
     assert panels.by_volumes(runs[4:6]) == {}
     assert panels.of_all_cases([]) == []
+
+
+def test_beside_the_costliest_network_stands_what_was_trained_as_long():
+    short, long = fake_run(), fake_run(match="time", steps=5000)
+    costly, cheap = fake_run(network="pyramid_mm_aug", gmacs=50.0), fake_run(network="unet_resampled_aug")
+    assert panels.as_long([short, long, costly, cheap]) == [long, costly]
 
 
 def test_the_usual_number_of_volumes_where_several_have_as_many_runs():

@@ -19,6 +19,7 @@ from benchmarks.dice.panels import (
     against_scale,
     against_time,
     against_volumes,
+    as_long,
     by_volumes,
     drawn_rows,
     main_volumes,
@@ -61,7 +62,8 @@ def mosaic(runs: Sequence[dict]) -> list[list[str]]:
         scaled = {is_scale(c) for c in conditions_of(found[main_volumes(found)])}
         rows.append([*["scale" if True in scaled else "others"] * 3, "scale" if False not in scaled else "others"])
     if any(run["match"] != "steps" for run in runs):
-        rows.append(["time home", "time home", "time mean", "time mean"])
+        scaled = any(map(is_scale, conditions_of(runs)))
+        rows.append(["time home", "time home", "time mean", "time mean"] if scaled else ["same time"] * 4)
     return rows
 
 
@@ -76,13 +78,14 @@ def setting_panels(part, runs: Sequence[dict], name: str) -> None:
         "mean": lambda one: against_volumes(one, found, averaged=True),
         "scale": lambda one: against_scale(one, found[n]),
         "others": lambda one: against_others(one, {name: found[n]}),
+        "same time": lambda one: against_others(one, {name: as_long(alike)}),
         "time home": lambda one: against_time(one, alike, averaged=False),
         "time mean": lambda one: against_time(one, alike, averaged=True),
     }
     for where, one in axes.items():
         draw[where](one)
         if where not in ("home", "mean"):
-            one.set_title(f"{n} labelled volumes")
+            one.set_title(f"{n} labelled volumes" + ", trained for the same time" * (where == "same time"))
     part.suptitle(name, fontweight="bold")
     legend(part, axes.values(), loc="outside lower center", ncols=3)
 

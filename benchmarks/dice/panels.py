@@ -20,6 +20,7 @@ ROWS = {
     ("pyramid_aug", "four"): ("ScalePyramid (ours)", "#56B4E9", "D-"),
     ("pyramid_aug", "own"): ("ScalePyramid (ours)", "#56B4E9", "D-"),
     ("pyramid_mm_aug", "own"): ("ScalePyramid in mm (ours)", "#009E73", "p-"),
+    ("unet_mm_after", "mm"): ("UNet, applied in mm (ours)", "#0072B2", "*-"),
     ("seunet_aug", "own"): ("SEUNet (ours)", "#CC79A7", "<-"),
     ("seunet_mm_aug", "own"): ("SEUNet in mm (ours)", "#CC79A7", ">-"),
     ("unet_aug", "own"): ("UNet + augmentation", "#D55E00", "s-"),
@@ -43,6 +44,12 @@ def of_all_cases(runs: Sequence[dict]) -> list[dict]:
         seen[run["network"], run["match"], run["steps"]].update(run["cases"])
     every = set().union(*seen.values())
     return [run for run in runs if seen[run["network"], run["match"], run["steps"]] == every]
+
+
+def as_long(runs: Sequence[dict]) -> list[dict]:
+    """Those of the same time: the costliest network, and those that were trained for as long as it took."""
+    most = max(run["gmacs"] for run in runs)
+    return [run for run in runs if run["match"] != "steps" or run["gmacs"] == most]
 
 
 def by_volumes(runs: Sequence[dict]) -> dict[int, list[dict]]:
