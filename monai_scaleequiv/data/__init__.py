@@ -9,7 +9,14 @@ from monai_scaleequiv.data._files import check_output_dir, whole_file
 from monai_scaleequiv.data._listing import brats_label_values
 from monai_scaleequiv.data._phantom import make_phantom_dataset
 from monai_scaleequiv.data._read import CheckedNibabelReader, VolumeFacts, read_volume
-from monai_scaleequiv.data._record import case_sizes, compare_records, definition_of, read_record, write_record
+from monai_scaleequiv.data._record import (
+    case_sizes,
+    compare_records,
+    definition_of,
+    read_record,
+    record_differences,
+    write_record,
+)
 from monai_scaleequiv.data._split import class_names, held_out, load_datalist, split_datalist
 from monai_scaleequiv.data._weights import file_finding, load_weights, read_weights, weights_digest
 from monai_scaleequiv.data._workers import loader_workers
@@ -42,6 +49,7 @@ __all__ = [
     "read_record",
     "read_volume",
     "read_weights",
+    "record_differences",
     "root_cause",
     "rules",
     "split_datalist",

@@ -146,11 +146,23 @@ def compare_records(recorded: Mapping[str, Any], current: Mapping[str, Any], nam
         Traceback (most recent call last):
         ValueError: model.pt: expected spacing=[1, 1, 1] as in its training, got [2, 2, 2]; leave it out, or train anew.
     """
+    for place, old, new in record_differences(recorded, current):
+        hint = "leave it out, or train anew"
+        raise ValueError(f"{name}: expected {place}={old} as in its training, got {new}; {hint}.")
+
+
+def record_differences(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """The ids of what both hold and that differs, with both values; the training's cases do not count.
+
+    Example::
+
+        >>> list(record_differences({"spacing": [1, 1], "window": [0, 1]}, {"spacing": [2, 2]}))
+        [('spacing', [1, 1], [2, 2])]
+    """
     left = [("", plain(recorded), plain(current))]
     for place, old, new in left:
         if isinstance(old, dict) and isinstance(new, dict):
             both = [key for key in old if key in new and (place or key != "training_cases")]
             left += [(f"{place}#{key}".lstrip("#"), old[key], new[key]) for key in both]
         elif old != new:
-            hint = "leave it out, or train anew"
-            raise ValueError(f"{name}: expected {place}={old} as in its training, got {new}; {hint}.")
+            yield place, old, new
