@@ -83,6 +83,7 @@ CALLS = {
     "min",
     "monai.utils.set_determinism",
     "monai_scaleequiv.data.loader_workers",
+    "monai_scaleequiv.data.switch",
     "monai_scaleequiv.data.weights_digest",
     "monai_scaleequiv.handlers.leave_process_group",
     "reference.exit_if_stopped",
@@ -643,6 +644,7 @@ def test_inference_replaces_label_maps_only_with_overwrite(bundle, phantoms, pro
     target = tmp_path / "phantom_000_seg.nii.gz"
     target.write_bytes(b"mine")
     error_of(run, bundle, "inference", **options, kind=FileExistsError)
+    error_of(run, bundle, "inference", **options, overwrite="false", kind=FileExistsError)  # as Fire hands it on
     assert target.read_bytes() == b"mine"
     run(bundle, "inference", **options, overwrite=True)
     assert nib.load(target).shape == nib.load(image).shape
@@ -716,6 +718,7 @@ def test_evaluation_replaces_tables_only_with_overwrite(bundle, evaluated, tmp_p
         assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
         (tmp_path / table.name).unlink()
     (tmp_path / "metrics.csv").write_bytes(b"mine")
+    error_of(run, bundle, "train", "evaluate", output_dir=tmp_path, overwrite="false", **options, kind=FileExistsError)
     run(bundle, "train", "evaluate", output_dir=tmp_path, overwrite=True, **options)
     assert metrics(tmp_path) == pytest.approx(metrics(output))
 

@@ -197,6 +197,8 @@ def test_volume_that_lacks_a_result_is_run_again(tmp_path, folder):
     (results / "d_seg.nii.gz").write_bytes(b"")  # no program finishes with an empty file
     with pytest.raises(ValueError, match="skip_existing: expected overwrite=false with it, got true; choose one"):
         nifti_datalist(folder, overwrite=True, skip_existing=True)
+    with pytest.raises(ValueError, match="overwrite: expected true or false, got no; write one of the two"):
+        nifti_datalist(folder, overwrite="no")
     left = nifti_datalist(folder, results=results, postfix=["seg", "scale"], skip_existing=True)
     assert [Path(item["image"]).name[0] for item in left] == ["b", "c", "d"]
 
@@ -314,7 +316,7 @@ def test_earlier_label_map_is_replaced_only_if_writing(tmp_path):
     saved, _ = save(path, tmp_path / "out", torch.zeros(1, *SHAPE))
     before = saved.read_bytes()
     with pytest.raises(RuntimeError, match=r"scan_seg.nii.gz exists already; choose another output_dir, or set overw"):
-        save(path, tmp_path / "out", torch.ones(1, *SHAPE))
+        save(path, tmp_path / "out", torch.ones(1, *SHAPE), writer=writing(overwrite="false", skip_existing="false"))
     save(path, tmp_path / "out", torch.ones(1, *SHAPE), writer=writing(skip_existing=True))
     assert saved.read_bytes() == before
     save(path, tmp_path / "out", torch.ones(1, *SHAPE), writer=writing(overwrite=True))

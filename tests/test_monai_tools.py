@@ -225,7 +225,7 @@ def test_each_property_of_a_workflow_can_be_set(bundle, phantoms, tmp_path, conf
 def test_tensorboard_and_mlflow_by_one_switch_each(bundle, phantoms, tmp_path):
     mlflow = pytest.importorskip("mlflow", reason="needs mlflow")
     pytest.importorskip("sqlalchemy", reason="MONAI keeps MLflow's records in SQLite")
-    train(bundle, phantoms, tmp_path / "train", tracking="mlflow", tensorboard=False)
+    train(bundle, phantoms, tmp_path / "train", tracking="mlflow", tensorboard="false")
     assert {path.name for path in (tmp_path / "train").iterdir() if path.suffix != ".json"} == {"mlruns.db", "models"}
     weights = {"ckpt_path": tmp_path / "train" / "models" / "model.pt", "roi_size": list(SIZE), **tiny(bundle)}
     given = {**weights, "tracking": "mlflow"}

@@ -536,9 +536,9 @@ def test_weights_say_whether_the_other_side_is_seen(since_2023, tmp_path, capsys
     """Four channels in, as the paper's network has them, and no override when they are applied."""
     options = [f"--bundle={BRATS}", f"--input={since_2023}", "--device=cpu", f"--roi_size={list(SIZE)}"]
     definition = {**config(BUNDLES / BRATS, "train")["network_def"], "channels": [2, 4], "strides": [2]}
-    quick = [f"--patch_size={list(SIZE)}", "--epochs=1", f"--network_def={json.dumps(definition)}"]
     ckpt = f"--ckpt_path={tmp_path / 'out' / 'models' / 'model.pt'}"
-    assert main(["train", *options, *quick, "--mirrored=false", f"--output={tmp_path / 'out'}"]) == 0
+    given = {"patch_size": list(SIZE), "roi_size": list(SIZE), "epochs": 1, "network_def": definition}
+    run(BUNDLES / BRATS, "train", dataset_dir=since_2023, output_dir=tmp_path / "out", mirrored="false", **given)
     assert read_record(tmp_path / "out" / "models" / "model.pt")["mirrored"] is False
     assert main(["evaluate", *options, ckpt, f"--output={tmp_path / 'eval'}"]) == 0
     case = f"--input={since_2023 / 'phantom_001'}"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from monai.config import PathLike
 
+from monai_scaleequiv.data._switch import switch
+
 STALE = 3600.0  # seconds without a change, after which no writer is at work any more
 
 
@@ -88,7 +90,8 @@ def check_output_dir(
 
         >>> check_output_dir("output")
     """
-    for file in () if overwrite else sorted(path for pattern in files for path in Path(folder).glob(pattern)):
+    is_free = switch(overwrite, "overwrite")
+    for file in () if is_free else sorted(path for pattern in files for path in Path(folder).glob(pattern)):
         raise FileExistsError(f"{name}: {file} exists already; choose another folder, or set overwrite=true.")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
