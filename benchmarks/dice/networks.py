@@ -8,6 +8,7 @@ import torch
 from monai.networks.nets import SegResNet, UNet
 from torch import nn
 
+from benchmarks.dice.one_scale import OneScaleAtATime
 from benchmarks.scale_generalisation import PaddedToFit
 from monai_scaleequiv import ScaleCanonicalizer, ScaleFilters, ScaleProjection, ScalePyramid, SEUNet
 from monai_scaleequiv.published import PublishedSEUNet
@@ -87,6 +88,10 @@ def seunet(axes: int, channels: int, classes: int) -> nn.Module:
     filters = ScaleFilters(STEPS_OF_AN_OCTAVE, max_order=3)
     widths = (18, 36, 74) if axes == 3 else (17, 34, 68, 113)
     return SEUNet(axes, channels, classes, widths, (2,) * (len(widths) - 1), num_res_units=2, filters=filters)
+
+
+def one_scale_at_a_time(axes: int, channels: int, classes: int) -> nn.Module:
+    return OneScaleAtATime(seunet(axes, channels, classes))
 
 
 def published(axes: int, channels: int, classes: int) -> nn.Module:
@@ -170,6 +175,11 @@ def brought(test: Test) -> Test:
     return wrap
 
 
+def of_all_scales(test: Test) -> Test:
+    """As the SEUNet of all scales that was trained one at a time."""
+    return lambda net: test(net.whole)
+
+
 def inside(test: Test) -> Test:
     """Without the step that brings images to the size of the training."""
     return lambda net: test(net.network)
@@ -209,10 +219,12 @@ CANONICAL_AVERAGED = {"own": once, "four_mean": brought(over(FOUR, "mean"))}
 AFTER = CANONICAL_AVERAGED | {"without": inside(over(FOUR, "mean"))}
 LATE = {"own": once, "four": brought(over(FOUR))}
 CANONICAL_COPIES = LATE | {"without": inside(once)}
+OCTAVES = {"own": once, "octaves": over((2**-0.5, 2**0.5))}
 ENTRIES = {
     "unet_aug": Entry(unet, WIDE, AVERAGED),
     "pyramid_aug": Entry(pyramid(), NARROW, COPIES),
-    "seunet_aug": Entry(seunet, WIDE, {"own": once, "octaves": over((2**-0.5, 2**0.5))}),
+    "seunet_aug": Entry(seunet, WIDE, OCTAVES),
+    "seunet_one_scale_aug": Entry(one_scale_at_a_time, WIDE, {name: of_all_scales(t) for name, t in OCTAVES.items()}),
     "unet_mirrored_aug": Entry(unet, WIDE, AVERAGED, is_mirrored=True),
     "unet_whole_aug": Entry(unet, WIDE, {"own": once, "half": over(HALF)}, is_whole=True),
     "canon_pyramid_matched": Entry(canonical(narrower_pyramid, narrow=True), 0.5, {"own": once}),

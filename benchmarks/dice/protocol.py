@@ -28,6 +28,7 @@ SEEDS = (0, 1, 2)
 # seconds_per_step of costs_*_cuda.json: runs with match="time" train the plain network that many times longer, those
 # with match="timeN" as long as N of its steps take
 AS_LONG = {"canon": 3.7, "canon_unet": 1.5, "seunet": 7.3}
+ONE_SCALE_AS_LONG = 1450  # of a SEUNet at one scale at a time, on a CPU, in that of 4,380 of a plain network on BraTS
 ACDC_AS_LONG = 7180  # of a plain network in the time of 1,500 of the pyramid in mm, on a CPU, both in turns
 # Steps of other designs in about the time of 3,700 of the plain network's; each in which an estimator is trained by
 # itself counts as one of those, and the coarse pyramids take a tenth longer
@@ -99,6 +100,7 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
                    steps=[ACDC_AS_LONG]) for name in ("unet_aug", "unet_mm_after")],
         variants(BRATS, steps=[int(600 * AS_LONG["canon"])], match=["time"], fold=range(6)),
         variants(BRATS, network=["unet_mirrored_aug"], fold=range(6)),
+        variants(BRATS, network=["seunet_one_scale_aug"], fold=range(6), match=["time"], steps=[ONE_SCALE_AS_LONG]),
         *[variants(HIPPOCAMPUS, volumes=[n], seed=SEEDS, steps=[int(1000 * AS_LONG["canon"])], match=["time"])
           for n in (10, 126)],
         *[variants(HIPPOCAMPUS, volumes=[n], network=[name], seed=SEEDS)

@@ -1,0 +1,42 @@
+"""A SEUNet that is trained at one of its scales at a time."""
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from monai_scaleequiv import SEUNet
+from monai_scaleequiv.layers import SteerableConv
+
+
+class OneScaleAtATime(nn.Module):
+    """Takes one of the scales in a step of the training, drawn anew, at a quarter of the price; in the test all.
+
+    Scales do not interact in a SEUNet, whose answer is the mean of what each of them gives.
+    """
+
+    def __init__(self, whole: SEUNet) -> None:
+        super().__init__()
+        self.whole, self.spatial_dims = whole, whole.spatial_dims
+        self.single = nn.ModuleList([at_one_scale(whole, i) for i in range(len(whole.scales))])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.single[int(torch.randint(len(self.single), ()))](x) if self.training else self.whole(x)
+
+
+def at_one_scale(whole: SEUNet, i: int) -> SEUNet:
+    """The network at one of its scales: the same parameters, running statistics and filters."""
+    filters = dataclasses.replace(whole.filters, scales=whole.scales[i : i + 1])
+    single = SEUNet(
+        whole.spatial_dims, whole.in_channels, whole.out_channels, whole.channels, whole.strides, whole.num_res_units,
+        filters=filters,
+    )  # fmt: skip
+    for old, new in zip(whole.modules(), single.modules(), strict=True):
+        new._parameters = old._parameters
+        if isinstance(old, SteerableConv):  # whose filters are normalised over all scales
+            new.derive_buffer("basis", old.basis[i : i + 1].clone)
+            new.derive_buffer("lines", old.lines.unflatten(0, (whole.spatial_dims, -1))[:, i].clone)
+            new.derive_buffer("gains", old.gains.clone)
+        else:
+            new._buffers = old._buffers
+    return single
