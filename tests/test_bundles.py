@@ -47,7 +47,7 @@ from tests.bundle_runs import (
     train,
     write_probe,
 )
-from tests.conftest import shared
+from tests.conftest import BUNDLES, shared
 from tests.fault_files import write_volume
 
 ORIENTATION = np.array([[2, 1], [0, -1], [1, 1]])
@@ -90,6 +90,7 @@ CALLS = {
     "reference.parameters",
     "reference.run",
     "reference.to",
+    "str",
     "torch.cuda.is_available",
     "torch.cuda.set_device",
     "torch.device",
@@ -222,6 +223,17 @@ def test_inference_does_what_evaluation_and_training_do(bundle):
     ]
     assert without == steps(native["preprocessing#transforms"])
     assert len(without) == len(one) - 1
+
+
+def test_a_switch_is_never_taken_as_a_text():
+    """MONAI's command line leaves ``false`` a text: expressions read it by ``switch``, those for Deploy as a text."""
+    names = "amp|channel_wise|load_pretrain|mirrored|nonzero|probabilities|save_scale_map|tensorboard"
+    files = sorted(BUNDLES.glob("*/configs/*.json"))
+    found = [(path.name, line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    used = [(name, line) for name, line in found if re.search(rf"@(\w+#)?({names})\b", line)]
+    assert len(used) > 50
+    read = re.compile(rf"(monai_scaleequiv\.data\.switch|str)\(@(\w+#)?({names})\b")
+    assert [(name, line) for name, line in used if re.search(rf"@(\w+#)?({names})\b", read.sub("", line))] == []
 
 
 def expressions(part):

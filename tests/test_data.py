@@ -316,6 +316,8 @@ def test_earlier_label_map_is_replaced_only_if_writing(tmp_path):
     saved, _ = save(path, tmp_path / "out", torch.zeros(1, *SHAPE))
     before = saved.read_bytes()
     with pytest.raises(RuntimeError, match=r"scan_seg.nii.gz exists already; choose another output_dir, or set overw"):
+        save(path, tmp_path / "out", torch.ones(1, *SHAPE))
+    with pytest.raises(RuntimeError, match="exists already"):
         save(path, tmp_path / "out", torch.ones(1, *SHAPE), writer=writing(overwrite="false", skip_existing="false"))
     save(path, tmp_path / "out", torch.ones(1, *SHAPE), writer=writing(skip_existing=True))
     assert saved.read_bytes() == before

@@ -164,13 +164,16 @@ def test_weights_of_another_training_are_an_error(tmp_path, network, current, me
 def test_weights_under_a_new_head(tmp_path, caplog):
     source, network = (nn.Sequential(nn.Conv3d(1, 4, 1), nn.Conv3d(4, classes, 1)) for classes in (2, 5))
     head = network[1].weight.clone()
-    path = saved(tmp_path / "a.pt", source, {"spacing": [1.0], "num_classes": 2, "coordinates": []})
-    record = {"spacing": [1.0], "num_classes": 5, "coordinates": [0]}
+    recorded = {"spacing": [1.0], "num_classes": 2, "coordinates": [], "normalization": {"nonzero": True}}
+    path = saved(tmp_path / "a.pt", source, {**recorded, "training_cases": ["a"], "label_values": [1, 2]})
+    record = {"spacing": [1.0], "num_classes": 5, "coordinates": [0], "normalization": {"nonzero": False}}
+    record |= {"training_cases": ["b"], "label_values": [1, 3]}
     started(WeightsCheckpointLoader(path, {"net": network}, record=record, new_head=True))
     assert torch.equal(network[0].weight, source[0].weight)
     assert torch.equal(network[1].weight, head)
     assert caplog.messages == [
         f"{path}: trained with coordinates=[], this training has [0].",
+        f"{path}: trained with normalization#nonzero=True, this training has False.",
         f"{path}: new values for 1.weight, 1.bias, whose number of classes differs.",
     ]
     with pytest.raises(ValueError, match=r"a\.pt"):

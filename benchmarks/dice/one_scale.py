@@ -12,7 +12,8 @@ from monai_scaleequiv.layers import SteerableConv
 class OneScaleAtATime(nn.Module):
     """Takes one of the scales in a step of the training, drawn anew, at a quarter of the price; in the test all.
 
-    Scales do not interact in a SEUNet, whose answer is the mean of what each of them gives.
+    Scales do not interact in this SEUNet, whose answer is the mean of what each of them gives, but for batch
+    normalisation: a step takes the statistics of its one scale, the test the running ones of all.
     """
 
     def __init__(self, whole: SEUNet) -> None:
@@ -29,7 +30,7 @@ def at_one_scale(whole: SEUNet, i: int) -> SEUNet:
     filters = dataclasses.replace(whole.filters, scales=whole.scales[i : i + 1])
     single = SEUNet(
         whole.spatial_dims, whole.in_channels, whole.out_channels, whole.channels, whole.strides, whole.num_res_units,
-        filters=filters,
+        whole.act, whole.norm, whole.dropout, whole.bias, whole.adn_ordering, filters, whole.scale_size,
     )  # fmt: skip
     for old, new in zip(whole.modules(), single.modules(), strict=True):
         new._parameters = old._parameters

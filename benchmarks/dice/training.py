@@ -12,7 +12,8 @@ from monai.losses import DiceCELoss
 from torch import nn
 
 from benchmarks.dice.datasets import CLASSES, Volume
-from benchmarks.dice.networks import ENTRIES, LatePyramid, Remembering
+from benchmarks.dice.networks import ENTRIES, LatePyramid, Remembering, TwoOfThem
+from benchmarks.dice.one_scale import OneScaleAtATime
 from benchmarks.dice.sampling import Augmentation, Bank
 from benchmarks.dice.stages import ESTIMATOR_OCTAVES, Stages
 
@@ -69,6 +70,8 @@ class Trainer:
             volumes = [v.mirrored() for v in volumes]
         self.volumes, self.bank = volumes, Bank(volumes, recipe["size"], classes, device)
         self.net = entry.build(len(recipe["size"]), len(volumes[0].image), classes).to(device)
+        # A CUDA graph would keep the scales that were drawn first
+        self.draws = any(isinstance(module, (OneScaleAtATime, TwoOfThem)) for module in self.net.modules())
         augmentation = Augmentation(entry.octaves, recipe["rotation"], recipe["flips"], entry.is_whole)
         self.stages = Stages(run.steps, entry)
         self.plan = self.bank.plan(self.stages.segmenting, recipe["batch"], augmentation, run.seed, entry.is_told)
@@ -151,7 +154,7 @@ class Trainer:
         return tuple((self.spacings or self.sizes)[self.done]) if self.spacings or self.sizes else ()
 
     def _advance_on_gpu(self, kind: tuple[float, ...]) -> None:
-        if kind not in self.graphs and self.seen[kind] < EAGER:
+        if self.draws or (kind not in self.graphs and self.seen[kind] < EAGER):
             self.seen[kind] += 1
             self.step()
             return

@@ -50,8 +50,9 @@ def nifti_datalist(
     Raises:
         FileExistsError: when a result is there already, or an input in its place.
         FileNotFoundError: when a path does not exist or a folder holds no NIfTI file.
-        ValueError: when a file is not NIfTI, a numbered channel is missing, two results would have the same name, or
-            one that is there already is on another grid than its input, or says that other weights made it.
+        ValueError: when a switch is neither true nor false, a file is not NIfTI, a numbered channel is missing, two
+            results would have the same name, or one that is there already is on another grid than its input, or says
+            that other weights made it.
 
     Example::
 

@@ -85,13 +85,14 @@ def check_output_dir(
     Raises:
         FileExistsError: when one of ``files`` is there already and ``overwrite`` is false.
         OSError: when the folder cannot be made or written to, or the disk is full.
+        ValueError: when ``overwrite`` is neither true nor false.
 
     Example::
 
         >>> check_output_dir("output")
     """
-    is_free = switch(overwrite, "overwrite")
-    for file in () if is_free else sorted(path for pattern in files for path in Path(folder).glob(pattern)):
+    may_replace = switch(overwrite, "overwrite")
+    for file in () if may_replace else sorted(path for pattern in files for path in Path(folder).glob(pattern)):
         raise FileExistsError(f"{name}: {file} exists already; choose another folder, or set overwrite=true.")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,9 @@
 
 
 def switch(value: bool | int | str, name: str) -> bool:
-    """A switch as any command line gives it.
+    """Reads a switch: true or false, also as a text in small or capital letters.
 
-    MONAI's leaves ``false`` a text, which Python takes for true: ``--overwrite false`` would overwrite.
+    MONAI's command line leaves ``false`` a text, which Python takes for true: ``--overwrite false`` would overwrite.
 
     Args:
         value: true or false, also as a text, or 1 or 0.

@@ -12,6 +12,7 @@ from monai.handlers import CheckpointLoader
 from monai_scaleequiv.data import compare_records, definition_of, load_weights, read_record, record_differences
 from monai_scaleequiv.handlers._output import AtStart
 
+OF_THE_HEAD = ("num_classes", "out_channels", "label_values")  # which a fine-tuning is free to change
 logger = logging.getLogger(__name__)
 
 
@@ -24,11 +25,12 @@ class WeightsCheckpointLoader(CheckpointLoader):
         map_location: as for ``torch.load``.
         record: this run's spacing and other values that a training records; the network's definition is added. None,
             or weights without a record, compare nothing.
-        new_head: whether parameters that differ in the number of classes keep their new values, as for a fine-tuning:
-            with a warning, and one of what was recorded otherwise, in place of an error.
+        new_head: whether parameters that differ in the number of classes keep their new values, as in fine-tuning.
+            Recorded values that differ are warned of then, in place of an error.
 
     Raises:
-        ValueError: when the file holds anything but weights of this network, or the record disagrees.
+        ValueError: when the file holds anything but weights of this network, or, without ``new_head``, the record
+            disagrees.
 
     Example::
 
@@ -55,16 +57,17 @@ class WeightsCheckpointLoader(CheckpointLoader):
         (network,) = self.load_dict.values()
         recorded = read_record(self.load_path)
         if self.record is not None and recorded is not None:
+            current = {"network_def": definition_of(network), **self.record}
             if self.new_head:
-                self._warn(recorded, self.record)
+                self._warn(recorded, current)
             else:
-                compare_records(recorded, {"network_def": definition_of(network), **self.record}, self.load_path)
+                compare_records(recorded, current, self.load_path)
         if new := load_weights(network, self.load_path, self.map_location, self.new_head):
             logger.warning("%s: new values for %s, whose number of classes differs.", self.load_path, ", ".join(new))
 
-    def _warn(self, recorded: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-        for place, old, new in record_differences(recorded, record):
-            if place != "num_classes":
+    def _warn(self, recorded: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+        for place, old, new in record_differences(recorded, current):
+            if place.split("#")[-1] not in OF_THE_HEAD:
                 logger.warning("%s: trained with %s=%s, this training has %s.", self.load_path, place, old, new)
 
 
