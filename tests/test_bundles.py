@@ -82,8 +82,8 @@ CALLS = {
     "max",
     "min",
     "monai.utils.set_determinism",
+    "monai.utils.str2bool",
     "monai_scaleequiv.data.loader_workers",
-    "monai_scaleequiv.data.switch",
     "monai_scaleequiv.data.weights_digest",
     "monai_scaleequiv.handlers.leave_process_group",
     "reference.exit_if_stopped",
@@ -226,13 +226,13 @@ def test_inference_does_what_evaluation_and_training_do(bundle):
 
 
 def test_a_switch_is_never_taken_as_a_text():
-    """MONAI's command line leaves ``false`` a text: expressions read it by ``switch``, those for Deploy as a text."""
+    """MONAI's command line leaves ``false`` a text: expressions read it by MONAI's ``str2bool``."""
     names = "amp|channel_wise|load_pretrain|mirrored|nonzero|probabilities|save_scale_map|tensorboard"
     files = sorted(BUNDLES.glob("*/configs/*.json"))
     found = [(path.name, line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
     used = [(name, line) for name, line in found if re.search(rf"@(\w+#)?({names})\b", line)]
     assert len(used) > 50
-    read = re.compile(rf"(monai_scaleequiv\.data\.switch|str)\(@(\w+#)?({names})\b")
+    read = re.compile(rf"str2bool\(str\(@(\w+#)?({names})\b")
     assert [(name, line) for name, line in used if re.search(rf"@(\w+#)?({names})\b", read.sub("", line))] == []
 
 

@@ -197,8 +197,8 @@ def test_volume_that_lacks_a_result_is_run_again(tmp_path, folder):
     (results / "d_seg.nii.gz").write_bytes(b"")  # no program finishes with an empty file
     with pytest.raises(ValueError, match="skip_existing: expected overwrite=false with it, got true; choose one"):
         nifti_datalist(folder, overwrite=True, skip_existing=True)
-    with pytest.raises(ValueError, match="overwrite: expected true or false, got no; write one of the two"):
-        nifti_datalist(folder, overwrite="no")
+    with pytest.raises(ValueError, match='Got "x", expected a value from: yes, true'):
+        nifti_datalist(folder, overwrite="x")
     left = nifti_datalist(folder, results=results, postfix=["seg", "scale"], skip_existing=True)
     assert [Path(item["image"]).name[0] for item in left] == ["b", "c", "d"]
 

@@ -18,7 +18,6 @@ from monai_scaleequiv.data._record import (
     write_record,
 )
 from monai_scaleequiv.data._split import class_names, held_out, load_datalist, split_datalist
-from monai_scaleequiv.data._switch import switch
 from monai_scaleequiv.data._weights import file_finding, load_weights, read_weights, weights_digest
 from monai_scaleequiv.data._workers import loader_workers
 from monai_scaleequiv.data._writer import InputGridWriter
@@ -54,7 +53,6 @@ __all__ = [
     "root_cause",
     "rules",
     "split_datalist",
-    "switch",
     "weights_digest",
     "whole_file",
     "write_record",

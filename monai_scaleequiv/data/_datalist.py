@@ -12,11 +12,10 @@ from typing import Any, cast
 import nibabel as nib
 from monai.config import PathLike
 from monai.data import create_file_basename
-from monai.utils import ensure_tuple
+from monai.utils import ensure_tuple, str2bool
 
 from monai_scaleequiv.data import rules
 from monai_scaleequiv.data._brats import MODALITIES, brats_cases, image_files
-from monai_scaleequiv.data._switch import switch
 from monai_scaleequiv.data._writer import maker_of
 
 Case = tuple[Path, ...]
@@ -60,7 +59,7 @@ def nifti_datalist(
         Traceback (most recent call last):
         FileNotFoundError: no/such/folder does not exist; give a folder or .nii / .nii.gz files.
     """
-    overwrite, skip_existing = switch(overwrite, "overwrite"), switch(skip_existing, "skip_existing")
+    overwrite, skip_existing = str2bool(str(overwrite)), str2bool(str(skip_existing))
     if overwrite and skip_existing:
         raise ValueError("skip_existing: expected overwrite=false with it, got true; choose one of the two.")
     folder = None if results is None else Path(results)

@@ -11,8 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from monai.config import PathLike
-
-from monai_scaleequiv.data._switch import switch
+from monai.utils import str2bool
 
 STALE = 3600.0  # seconds without a change, after which no writer is at work any more
 
@@ -91,7 +90,7 @@ def check_output_dir(
 
         >>> check_output_dir("output")
     """
-    may_replace = switch(overwrite, "overwrite")
+    may_replace = str2bool(str(overwrite))  # MONAI's command line gives "false"
     for file in () if may_replace else sorted(path for pattern in files for path in Path(folder).glob(pattern)):
         raise FileExistsError(f"{name}: {file} exists already; choose another folder, or set overwrite=true.")
     try:

@@ -10,10 +10,9 @@ import nibabel as nib
 import numpy as np
 from monai.config import PathLike
 from monai.data import NibabelWriter
-from monai.utils import ImageMetaKey
+from monai.utils import ImageMetaKey, str2bool
 
 from monai_scaleequiv.data._files import has_content, whole_file
-from monai_scaleequiv.data._switch import switch
 
 MADE_BY = b"monai_scaleequiv: made by weights of sha256 "
 COMMENT = 6  # code of a comment among NIfTI's header extensions
@@ -66,8 +65,8 @@ class InputGridWriter(NibabelWriter):
         **options: Any,
     ) -> None:
         super().__init__(output_dtype=output_dtype, **options)
-        self.overwrite = switch(overwrite, "overwrite")
-        self.skip_existing = switch(skip_existing, "skip_existing")
+        self.overwrite = str2bool(str(overwrite))  # a text from MONAI's command line
+        self.skip_existing = str2bool(str(skip_existing))
         self.made_by = made_by
         self.source = ""
 
