@@ -406,7 +406,7 @@ def test_seunet_of_one_scale_at_a_time():
     """The mean of its four answers is the whole's; a step draws one, and all have the same parameters."""
     net, x = networks.one_scale_at_a_time(3, 1, 2), torch.randn(1, 1, 9, 12, 8)
     expected = torch.stack([single.train()(x) for single in net.single])
-    drawn = [net.train()(x) for _ in range(30)]
+    drawn = [(net.draw(), net.train()(x))[1] for _ in range(30)]
     assert {i for y in drawn for i, one in enumerate(expected) if torch.allclose(y, one, atol=1e-5)} == {0, 1, 2, 3}
     assert {id(p) for p in net.parameters()} == {id(p) for p in net.whole.parameters()}
     statistics = net.whole.bottom.state_dict().items()

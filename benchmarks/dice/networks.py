@@ -225,6 +225,9 @@ ENTRIES = {
     "pyramid_aug": Entry(pyramid(), NARROW, COPIES),
     "seunet_aug": Entry(seunet, WIDE, OCTAVES),
     "seunet_one_scale_aug": Entry(one_scale_at_a_time, WIDE, {name: of_all_scales(t) for name, t in OCTAVES.items()}),
+    "seunet_one_scale_mirrored_aug": Entry(
+        one_scale_at_a_time, WIDE, {name: of_all_scales(t) for name, t in OCTAVES.items()}, is_mirrored=True
+    ),
     "unet_mirrored_aug": Entry(unet, WIDE, AVERAGED, is_mirrored=True),
     "unet_whole_aug": Entry(unet, WIDE, {"own": once, "half": over(HALF)}, is_whole=True),
     "canon_pyramid_matched": Entry(canonical(narrower_pyramid, narrow=True), 0.5, {"own": once}),

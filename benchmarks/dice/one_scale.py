@@ -13,16 +13,22 @@ class OneScaleAtATime(nn.Module):
     """Takes one of the scales in a step of the training, drawn anew, at a quarter of the price; in the test all.
 
     Scales do not interact in this SEUNet, whose answer is the mean of what each of them gives, but for batch
-    normalisation: a step takes the statistics of its one scale, the test the running ones of all.
+    normalisation: a step takes the statistics of its one scale, the test the running ones of all. ``draw`` is for the
+    training's loop to call before each step, for a CUDA graph computes one scale for ever.
     """
 
     def __init__(self, whole: SEUNet) -> None:
         super().__init__()
         self.whole, self.spatial_dims = whole, whole.spatial_dims
         self.single = nn.ModuleList([at_one_scale(whole, i) for i in range(len(whole.scales))])
+        self.drawn = 0
+
+    def draw(self) -> None:
+        """The scale of the next step."""
+        self.drawn = int(torch.randint(len(self.single), ()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.single[int(torch.randint(len(self.single), ()))](x) if self.training else self.whole(x)
+        return self.single[self.drawn](x) if self.training else self.whole(x)
 
 
 def at_one_scale(whole: SEUNet, i: int) -> SEUNet:

@@ -28,7 +28,7 @@ SEEDS = (0, 1, 2)
 # seconds_per_step of costs_*_cuda.json: runs with match="time" train the plain network that many times longer, those
 # with match="timeN" as long as N of its steps take
 AS_LONG = {"canon": 3.7, "canon_unet": 1.5, "seunet": 7.3}
-ONE_SCALE_AS_LONG = 1450  # of a SEUNet at one scale at a time, on a CPU, in that of 4,380 of a plain network on BraTS
+ONE_SCALE_AS_LONG = {"hippocampus": 1610, "brats": 1880}  # of a SEUNet at one scale at a time, as 3,700 and 4,380
 ACDC_AS_LONG = 7180  # of a plain network in the time of 1,500 of the pyramid in mm, on a CPU, both in turns
 # Steps of other designs in about the time of 3,700 of the plain network's; each in which an estimator is trained by
 # itself counts as one of those, and the coarse pyramids take a tenth longer
@@ -58,7 +58,11 @@ def selection() -> list[list[Run]]:
         variants(TRIAL, network=[name], match=["time"], steps=[steps], learning_rate=RATES[2:])
         for name, steps in IN_THAT_TIME.items()
     ]
-    return [*rates, *designs, variants(TRIAL, network=["canon_unet"], learning_rate=RATES[2:]), *faster]
+    one_scale = variants(
+        TRIAL, network=["seunet_one_scale_aug"], match=["time"], steps=[ONE_SCALE_AS_LONG["hippocampus"]],
+        learning_rate=RATES[1:],
+    )  # fmt: skip
+    return [*rates, *designs, variants(TRIAL, network=["canon_unet"], learning_rate=RATES[2:]), *faster, one_scale]
 
 
 def chosen_rates(output: str) -> dict[str, float]:
@@ -100,7 +104,13 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
                    steps=[ACDC_AS_LONG]) for name in ("unet_aug", "unet_mm_after")],
         variants(BRATS, steps=[int(600 * AS_LONG["canon"])], match=["time"], fold=range(6)),
         variants(BRATS, network=["unet_mirrored_aug"], fold=range(6)),
-        variants(BRATS, network=["seunet_one_scale_aug"], fold=range(6), match=["time"], steps=[ONE_SCALE_AS_LONG]),
+        *[variants(BRATS, volumes=[n], network=[name], fold=range(6), match=["time"],
+                   steps=[ONE_SCALE_AS_LONG["brats"]])
+          for n, name in ((25, "seunet_one_scale_aug"), (10, "seunet_one_scale_aug"), (15, "seunet_one_scale_aug"),
+                          (25, "seunet_one_scale_mirrored_aug"))],
+        *[variants(BRATS, volumes=[n], network=["seunet_aug"], fold=range(6)) for n in (10, 15)],
+        variants(HIPPOCAMPUS, network=["seunet_one_scale_aug"], seed=SEEDS, match=["time"],
+                 steps=[ONE_SCALE_AS_LONG["hippocampus"]]),
         *[variants(HIPPOCAMPUS, volumes=[n], seed=SEEDS, steps=[int(1000 * AS_LONG["canon"])], match=["time"])
           for n in (10, 126)],
         *[variants(HIPPOCAMPUS, volumes=[n], network=[name], seed=SEEDS)
@@ -112,7 +122,8 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
         *[variants(HIPPOCAMPUS, network=[name], seed=SEEDS)
           for name in ("seunet_octaves_aug", "pyramid_attentive", "canon_unet", "pyramid_wide", "segresnet_aug",
                        "published_aug")],
-        variants(BRATS, steps=[int(600 * AS_LONG["seunet"])], match=["time"], fold=range(6)),
+        *[variants(BRATS, volumes=[n], steps=[int(600 * AS_LONG["seunet"])], match=["time"], fold=range(6))
+          for n in (25, 10, 15)],
     ]  # fmt: skip
     return [[with_rate(run, rates) for run in group] for group in groups]
 

@@ -70,8 +70,9 @@ class Trainer:
             volumes = [v.mirrored() for v in volumes]
         self.volumes, self.bank = volumes, Bank(volumes, recipe["size"], classes, device)
         self.net = entry.build(len(recipe["size"]), len(volumes[0].image), classes).to(device)
+        self.one_scale = self.net if isinstance(self.net, OneScaleAtATime) else None
         # A CUDA graph would keep the scales that were drawn first
-        self.draws = any(isinstance(module, (OneScaleAtATime, TwoOfThem)) for module in self.net.modules())
+        self.draws = any(isinstance(module, TwoOfThem) for module in self.net.modules())
         augmentation = Augmentation(entry.octaves, recipe["rotation"], recipe["flips"], entry.is_whole)
         self.stages = Stages(run.steps, entry)
         self.plan = self.bank.plan(self.stages.segmenting, recipe["batch"], augmentation, run.seed, entry.is_told)
@@ -140,6 +141,8 @@ class Trainer:
 
     def advance(self) -> None:
         """The next step: on a GPU by a CUDA graph, once some of the same kind were done one kernel at a time."""
+        if self.one_scale:
+            self.one_scale.draw()
         if self.device.type == "cpu":
             self.step()
         else:
@@ -149,6 +152,8 @@ class Trainer:
 
     def _kind(self) -> tuple[float, ...]:
         """Of the next step: those of one kind have one CUDA graph."""
+        if self.one_scale:
+            return (float(self.one_scale.drawn),)
         if self.stages.of_a_canonicaliser:
             return self.stages.kind(self.done)
         return tuple((self.spacings or self.sizes)[self.done]) if self.spacings or self.sizes else ()
