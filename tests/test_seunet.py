@@ -47,6 +47,7 @@ class TestSEUNet(NetworkTests):
         ({**IN_2D, "act": None, "norm": None}, (1, 1, 8, 8), (1, 2, 8, 8)),
         ({**IN_2D, "projection": "attentive"}, (1, 1, 8, 8), (1, 2, 8, 8)),
         ({**IN_2D, "projection": ScaleProjection("logsumexp")}, (1, 1, 8, 8), (1, 2, 8, 8)),
+        ({**IN_3D, "train_scales": 1}, (1, 1, 8, 8, 8), (1, 2, 8, 8, 8)),
     ]
     ill_arguments = [  # noqa: RUF012
         ({"spatial_dims": 1}, "spatial_dims must be 2 or 3"),
@@ -58,6 +59,10 @@ class TestSEUNet(NetworkTests):
         ({"num_res_units": -1}, "num_res_units must be"),
         ({"filters": {"scales": ()}}, "scales must hold"),
         ({"scale_size": 3}, "scale_size must be"),
+        ({"train_scales": 0}, "train_scales must be from 1 to the 2 scales there are, got 0"),
+        ({"train_scales": 3}, "train_scales must be from 1 to the 2 scales"),
+        ({"train_scales": 1, "scale_size": 2}, "scales that do not interact, scale_size 1, got 2"),
+        ({"train_scales": 1, "projection": "attentive"}, "expected a projection without weights"),
         ({"projection": "sum"}, "mode must be one of"),
         ({"adn_ordering": "NNA"}, "adn_ordering must"),
         ({"filters": {"spacing": (1.0, -1.0, 1.0)}}, "spacing must be"),

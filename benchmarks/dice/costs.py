@@ -75,7 +75,7 @@ def seconds_per_step(trainer: Trainer) -> float:
 
     Of a network that draws its scale, the mean over the scales of each one's median.
     """
-    kinds = len(trainer.one_scale.single) if trainer.one_scale else 1
+    kinds = len(trainer.one_scale.whole.scales) if trainer.one_scale else 1
     steps = (5 if trainer.device.type == "cpu" else 30) * kinds
     torch.backends.cudnn.benchmark = trainer.device.type == "cuda"
     taken: dict[int, list[float]] = {}

@@ -11,6 +11,7 @@ from monai_scaleequiv.layers._instance_norm import (
     split_instance_norm,
     with_split_sums,
 )
+from monai_scaleequiv.layers._kept_scales import keep_scales
 from monai_scaleequiv.layers._large_kernel import LargeKernelConv
 from monai_scaleequiv.layers._per_scale import PerScale, ScaleNorm, ScalePointwiseConv, ScalePool
 from monai_scaleequiv.layers._projection import ScaleProjection
@@ -23,5 +24,6 @@ __all__ = [
     "DerivedBuffers", "LargeKernelConv", "PerScale", "ScaleDownsample", "ScaleDropout", "ScaleGroupConv",
     "ScaleLiftingConv", "ScaleNorm", "ScalePointwiseConv", "ScalePool", "ScaleProjection", "ScaleUpsample",
     "SingleImageConvolutions", "SpacedResample", "SplitInstanceNorm2d", "SplitInstanceNorm3d", "SteerableConv",
-    "check_arguments", "check_counts", "check_features", "check_image", "split_instance_norm", "with_split_sums",
+    "check_arguments", "check_counts", "check_features", "check_image", "keep_scales", "split_instance_norm",
+    "with_split_sums",
 ]  # fmt: skip

@@ -1,11 +1,14 @@
 """What a scale-equivariant U-Net is put together with, and copies of it that share its weights."""
 
+import warnings
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from monai_scaleequiv.layers import ScaleUpsample, SpacedResample, SteerableConv
+from monai_scaleequiv.layers import ScaleUpsample, SpacedResample, SteerableConv, keep_scales
+from monai_scaleequiv.maths import voxel_sizes
 from monai_scaleequiv.nets._blocks import ScaleConvUnit, ScaleResidualUnit
 from monai_scaleequiv.nets._checkpoint import Checkpointed
 
@@ -65,3 +68,50 @@ def set_spacing(
     for module in found:
         module.set_spacing(spacing)
     return [module.factor for module in found if isinstance(module, SpacedResample)]
+
+
+def as_many(strides: Sequence[Sequence[int] | int], levels: int) -> tuple[Sequence[int] | int, ...]:
+    """The strides of these levels: more are not used, which is a warning, as in MONAI's networks."""
+    if levels < 1:
+        raise ValueError(f"the length of `channels` should be no less than 2, got {levels + 1}.")
+    if len(strides) < levels:
+        raise ValueError(f"the length of `strides` should equal `len(channels) - 1`, got {tuple(strides)}.")
+    if len(strides) > levels:
+        warnings.warn(f"the last {len(strides) - levels} values of `strides` are not used.", stacklevel=3)
+    return tuple(strides[:levels])
+
+
+def rounded(spacing: Sequence[float] | float, spatial_dims: int) -> list[float]:
+    """Voxel sizes along the axes: what an affine matrix gives for 1 mm is 0.9999999 or 1.0000002."""
+    return [float(f"{r:.5g}") for r in voxel_sizes(spacing, spatial_dims)]
+
+
+def check_apart(scale_size: int) -> None:
+    """Raises an error where scales interact."""
+    if scale_size > 1:
+        raise ValueError(f"expected scales that do not interact, scale_size 1, got {scale_size}; take all of them.")
+
+
+def check_train_scales(train_scales: int | None, scales: int, scale_size: int, projection: nn.Module) -> None:
+    """Raises an error where so many of the scales cannot be trained apart from the others."""
+    if train_scales is None:
+        return
+    if not 1 <= train_scales <= scales:
+        raise ValueError(f"train_scales must be from 1 to the {scales} scales there are, got {train_scales}.")
+    check_apart(scale_size)
+    if any(True for _ in projection.parameters()):
+        raise ValueError(f"train_scales: expected a projection without weights, got {projection}; take mean or max.")
+
+
+def drawn(scales: int, count: int) -> list[int]:
+    """Numbers of so many of the scales, by torch's own random numbers."""
+    return torch.randperm(scales)[:count].tolist()
+
+
+@torch.compiler.disable
+def with_scales(network: _Network, which: Sequence[int]) -> _Network:
+    """A shallow copy whose layers have these scales alone."""
+    copy = shallow_copy(network)
+    for module in copy.modules():
+        keep_scales(module, which)
+    return copy

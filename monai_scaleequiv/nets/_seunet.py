@@ -1,6 +1,5 @@
 """Scale-equivariant U-Net."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,8 +27,14 @@ from monai_scaleequiv.nets._levels import (
     CheckpointedConvUnit,
     CheckpointedResidualUnit,
     UpLevel,
+    as_many,
+    check_apart,
+    check_train_scales,
+    drawn,
+    rounded,
     set_spacing,
     shallow_copy,
+    with_scales,
 )
 from monai_scaleequiv.nets._metadata import with_metadata
 from monai_scaleequiv.nets._watched import is_watched
@@ -61,6 +66,9 @@ class SEUNet(nn.Module):
         projection: how scales are joined, a mode of :py:class:`ScaleProjection` or a module of its kind.
         use_checkpoint: whether training keeps only what enters each convolution or residual unit and computes the rest
             twice: less than half the activations, for a forward pass more per step.
+        train_scales: number of scales that a step of the training computes, drawn anew each time, at that share of the
+            cost, as dropout for scales; None for all, which evaluation always takes. For ``scale_size`` 1 and
+            projections without weights. ``torch.compile`` leaves such a training as it is.
         dsdepth: number of levels for deep supervision, as in MONAI's ``SegResNetDS``: above 1, training gives the list
             of :py:meth:`outputs`, as ``DeepSupervisionLoss`` takes it; at most ``len(channels) - 1``.
 
@@ -87,12 +95,13 @@ class SEUNet(nn.Module):
         norm: tuple | str | None = "BATCH", dropout: float = 0.0, bias: bool = True, adn_ordering: str = "NDA",
         filters: ScaleFilters | Mapping[str, Any] | None = None, scale_size: int = 1,
         projection: str | nn.Module = "mean", use_checkpoint: bool = False, dsdepth: int = 1,
+        train_scales: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         counts = {"in_channels": in_channels, "out_channels": out_channels, "channels": channels, "strides": strides}
         check_arguments(spatial_dims, **counts, num_res_units=num_res_units or 1, dsdepth=dsdepth)
         self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
-        self.channels, self.strides = tuple(channels), _as_many(strides, len(channels) - 1)
+        self.channels, self.strides = tuple(channels), as_many(strides, len(channels) - 1)
         if dsdepth > len(self.strides):
             raise ValueError(f"dsdepth must be at most len(channels) - 1 = {len(self.strides)}, got {dsdepth}.")
         self.dsdepth = dsdepth
@@ -103,6 +112,8 @@ class SEUNet(nn.Module):
         self.scales = list(self.filters.scales)
         joined = ScaleProjection(projection, channels=out_channels) if isinstance(projection, str) else projection
         self.projection: nn.Module = joined
+        check_train_scales(train_scales, len(self.scales), scale_size, joined)
+        self.train_scales = train_scales
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         self._factors = [list(ensure_tuple_rep(s, spatial_dims)) for s in self.strides]  # at spacing 1
         self._build_levels()
@@ -156,11 +167,18 @@ class SEUNet(nn.Module):
         down-sampling factors are its own. Ask anew after the network was changed or moved. ``spacing`` is the edge of a
         voxel in the units of ``sigma``, one for all axes or one per axis.
         """
-        rounded = _rounded(spacing, self.spatial_dims)
-        if rounded == _rounded(self.filters.spacing, self.spatial_dims):
+        sizes = rounded(spacing, self.spatial_dims)
+        if sizes == rounded(self.filters.spacing, self.spatial_dims):
             return self
         network = shallow_copy(self)
-        network._set_spacing(rounded)
+        network._set_spacing(sizes)
+        return network
+
+    def at_scales(self, which: Sequence[int]) -> "SEUNet":
+        """The same network at the scales of these numbers alone, for ``scale_size`` 1; shares as the one before."""
+        check_apart(self.scale_size)
+        network = with_scales(self, which)
+        network.scales, network.train_scales = [self.scales[i] for i in which], None
         return network
 
     def forward(self, x: torch.Tensor, spacing: list[float] | None = None) -> torch.Tensor:
@@ -172,6 +190,8 @@ class SEUNet(nn.Module):
                 return self.at_spacing(spacing)(x)
         check_image(x, self.spatial_dims, self.in_channels)
         if not torch.jit.is_scripting():
+            if self.training and self.train_scales is not None:
+                return self.at_scales(drawn(len(self.scales), self.train_scales))(x)
             if self.training and self.dsdepth > 1:
                 return self.outputs(x)
             if isinstance(x, MetaTensor):
@@ -226,18 +246,3 @@ class SEUNet(nn.Module):
                 return x
         pad = [0, self.total_stride[-1] + 1 - x.shape[-1]] + [0] * (2 * self.spatial_dims - 2)
         return F.pad(x, pad, mode="replicate")
-
-
-def _as_many(strides: Sequence[Sequence[int] | int], levels: int) -> tuple[Sequence[int] | int, ...]:
-    if levels < 1:
-        raise ValueError(f"the length of `channels` should be no less than 2, got {levels + 1}.")
-    if len(strides) < levels:
-        raise ValueError(f"the length of `strides` should equal `len(channels) - 1`, got {tuple(strides)}.")
-    if len(strides) > levels:
-        warnings.warn(f"the last {len(strides) - levels} values of `strides` are not used.", stacklevel=3)
-    return tuple(strides[:levels])
-
-
-def _rounded(spacing: Sequence[float] | float, spatial_dims: int) -> list[float]:
-    # What an affine matrix gives for 1 mm is 0.9999999 or 1.0000002.
-    return [float(f"{r:.5g}") for r in voxel_sizes(spacing, spatial_dims)]
