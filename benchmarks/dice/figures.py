@@ -28,6 +28,7 @@ from benchmarks.dice.panels import (
 from benchmarks.dice.statistics import VALIDATION, conditions_of, is_scale, load
 
 NAMES = {"hippocampus": "Hippocampus", "brats": "BraTS", "acdc": "ACDC"}
+SAME_TIME = "time"  # the shortest of the times that trainings were given
 STYLE = {
     "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.alpha": 0.25,
@@ -61,6 +62,8 @@ def mosaic(runs: Sequence[dict]) -> list[list[str]]:
     if found:
         scaled = {is_scale(c) for c in conditions_of(found[main_volumes(found)])}
         rows.append([*["scale" if True in scaled else "others"] * 3, "scale" if False not in scaled else "others"])
+    if len(by_volumes(runs, SAME_TIME)) > 1:
+        rows.append(["long home", "long home", "long mean", "long mean"])
     if any(run["match"] != "steps" for run in runs):
         scaled = any(map(is_scale, conditions_of(runs)))
         rows.append(["time home", "time home", "time mean", "time mean"] if scaled else ["same time"] * 4)
@@ -69,13 +72,15 @@ def mosaic(runs: Sequence[dict]) -> list[list[str]]:
 
 def setting_panels(part, runs: Sequence[dict], name: str) -> None:
     """All panels of one setting of a data set."""
-    found = by_volumes(runs)
+    found, long = by_volumes(runs), by_volumes(runs, SAME_TIME)
     axes = part.subplot_mosaic(mosaic(runs))
     n = main_volumes(found) if found else min(run["volumes"] for run in runs)
     alike = of_all_cases([run for run in runs if run["volumes"] == n])
     draw = {
         "home": lambda one: against_volumes(one, found, averaged=False),
         "mean": lambda one: against_volumes(one, found, averaged=True),
+        "long home": lambda one: against_volumes(one, long, averaged=False),
+        "long mean": lambda one: against_volumes(one, long, averaged=True),
         "scale": lambda one: against_scale(one, found[n]),
         "others": lambda one: against_others(one, {name: found[n]}),
         "same time": lambda one: against_others(one, {name: as_long(alike)}),
@@ -85,7 +90,8 @@ def setting_panels(part, runs: Sequence[dict], name: str) -> None:
     for where, one in axes.items():
         draw[where](one)
         if where not in ("home", "mean"):
-            one.set_title(f"{n} labelled volumes" + ", trained for the same time" * (where == "same time"))
+            volumes = "" if where.startswith("long") else f"{n} labelled volumes, "
+            one.set_title((volumes + "trained for the same time" * where.startswith(("same", "long"))).rstrip(", "))
     part.suptitle(name, fontweight="bold")
     legend(part, axes.values(), loc="outside lower center", ncols=3)
 

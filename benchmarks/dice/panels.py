@@ -23,7 +23,9 @@ ROWS = {
     ("unet_mm_after", "mm"): ("UNet, applied in mm (ours)", "#0072B2", "*-"),
     ("seunet_aug", "own"): ("SEUNet (ours)", "#CC79A7", "<-"),
     ("seunet_mm_aug", "own"): ("SEUNet in mm (ours)", "#CC79A7", ">-"),
-    ("seunet_one_scale_aug", "own"): ("SEUNet, one scale at a time (ours)", "#0072B2", ">-"),
+    ("seunet_aug", "octaves"): ("SEUNet, 2 octaves (ours)", "#CC79A7", "P-"),
+    ("seunet_one_scale_aug", "own"): ("SEUNet, one scale a step (ours)", "#0072B2", ">-"),
+    ("seunet_one_scale_aug", "octaves"): ("SEUNet, one scale a step, 2 octaves (ours)", "#0072B2", "P-"),
     ("unet_aug", "own"): ("UNet + augmentation", "#D55E00", "s-"),
     ("unet_aug", "four_mean"): ("UNet + augmentation, mean of 4 scales", "#E69F00", "v-"),
     ("unet_aug", "half"): ("UNet + augmentation, mean of 3 scales", "#E69F00", "v-"),
@@ -53,10 +55,10 @@ def as_long(runs: Sequence[dict]) -> list[dict]:
     return [run for run in runs if run["match"] != "steps" or run["network"] == MEASURE]
 
 
-def by_volumes(runs: Sequence[dict]) -> dict[int, list[dict]]:
+def by_volumes(runs: Sequence[dict], match: str = "steps") -> dict[int, list[dict]]:
     """Of one setting, for each number of volumes the comparable runs of the most frequent number of steps."""
-    groups = [(group, of_all_cases(own)) for group, own in grouped(runs).items() if group.match == "steps"]
-    groups.sort(key=lambda item: (len(item[1]), item[0].steps))
+    groups = [(group, of_all_cases(own)) for group, own in grouped(runs).items() if group.match == match]
+    groups.sort(key=lambda item: (len(item[1]), item[0].steps or 0))
     return dict(sorted({group.volumes: own for group, own in groups if own}.items()))
 
 
