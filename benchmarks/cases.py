@@ -66,10 +66,10 @@ def _published(channels: tuple[int, ...], scale_size: int) -> Pair:
     return net, PublishedPath(net)
 
 
-def _beside_unet(channels: tuple[int, ...], kernel_size: int, max_order: int) -> Pair:
+def _beside_unet(channels: tuple[int, ...], kernel_size: int, max_order: int, train_scales: int | None = None) -> Pair:
     strides = (2,) * (len(channels) - 1)
     options = {"kernel_size": kernel_size, "up_kernel_size": kernel_size, "num_res_units": 2}
-    ours = steerable_unet(channels, filters=ScaleFilters(SCALES, max_order=max_order))
+    ours = steerable_unet(channels, filters=ScaleFilters(SCALES, max_order=max_order), train_scales=train_scales)
     return ours, UNet(3, 4, 1, channels, strides, **options)
 
 
@@ -134,6 +134,14 @@ def networks(small: bool = False) -> dict[str, Case]:
     return {case.name: case for case in cases}
 
 
+def drawn(small: bool = False) -> dict[str, Case]:
+    """The network that draws its scale in training, by name; a CUDA graph would keep the first."""
+    channels, edge = ((2, 2, 2), 8) if small else ((16, 32, 64), 48)
+    beside = partial(_beside_unet, channels, 3, 3, train_scales=1)
+    name = f"SEUNet 16-64, one scale a step, beside UNet kernel 3 / {edge}^3 x 2"
+    return {name: Case(name, beside, (2, 4, *[edge] * 3), goals={"cpu": {STEP: 1 / 2.5}})}
+
+
 def large_kernels(small: bool = False) -> dict[str, Case]:
     """Large depthwise convolutions and RepUXNet, by name."""
     cases = []
@@ -174,4 +182,4 @@ def checkpointed(small: bool = False) -> dict[str, Case]:
 
 def every(small: bool = False) -> dict[str, Case]:
     """All of them by name."""
-    return networks(small) | large_kernels(small) | checkpointed(small)
+    return networks(small) | drawn(small) | large_kernels(small) | checkpointed(small)

@@ -53,6 +53,8 @@ def plan(small: bool, data: str) -> Iterator[Row]:
                 yield Row(f"{name} / {mode} / freed memory kept", take, KEEP)
             if name.startswith("SEUNet") and "kernel 5" not in name:
                 yield Row(f"{name} / {mode} / bfloat16 beside float32", partial(half, name, mode, small, budget), {})
+    for name in cases.drawn(small):
+        yield Row(f"{name} / {STEP}", partial(beside, name, STEP, small, budget), {})
     for name in list(cases.networks(small))[:2]:
         yield Row(f"{name} / {MEMORY}", partial(memory, name, small), None)
     for name in cases.checkpointed(small):
