@@ -139,7 +139,7 @@ def _half_beside_tf32(session: Session, case: str, mode: str) -> dict[str, Any]:
 def profile(session: Session) -> None:
     """The kernels of the main steps in bfloat16."""
     for name, case in cases.every(session.small).items():
-        if name.startswith(("SEUNet 4-32", "SEUNet 16-64", "RepUXNet")) and "checkpoint" not in name:
+        if name.startswith(("SEUNet 4-32", "SEUNet 16-64 beside", "RepUXNet")) and "checkpoint" not in name:
             with precision("bfloat16"):
                 session.take(
                     f"{session.device} / profile bfloat16 / {name} / {STEP}",

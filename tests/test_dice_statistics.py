@@ -335,6 +335,9 @@ def test_only_panels_that_there_is_something_to_draw_in(some_runs):
     assert figures.mosaic([fake_run(conditions=("own",))]) == [["others"] * 4]
     own = [fake_run(conditions=("own",), match=match) for match in ("steps", "time")]
     assert figures.mosaic(own) == [["others"] * 4, ["same time"] * 4]
+    several = [fake_run(volumes=n, match=match) for n in (10, 25) for match in ("steps", "time")]
+    assert {"home", "long home", "long mean"} <= {name for row in figures.mosaic(several) for name in row}
+    assert list(panels.by_volumes(several, "time")) == [10, 25]
     assert len(figures.summary_panels(some_runs, "hippocampus")) == 3
     assert figures.summary_panels(some_runs, "brats") == figures.summary_panels(some_runs, "acdc") == {}
     pair = [fake_run(network=n, gain=g) for n, g in (("unet_aug", 0), ("pyramid_aug", 0.04))]

@@ -18,16 +18,13 @@ def keep_scales(module: nn.Module, which: Sequence[int]) -> None:
         module.widths = [[w[i] for i in which] if len(w) == len(module.scales) else w for w in module.widths]
         module.scales = [module.scales[i] for i in which]
     elif isinstance(module, SteerableConv):
-        buffers = {"basis": _taken(module.basis, which)}  # (S, F, K), normalised over all scales
-        if module.lines is not None:
-            of_axes = module.lines.chunk(module.spatial_dims)  # each (S, N + 1, taps)
-            buffers["lines"] = torch.cat([_taken(lines, which) for lines in of_axes])
-        module._buffers = {**module._buffers, **buffers}
-        module._exact = {}  # which has all scales
+        axes, scales = module.spatial_dims, module.num_scales
+        places = {"basis": list(which), "lines": [axis * scales + i for axis in range(axes) for i in which]}
+        for name, rows in places.items():  # (S, F, K) and (axes * S, N + 1, taps), normalised over all scales
+            buffer = module.get_buffer(name) if name in module._exact else None
+            if buffer is not None:
+                # By slices, which no GPU has to wait for
+                module._buffers = {**module._buffers, name: torch.cat([buffer[i : i + 1] for i in rows])}
+                module._exact = {**module._exact, name: module._exact[name][rows]}
         module.num_scales = len(which)
         module.scales = None if module.scales is None else [module.scales[i] for i in which]
-
-
-def _taken(x: torch.Tensor, which: Sequence[int]) -> torch.Tensor:
-    # By slices, which no GPU has to wait for
-    return torch.cat([x[i : i + 1] for i in which])

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from monai_scaleequiv.layers import ScaleUpsample, SpacedResample, SteerableConv, keep_scales
+from monai_scaleequiv.layers import ScaleUpsample, SpacedResample, SteerableConv, check_counts, keep_scales
 from monai_scaleequiv.maths import voxel_sizes
 from monai_scaleequiv.nets._blocks import ScaleConvUnit, ScaleResidualUnit
 from monai_scaleequiv.nets._checkpoint import Checkpointed
@@ -92,15 +92,20 @@ def check_apart(scale_size: int) -> None:
         raise ValueError(f"expected scales that do not interact, scale_size 1, got {scale_size}; take all of them.")
 
 
-def check_train_scales(train_scales: int | None, scales: int, scale_size: int, projection: nn.Module) -> None:
-    """Raises an error where so many of the scales cannot be trained apart from the others."""
+def checked_train_scales(train_scales: int | None, scales: int, scale_size: int, projection: nn.Module) -> int | None:
+    """The number itself; an error where so many of the scales cannot be trained apart from the others."""
     if train_scales is None:
-        return
-    if not 1 <= train_scales <= scales:
-        raise ValueError(f"train_scales must be from 1 to the {scales} scales there are, got {train_scales}.")
+        return None
+    check_counts(train_scales=train_scales)
+    if train_scales > scales:
+        raise ValueError(f"train_scales must be at most the {scales} scales there are, got {train_scales}.")
     check_apart(scale_size)
     if any(True for _ in projection.parameters()):
-        raise ValueError(f"train_scales: expected a projection without weights, got {projection}; take mean or max.")
+        kind = getattr(projection, "mode", type(projection).__name__)
+        raise ValueError(
+            f"train_scales: expected a projection without weights, got {kind}; take mean, max or logsumexp."
+        )
+    return train_scales
 
 
 def drawn(scales: int, count: int) -> list[int]:
@@ -109,8 +114,10 @@ def drawn(scales: int, count: int) -> list[int]:
 
 
 @torch.compiler.disable
-def with_scales(network: _Network, which: Sequence[int]) -> _Network:
-    """A shallow copy whose layers have these scales alone."""
+def with_scales(network: _Network, which: Sequence[int], scales: int) -> _Network:
+    """A shallow copy whose layers have these of the scales alone."""
+    if not which or len(set(which)) < len(which) or not set(which) <= set(range(scales)):
+        raise ValueError(f"which must hold different numbers from 0 to {scales - 1}, got {list(which)}.")
     copy = shallow_copy(network)
     for module in copy.modules():
         keep_scales(module, which)

@@ -29,7 +29,7 @@ from monai_scaleequiv.nets._levels import (
     UpLevel,
     as_many,
     check_apart,
-    check_train_scales,
+    checked_train_scales,
     drawn,
     rounded,
     set_spacing,
@@ -66,9 +66,9 @@ class SEUNet(nn.Module):
         projection: how scales are joined, a mode of :py:class:`ScaleProjection` or a module of its kind.
         use_checkpoint: whether training keeps only what enters each convolution or residual unit and computes the rest
             twice: less than half the activations, for a forward pass more per step.
-        train_scales: number of scales that a step of the training computes, drawn anew each time, at that share of the
-            cost, as dropout for scales; None for all, which evaluation always takes. For ``scale_size`` 1 and
-            projections without weights. ``torch.compile`` leaves such a training as it is.
+        train_scales: number of scales that a step of the training computes, drawn anew each time, at about that share
+            of the cost; None for all, which evaluation always takes, as TorchScript does. For ``scale_size`` 1 and
+            projections without weights. Batch normalisation takes the statistics of what was drawn.
         dsdepth: number of levels for deep supervision, as in MONAI's ``SegResNetDS``: above 1, training gives the list
             of :py:meth:`outputs`, as ``DeepSupervisionLoss`` takes it; at most ``len(channels) - 1``.
 
@@ -104,16 +104,13 @@ class SEUNet(nn.Module):
         self.channels, self.strides = tuple(channels), as_many(strides, len(channels) - 1)
         if dsdepth > len(self.strides):
             raise ValueError(f"dsdepth must be at most len(channels) - 1 = {len(self.strides)}, got {dsdepth}.")
-        self.dsdepth = dsdepth
-        self.num_res_units, self.scale_size = num_res_units, scale_size
-        self.act, self.norm, self.adn_ordering = act, norm, adn_ordering
-        self.dropout, self.bias = dropout, bias
+        self.num_res_units, self.scale_size, self.dsdepth = num_res_units, scale_size, dsdepth
+        self.act, self.norm, self.dropout, self.bias, self.adn_ordering = act, norm, dropout, bias, adn_ordering
         self.filters = ScaleFilters.of(filters)
         self.scales = list(self.filters.scales)
         joined = ScaleProjection(projection, channels=out_channels) if isinstance(projection, str) else projection
         self.projection: nn.Module = joined
-        check_train_scales(train_scales, len(self.scales), scale_size, joined)
-        self.train_scales = train_scales
+        self.train_scales = checked_train_scales(train_scales, len(self.scales), scale_size, joined)
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         self._factors = [list(ensure_tuple_rep(s, spatial_dims)) for s in self.strides]  # at spacing 1
         self._build_levels()
@@ -170,14 +167,19 @@ class SEUNet(nn.Module):
         sizes = rounded(spacing, self.spatial_dims)
         if sizes == rounded(self.filters.spacing, self.spatial_dims):
             return self
+        if len(self.scales) < len(self.filters.scales):
+            raise ValueError(f"spacing: expected all scales, got {self.scales}; take at_spacing(...).at_scales(...).")
         network = shallow_copy(self)
         network._set_spacing(sizes)
         return network
 
     def at_scales(self, which: Sequence[int]) -> "SEUNet":
-        """The same network at the scales of these numbers alone, for ``scale_size`` 1; shares as the one before."""
+        """The same network at some scales alone, by their indices, as it is at this moment; for ``scale_size`` 1.
+
+        It shares what that of :py:meth:`at_spacing` does; a spacing is taken first. Move or convert the whole, not it.
+        """
         check_apart(self.scale_size)
-        network = with_scales(self, which)
+        network = with_scales(self, which, len(self.scales))
         network.scales, network.train_scales = [self.scales[i] for i in which], None
         return network
 
@@ -190,8 +192,6 @@ class SEUNet(nn.Module):
                 return self.at_spacing(spacing)(x)
         check_image(x, self.spatial_dims, self.in_channels)
         if not torch.jit.is_scripting():
-            if self.training and self.train_scales is not None:
-                return self.at_scales(drawn(len(self.scales), self.train_scales))(x)
             if self.training and self.dsdepth > 1:
                 return self.outputs(x)
             if isinstance(x, MetaTensor):
@@ -209,6 +209,8 @@ class SEUNet(nn.Module):
         return self._answers(x.as_tensor() if isinstance(x, MetaTensor) else x, self.dsdepth)
 
     def _answers(self, x: torch.Tensor, depth: int) -> list[torch.Tensor]:
+        if not torch.jit.is_scripting() and self.training and self.train_scales is not None:
+            return self.at_scales(drawn(len(self.scales), self.train_scales))._answers(x, depth)
         width = x.shape[-1]
         x = self._pad_lone_voxel(x)
         skips: list[torch.Tensor] = []
