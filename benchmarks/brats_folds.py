@@ -20,7 +20,7 @@ from monai_scaleequiv.data import split_datalist
 BUNDLE = "seunet_brats_segmentation"
 FOLDS = 5
 OPTIONS = ("--spacing=[2,2,2]", "--patch_size=[48,48,48]", "--roi_size=[64,64,64]")
-TRAINING = ("--cache_rate=1.0", "--epochs=150", "--val_interval=150", "--learning_rate=0.01", "--resume=auto")
+TRAINING = ("--cache_rate=1.0", "--epochs=450", "--val_interval=450", "--learning_rate=0.01", "--resume=auto")
 REGIONS = ("tumour core", "whole tumour", "enhancing tumour")
 RESULTS = "benchmarks/results/brats_folds"
 
