@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from monai_scaleequiv import SEUNet
+from monai_scaleequiv.data import definition_of
 from monai_scaleequiv.layers import ScaleDownsample, keep_scales
 
 FOUR = {"filters": {"scales": (1.0, 0.9, 0.81, 0.729), "sigma": 1.0}, "channels": (4, 6, 8), "strides": (2, 2)}
@@ -152,6 +153,10 @@ def test_nothing_of_the_whole_is_touched():
         at(x)
         torch.testing.assert_close(net(x), before, atol=0, rtol=0)
     assert {id(p) for p in at.parameters()} == {id(p) for p in net.parameters()}
+
+
+def test_a_record_does_not_ask_for_the_same_draw():
+    assert definition_of(build(train_scales=1)) == definition_of(build())
 
 
 def test_scales_that_interact_are_not_taken_apart():

@@ -20,12 +20,15 @@ from torch import nn
 from monai_scaleequiv.data._files import whole_file
 from monai_scaleequiv.data._weights import unwrapped
 
+OF_TRAINING = ("use_checkpoint", "train_scales")  # arguments of networks
+
 
 def definition_of(network: nn.Module, out_channels: int | None = None) -> dict[str, Any]:
     """How a network was made: its class, and the constructor's arguments as its attributes of the same names have them.
 
-    Gradient checkpointing is left out, for it changes nothing that a network computes. ``out_channels`` is for networks
-    that do not keep theirs, such as MONAI's SegResNet, alone or in one of this package.
+    Gradient checkpointing and the scales of a training's step are left out, for they change nothing that a trained
+    network computes. ``out_channels`` is for networks that do not keep theirs, such as MONAI's SegResNet, alone or in
+    one of this package.
 
     Example::
 
@@ -33,7 +36,7 @@ def definition_of(network: nn.Module, out_channels: int | None = None) -> dict[s
         [3, 3, 3]
     """
     network = unwrapped(network)
-    names = [name for name in inspect.signature(type(network).__init__).parameters if name != "use_checkpoint"]
+    names = [name for name in inspect.signature(type(network).__init__).parameters if name not in OF_TRAINING]
     arguments = {name: getattr(network, name) for name in names if hasattr(network, name)}
     parts = {name: part for name, part in arguments.items() if isinstance(part, nn.Module)}
     arguments |= {name: definition_of(part, out_channels) for name, part in parts.items()}
