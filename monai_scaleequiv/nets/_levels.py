@@ -113,7 +113,6 @@ def drawn(scales: int, count: int) -> list[int]:
     return torch.randperm(scales)[:count].tolist()
 
 
-@torch.compiler.disable
 def with_scales(network: _Network, which: Sequence[int], scales: int) -> _Network:
     """A shallow copy whose layers have these of the scales alone."""
     if not which or len(set(which)) < len(which) or not set(which) <= set(range(scales)):
