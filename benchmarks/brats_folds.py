@@ -2,7 +2,7 @@
 
     python benchmarks/brats_folds.py --output=folds --folds=1,2
 
-A fold takes about 50 minutes of one core. A training that was stopped goes on where it was, and a fold that is in the
+A fold takes about 40 minutes of one core. A training that was stopped goes on where it was, and a fold that is in the
 results is not done again.
 """
 

@@ -21,9 +21,8 @@ def keep_scales(module: nn.Module, which: Sequence[int]) -> None:
         axes, scales = module.spatial_dims, module.num_scales
         places = {"basis": list(which), "lines": [axis * scales + i for axis in range(axes) for i in which]}
         for name, rows in places.items():  # (S, F, K) and (axes * S, N + 1, taps), normalised over all scales
-            buffer = module.get_buffer(name) if name in module._exact else None
-            if buffer is not None:
-                # By slices, which no GPU has to wait for
+            if name in module._exact:  # a basis of one's own has no lines
+                buffer = module.get_buffer(name)  # taken by slices, which no GPU has to wait for
                 module._buffers = {**module._buffers, name: torch.cat([buffer[i : i + 1] for i in rows])}
                 module._exact = {**module._exact, name: module._exact[name][rows]}
         module.num_scales = len(which)

@@ -109,8 +109,8 @@ def checked_train_scales(train_scales: int | None, scales: int, scale_size: int,
 
 
 def drawn(scales: int, count: int) -> list[int]:
-    """Numbers of so many of the scales, by torch's own random numbers."""
-    return torch.randperm(scales)[:count].tolist()
+    """Numbers of so many of the scales, in their order, by torch's own random numbers."""
+    return torch.randperm(scales)[:count].sort().values.tolist()
 
 
 def with_scales(network: _Network, which: Sequence[int], scales: int) -> _Network:
