@@ -21,5 +21,8 @@ class OneScaleAtATime(nn.Module):
         """The scale of the next step."""
         self.drawn = int(torch.randint(len(self.whole.scales), ()))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.whole.at_scales([self.drawn])(x) if self.training else self.whole(x)
+    def forward(self, x: torch.Tensor, spacing: list[float] | None = None) -> torch.Tensor:
+        if not self.training:
+            return self.whole(x, spacing)
+        known = self.whole if spacing is None else self.whole.at_spacing(spacing)
+        return known.at_scales([self.drawn])(x)
