@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import inspect
 import io
+from functools import partial
+from types import MethodType
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from monai.networks.nets import UNet
 from torch.nn.utils import parametrize, prune
 
 from monai_scaleequiv import PerScale, ScaleFilters, ScaleProjection, SEUNet, rescale
-from monai_scaleequiv.layers import SteerableConv
+from monai_scaleequiv.layers import SpacedResample, SteerableConv
 from monai_scaleequiv.metrics import relative_error
 from monai_scaleequiv.nets._checkpoint import set_checkpointing
 from tests.network_tests import DeepSupervisionTests, NetworkTests, kept
@@ -270,6 +272,34 @@ def convs(net: SEUNet) -> list[torch.nn.Module]:
     return [m for m in net.modules() if isinstance(m, SteerableConv)]
 
 
+def double_by_method(module: torch.nn.Module) -> None:
+    """As accelerate does for mixed precision."""
+    before = module.forward.__func__
+    module.forward = MethodType(lambda self, *args, **kwargs: 2 * before(self, *args, **kwargs), module)
+
+
+def double_by_partial(module: torch.nn.Module) -> None:
+    """As accelerate does for its hooks."""
+    module.before = module.forward
+    module.forward = partial(lambda self, *args, **kwargs: 2 * self.before(*args, **kwargs), module)
+
+
+def double_bottom(net: SEUNet) -> None:
+    net.bottom.register_forward_hook(lambda _, args, y: 2 * y)
+
+
+def double_resampled(net: SEUNet) -> None:
+    resampling(net).register_forward_hook(lambda _, args, y: 2 * y)
+
+
+def double_answer(net: SEUNet) -> None:
+    net.register_forward_hook(lambda _, args, y: 2 * y)
+
+
+def resampling(net: SEUNet) -> torch.nn.Module:
+    return next(m for m in net.modules() if isinstance(m, SpacedResample))
+
+
 # What users do to networks, and what it amounts to on one that is built for the spacing.
 CHANGES = {
     "activation exchanged": (exchange_activations, exchange_activations),
@@ -281,10 +311,12 @@ CHANGES = {
         lambda net: [parametrize.register_parametrization(m, "weight", Doubled()) for m in convs(net)],
         lambda net: [m.weight.mul_(2) for m in convs(net)],
     ),
-    "hook": (
-        lambda net: net.bottom.register_forward_hook(lambda _, args, y: 2 * y),
-        lambda net: net.bottom.register_forward_hook(lambda _, args, y: 2 * y),
-    ),
+    "hook": (double_bottom, double_bottom),
+    "hook of the whole": (double_answer, double_answer),
+    "forward replaced": (double_by_method, double_answer),
+    "forward replaced by a partial": (double_by_partial, double_answer),
+    "a layer's forward replaced": (lambda net: double_by_method(resampling(net)), double_resampled),
+    "a layer's forward replaced by a partial": (lambda net: double_by_partial(resampling(net)), double_resampled),
     "weights through data": (lambda net: [p.data.mul_(0.9) for p in net.parameters()],) * 2,
     "compiled": (lambda net: net.compile(backend="eager"), lambda net: None),
 }
@@ -305,6 +337,18 @@ def test_at_spacing_follows_what_users_do_to_networks(name):
         assert name == "compiled" or (found - before).abs().max() > 1e-3
     net.at_spacing(SPACING)(x).sum().backward()
     assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
+
+
+def test_a_forward_that_no_copy_can_follow_never_answers_for_another_spacing():
+    net, x = trained(), torch.randn(1, 1, 8, 8, 4)
+    expected, inner = net(x, spacing=list(SPACING)), net.forward
+    net.forward = lambda *args, **kwargs: inner(*args, **kwargs)
+    torch.testing.assert_close(net(x, spacing=list(SPACING)), expected)
+    torch.testing.assert_close(net.at_spacing(SPACING)(x), expected)
+    layer = resampling(net)
+    layer.forward = lambda *args: type(layer).forward(layer, *args)
+    with pytest.raises(ValueError, match=r"forward of a \w+: expected the class's own or .* use a forward hook"):
+        net(x, spacing=list(SPACING))
 
 
 def test_at_spacing_follows_loaded_weights_copies_and_dtypes():

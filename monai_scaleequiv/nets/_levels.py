@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -49,15 +51,41 @@ _Network = TypeVar("_Network", bound=nn.Module)
 
 
 def shallow_copy(module: _Network, copies: dict[nn.Module, Any] | None = None) -> _Network:
-    """A tree of modules of its own that shares parameters, buffers, hooks and all else with the first."""
-    copies = {} if copies is None else copies  # a module that stands at two places does so in the copy
-    if module not in copies:
+    """A tree of modules of its own that shares parameters, buffers, hooks and all else with the first.
+
+    Raises:
+        ValueError: the ``forward`` of a layer was replaced by a function that may run the first layer.
+    """
+    is_layer, copies = copies is not None, {} if copies is None else copies
+    if module not in copies:  # a module that stands at two places does so in the copy
         copy = copies[module] = type(module).__new__(type(module))
         copy.__dict__.update(module.__dict__)
         copy.__dict__.pop("_compiled_call_impl", None)  # left by `module.compile()`, it runs the first module
+        if "forward" in module.__dict__:
+            _bind_methods(copy, module, is_layer)
         children = {k: None if m is None else shallow_copy(m, copies) for k, m in module._modules.items()}
         copy.__dict__["_modules"] = children
     return copies[module]
+
+
+def _bind_methods(copy: nn.Module, first: nn.Module, is_layer: bool) -> None:
+    """Binds a replaced ``forward`` (by accelerate, say), and what it calls, to the copy; it would run the first module.
+
+    One that no copy can follow, a compiled one say, is left out of a whole network, whose own is meant.
+    """
+    for name, value in first.__dict__.items():
+        if isinstance(value, MethodType) and value.__self__ is first:
+            copy.__dict__[name] = MethodType(value.__func__, copy)
+        elif isinstance(value, partial) and any(x is first for x in value.args):
+            arguments = [copy if x is first else x for x in value.args]
+            copy.__dict__[name] = partial(value.func, *arguments, **value.keywords)
+        elif name == "forward":
+            if is_layer:
+                raise ValueError(
+                    f"forward of a {type(first).__name__}: expected the class's own or a method bound to it, got "
+                    f"{value!r}, which a copy at other scales or spacings cannot follow; use a forward hook."
+                )
+            del copy.__dict__["forward"]
 
 
 def set_spacing(

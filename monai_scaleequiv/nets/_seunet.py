@@ -189,7 +189,7 @@ class SEUNet(nn.Module):
             if torch.jit.is_scripting():
                 raise ValueError("spacing is not known to a scripted network; script network.at_spacing(spacing).")
             else:
-                return self.at_spacing(spacing)(x)
+                return SEUNet.forward(self.at_spacing(spacing), x)  # hooks have run
         check_image(x, self.spatial_dims, self.in_channels)
         if not torch.jit.is_scripting():
             if self.training and self.dsdepth > 1:
