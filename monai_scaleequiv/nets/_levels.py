@@ -58,7 +58,7 @@ def shallow_copy(module: _Network, copies: dict[nn.Module, Any] | None = None) -
     """
     is_layer, copies = copies is not None, {} if copies is None else copies
     if module not in copies:  # a module that stands at two places does so in the copy
-        copy = copies[module] = type(module).__new__(type(module))
+        copy = copies[module] = object.__new__(type(module))  # the class may have one of its own, as FSDP's
         copy.__dict__.update(module.__dict__)
         copy.__dict__.pop("_compiled_call_impl", None)  # left by `module.compile()`, it runs the first module
         if "forward" in module.__dict__:
