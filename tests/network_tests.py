@@ -113,6 +113,33 @@ class NetworkTests:
         torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
 
     @pytest.mark.filterwarnings("ignore")
+    def test_derivatives_of_all_kinds_agree(self, float64):
+        net, x, _ = self.exported()
+        tangent, x = torch.randn_like(x), x.requires_grad_()
+        y = net(x)
+        weight = torch.randn_like(y)
+        (gradient,) = torch.autograd.grad(y, x, weight, create_graph=True)
+        pushed = torch.func.jvp(net, (x.detach(),), (tangent,))[1]
+        torch.testing.assert_close((pushed * weight).sum(), (gradient * tangent).sum(), atol=1e-9, rtol=1e-9)
+        (second,) = torch.autograd.grad(gradient, x, tangent)
+        of_gradient = torch.func.grad(lambda z: (net(z) * weight).sum())
+        expected = torch.func.jvp(of_gradient, (x.detach(),), (tangent,))[1]
+        torch.testing.assert_close(second, expected, atol=1e-9, rtol=1e-9)
+        assert second.any()
+
+    def test_gradients_of_each_sample(self, float64):
+        net, x, _ = self.exported()
+        batch, parameters = torch.cat([x, 2 * x]), {name: p.detach() for name, p in net.named_parameters()}
+
+        def loss(parameters: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+            return torch.func.functional_call(net, parameters, (x[None],)).square().mean()
+
+        found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, batch)
+        for i, sample in enumerate(batch):
+            expected = torch.autograd.grad(net(sample[None]).square().mean(), list(net.parameters()))
+            for ours, wanted in zip(found.values(), expected, strict=True):
+                torch.testing.assert_close(ours[i], wanted, atol=1e-10, rtol=1e-10)
+
     def test_tracing(self):
         net, x, _ = self.exported()
         with torch.no_grad():

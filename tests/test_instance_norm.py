@@ -51,11 +51,12 @@ def test_nothing_but_the_image_is_kept_in_its_own_precision():
     assert [t.dtype for t in kept if t.numel() >= x.numel()] == [x.dtype]
 
 
-def test_second_derivative_is_refused():
-    x = torch.rand(1, 1, 4, 4, requires_grad=True)
-    (grad,) = torch.autograd.grad(split_instance_norm(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+@pytest.mark.parametrize("frozen", [None, "x", "weight", "bias"])
+def test_second_derivatives(frozen):
+    shapes = {"x": (2, 3, 4, 4), "weight": (3,), "bias": (3,)}
+    inputs = {k: torch.randn(shape, dtype=torch.float64, requires_grad=k != frozen) for k, shape in shapes.items()}
+    assert torch.autograd.gradgradcheck(split_instance_norm, tuple(inputs.values()))
+    assert torch.autograd.gradgradcheck(split_instance_norm, (inputs["x"].detach().requires_grad_(),))
 
 
 def test_only_large_volumes_on_cuda_are_split():

@@ -329,6 +329,7 @@ def test_operator_keeps_torchs_contract(size, edge):
         torch.randn(3, 1, *[edge] * len(size), requires_grad=True),
     )
     torch.library.opcheck(op.large_depthwise_conv, args)
+    torch.library.opcheck(op.large_depthwise_gradients, (torch.randn_like(args[0]), *args, True, True))
 
 
 @pytest.mark.parametrize("size", [(16, 18), (6, 5)])
@@ -375,11 +376,15 @@ def test_exported_it_is_torchs_own_convolution():
         assert b"large_depthwise" not in buffer.getvalue()
 
 
-def test_second_derivative_raises():
-    layer, x = LargeKernelConv(2, 1, 5), torch.rand(1, 1, 6, 6)
-    grad = torch.autograd.grad(layer(x).square().sum(), layer.weight, create_graph=True)[0]
-    with pytest.raises(RuntimeError, match="large_depthwise_gradients"):
-        grad.sum().backward()
+@pytest.mark.parametrize("size", [(16, 18), (6, 5)])
+def test_second_derivatives(size, float64):
+    layer = LargeKernelConv(2, 2, 13, bias=True)
+    x = torch.randn(1, 2, *size, requires_grad=True)
+
+    def run(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, dict(zip(("weight", "bias"), parameters, strict=True)), (x,))
+
+    assert torch.autograd.gradgradcheck(run, (x, layer.weight, layer.bias), fast_mode=True)
 
 
 def test_initial_weight_is_that_of_torchs_convolutions():

@@ -17,6 +17,7 @@ from monai_scaleequiv.layers._per_scale import PerScale, ScaleNorm, ScalePointwi
 from monai_scaleequiv.layers._projection import ScaleProjection
 from monai_scaleequiv.layers._resampling import ScaleDownsample, ScaleUpsample, SpacedResample
 from monai_scaleequiv.layers._single_image import SingleImageConvolutions
+from monai_scaleequiv.layers._torchs_own import takes_torchs_own
 
 register_layers()
 
@@ -25,5 +26,5 @@ __all__ = [
     "ScaleLiftingConv", "ScaleNorm", "ScalePointwiseConv", "ScalePool", "ScaleProjection", "ScaleUpsample",
     "SingleImageConvolutions", "SpacedResample", "SplitInstanceNorm2d", "SplitInstanceNorm3d", "SteerableConv",
     "check_arguments", "check_counts", "check_features", "check_image", "keep_scales", "split_instance_norm",
-    "with_split_sums",
+    "takes_torchs_own", "with_split_sums",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from torch import nn
 from monai_scaleequiv.layers._derived import DerivedBuffers
 from monai_scaleequiv.layers._input_checks import check_arguments, check_features, check_image
 from monai_scaleequiv.layers._steerable_op import steerable_conv, steerable_forward
+from monai_scaleequiv.layers._torchs_own import needs_no_operator, takes_torchs_own
 from monai_scaleequiv.maths import ScaleFilters, hermite_gaussian_basis, separable_filters
 
 
@@ -19,7 +20,7 @@ class SteerableConv(DerivedBuffers):
     """Base of lifting and group convolution, with ``weight`` (O, I, J * F) for J interacting scales, F functions.
 
     It runs as one operator, in the form that is fastest for its sizes and device; scripted, traced and exported as
-    torch's own convolution with :py:meth:`assemble_kernel`. There is no second derivative, and no forward-mode one.
+    torch's own convolution with :py:meth:`assemble_kernel`, as it runs under ``torch.func`` and in forward mode.
     """
 
     basis: torch.Tensor  # (S, F, K)
@@ -124,8 +125,7 @@ class SteerableConv(DerivedBuffers):
     @torch.jit.unused
     def _fast(self, x: torch.Tensor) -> torch.Tensor:
         # (B, S or 1, I, ...) -> (B, S, O, ...)
-        # Whoever loads an exported network need not have this package.
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if takes_torchs_own():
             groups = x.shape[1]
             return self._convolve(x.flatten(1, 2) if groups == 1 else self._gather_scales(x), groups)
         return self._by_operator(x, self.weight, self.bias)
@@ -137,8 +137,7 @@ class SteerableConv(DerivedBuffers):
         elif x.dtype != self.weight.dtype:
             raise ValueError(f"expected input of the weights' type {self.weight.dtype}, got {x.dtype}; convert either.")
         args = self.kernel_size, self.stride, self.padding, self.scale_size, self.is_transposed
-        is_plain = type(x) is torch.Tensor and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        convolve = steerable_forward if is_plain else steerable_conv  # calling an operator takes 0.3 ms
+        convolve = steerable_forward if needs_no_operator(x) else steerable_conv
         return convolve(x, weight, bias, self.basis, self.lines, self.gains, *args)
 
     def scaled_and_shifted(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:

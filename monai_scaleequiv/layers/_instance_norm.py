@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from monai.networks.layers.utils import split_args
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from monai_scaleequiv.layers._torchs_own import takes_torchs_own
 
 # Torch's own kernels give each channel of each image one block of threads, in both directions and in the pass that
 # writes the result too. A volume is therefore passed to them as this many times more channels, whose sums are joined.
@@ -37,7 +38,7 @@ def instance_norm(
 def split_instance_norm(
     x: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None, eps: float = 1e-5
 ) -> torch.Tensor:
-    """``F.instance_norm`` of images (B, C, ...) by partial sums. There is no second derivative.
+    """``F.instance_norm`` of images (B, C, ...) by partial sums.
 
     Example::
 
@@ -73,9 +74,10 @@ class _SplitInstanceNorm(torch.autograd.Function):
         return torch.ops.aten._unsafe_view(y, x.shape)  # not one that autograd keeps account of: it may be overwritten
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, mean, inverse_std, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative
+            return _differentiable(grad, x, weight, ctx.bias_dtype, ctx.eps)
         batch, channels, size = x.shape[0], x.shape[1], x.shape[2:].numel()
         parts = _parts(size)
         views = [v.contiguous().reshape(1, -1, size // parts) for v in (grad, x)]
@@ -101,6 +103,18 @@ class _SplitInstanceNorm(torch.autograd.Function):
         )
 
 
+def _differentiable(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, bias_dtype: torch.dtype | None, eps: float
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients by torch's own formula, which has gradients itself."""
+    inputs = [t for t in (x, weight) if t is not None and t.requires_grad]
+    y = instance_norm(x, weight, None, eps)
+    found = iter(torch.autograd.grad(y, inputs, grad, create_graph=True) if inputs else ())
+    of_x, of_weight = (next(found) if t is not None and t.requires_grad else None for t in (x, weight))
+    of_bias = None if bias_dtype is None else grad.sum([0, *range(2, grad.dim())], dtype=bias_dtype)
+    return of_x, of_weight, of_bias, None
+
+
 def _parts(size: int) -> int:
     return next(n for n in range(_MOST_PARTS, 0, -1) if size % n == 0)
 
@@ -121,7 +135,7 @@ class _Split(nn.modules.instancenorm._InstanceNorm):
 
     @torch.jit.unused
     def _is_eager(self, x: torch.Tensor) -> bool:
-        is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        is_graph = torch.compiler.is_compiling() or takes_torchs_own()
         return not is_graph and not self.track_running_stats and x.shape[2:].numel() > 1
 
     @torch.jit.unused

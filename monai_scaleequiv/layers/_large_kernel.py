@@ -10,6 +10,7 @@ from torch import nn
 
 from monai_scaleequiv.layers._depthwise_op import convolve, depthwise_conv, is_fft_faster, large_depthwise_conv
 from monai_scaleequiv.layers._input_checks import check_arguments, check_image
+from monai_scaleequiv.layers._torchs_own import needs_no_operator, takes_torchs_own
 from monai_scaleequiv.maths import fft_kernel_spectrum
 
 
@@ -19,8 +20,8 @@ class LargeKernelConv(nn.Module):
     :math:`y_c(i) = b_c + \sum_t w_c(t)\, x_c(i + t - p)`, p half the kernel, without the taps that can only meet
     padding, directly or by FFT, whichever is faster for the image's size; the weight's gradient by FFT. In evaluation
     the kernel's spectrum is kept until the kernel changes, on a CPU. It computes in single precision at least, and
-    stores in the image's own, under autocast too. Scripted, traced and exported it is torch's own convolution; under
-    ``torch.compile`` it is one operator. There is no second derivative. Subclasses give another kernel by
+    stores in the image's own, under autocast too. Scripted, traced, exported and under ``torch.func`` it is torch's own
+    convolution; under ``torch.compile`` it is one operator. Subclasses give another kernel by
     :py:meth:`effective_kernel`.
 
     Args:
@@ -67,16 +68,14 @@ class LargeKernelConv(nn.Module):
 
     @torch.jit.unused
     def _fast(self, x: torch.Tensor) -> torch.Tensor:
-        # Whoever loads an exported network need not have this package.
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if takes_torchs_own():
             return depthwise_conv(x, self.effective_kernel(), self.bias)
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             kernel, spectrum = self.effective_kernel(), None
-            is_plain = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-            if is_plain and not self.training:
+            is_inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+            if is_inference and not self.training:
                 spectrum = self._cached_spectrum(kernel.detach(), x)
-            # Without gradients the operator itself would only take time; subclasses of tensors go through it as one.
-            run = convolve if is_plain and type(x) is torch.Tensor else large_depthwise_conv
+            run = convolve if needs_no_operator(x) else large_depthwise_conv
             return run(x, kernel, self.bias, spectrum, self.training)
 
     @torch.jit.unused

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from monai_scaleequiv.layers._conv_form import ConvForm, ConvGeometry, choose_form
+from monai_scaleequiv.layers._torchs_own import needs_no_operator
 from monai_scaleequiv.maths import (
     SeparableConv,
     block_counts,
@@ -175,8 +176,7 @@ def steerable_forward(
 steerable_conv = torch.library.custom_op("monai_scaleequiv::steerable_conv", steerable_forward, mutates_args=())
 
 
-@torch.library.custom_op("monai_scaleequiv::steerable_gradients", mutates_args=())
-def steerable_gradients(
+def _gradients(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, basis: torch.Tensor, lines: torch.Tensor | None,
     gains: torch.Tensor | None, edges: list[int], stride: list[int], padding: list[int], scale_size: int,
     is_transposed: bool, of_input: bool, of_weight: bool,
@@ -191,6 +191,9 @@ def steerable_gradients(
                 grad, x, of_input, of_weight
             )
         return _BlockConv(x, weight, basis, geometry, form).gradients(grad, x, of_input, of_weight)
+
+
+steerable_gradients = torch.library.custom_op("monai_scaleequiv::steerable_gradients", _gradients, mutates_args=())
 
 
 @steerable_conv.register_fake
@@ -218,8 +221,31 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     grad_bias = grad.sum([0, 1, *range(3, grad.dim())], dtype=ctx.bias_dtype) if of_bias else None
     if not of_input and not of_weight:
         return None, None, grad_bias, *[None] * 8
-    grad_x, grad_weight = steerable_gradients(grad, x, weight, *ctx.constants, of_input, of_weight)
+    run: Any = _gradients if needs_no_operator(grad, x) else steerable_gradients
+    grad_x, grad_weight = run(grad, x, weight, *ctx.constants, of_input, of_weight)
     return grad_x if of_input else None, grad_weight if of_weight else None, grad_bias, *[None] * 8
 
 
 steerable_conv.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _setup_second(ctx: Any, inputs: tuple, output: Any) -> None:
+    *tensors, ctx.of_input, ctx.of_weight = inputs
+    ctx.save_for_backward(*tensors[:3])
+    ctx.constants = tensors[3:]
+
+
+def _second(ctx: Any, grad_x: torch.Tensor, grad_weight: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of the gradients, which are linear in each of gradient, input and weights as the convolution is."""
+    grad, x, weight = ctx.saved_tensors
+    of_grad, of_x, of_weight = torch.zeros_like(grad), None, None
+    if ctx.of_input:
+        of_grad = of_grad + steerable_conv(grad_x, weight, None, *ctx.constants)
+        of_weight = steerable_gradients(grad, grad_x, weight, *ctx.constants, False, True)[1]
+    if ctx.of_weight:
+        of_grad = of_grad + steerable_conv(x, grad_weight, None, *ctx.constants)
+        of_x = steerable_gradients(grad, x, grad_weight, *ctx.constants, True, False)[0]
+    return of_grad, of_x, of_weight, *[None] * 10
+
+
+steerable_gradients.register_autograd(_second, setup_context=_setup_second)
