@@ -138,8 +138,8 @@ large_depthwise_conv.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _setup_second(ctx: Any, inputs: tuple, output: Any) -> None:
-    *tensors, ctx.of_input, ctx.of_weight = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*inputs[:3])
+    ctx.of_input, ctx.of_weight = inputs[3:]
 
 
 def _second(ctx: Any, grad_x: torch.Tensor, grad_weight: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

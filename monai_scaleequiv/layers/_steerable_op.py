@@ -230,9 +230,8 @@ steerable_conv.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _setup_second(ctx: Any, inputs: tuple, output: Any) -> None:
-    *tensors, ctx.of_input, ctx.of_weight = inputs
-    ctx.save_for_backward(*tensors[:3])
-    ctx.constants = tensors[3:]
+    ctx.constants, (ctx.of_input, ctx.of_weight) = inputs[3:-2], inputs[-2:]
+    ctx.save_for_backward(*inputs[:3])
 
 
 def _second(ctx: Any, grad_x: torch.Tensor, grad_weight: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
