@@ -402,22 +402,23 @@ def test_two_scales_at_a_time():
     assert seen == {0, 1, 2}
 
 
-def test_seunet_of_one_scale_at_a_time():
-    """A step computes the scale that was drawn, evaluation the whole."""
+@pytest.mark.parametrize("spacing", [1.0, 1.3])
+def test_seunet_of_one_scale_at_a_time(spacing):
+    """A step computes the scale that was drawn, evaluation the whole, both for the voxel size that they are told."""
     net, x = networks.one_scale_at_a_time(3, 1, 2), torch.randn(1, 1, 9, 12, 8)
-    expected = [net.whole.at_scales([i])(x) for i in range(4)]
-    drawn = [(net.draw(), net.drawn, net.train()(x)) for _ in range(30)]
+    expected = [net.whole.at_spacing(spacing).at_scales([i])(x) for i in range(4)]
+    drawn = [(net.draw(), net.drawn, net.train()(x, [spacing] * 3)) for _ in range(30)]
     assert {i for _, i, _ in drawn} == {0, 1, 2, 3}
     for _, i, y in drawn:
         torch.testing.assert_close(y, expected[i])
-    torch.testing.assert_close(net.eval()(x), net.whole(x))
+    torch.testing.assert_close(net.eval()(x, [spacing] * 3), net.whole.at_spacing(spacing)(x))
 
 
 @pytest.mark.parametrize(
     ("axes", "channels", "classes", "names"),
     [
         (3, 1, 3, protocol.MAIN), (3, 4, 2, protocol.MAIN),
-        (2, 1, 4, ("unet_aug", "unet_resampled_aug", "pyramid_mm_aug", "seunet_mm_aug")),
+        (2, 1, 4, ("unet_aug", "unet_resampled_aug", "pyramid_mm_aug", "seunet_one_scale_mm_aug")),
     ],
 )  # fmt: skip
 def test_networks_that_are_compared_have_as_many_parameters(axes, channels, classes, names):

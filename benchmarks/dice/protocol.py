@@ -28,7 +28,8 @@ SEEDS = (0, 1, 2)
 # seconds_per_step of costs_*_cuda.json: runs with match="time" train the plain network that many times longer, those
 # with match="timeN" as long as N of its steps take
 AS_LONG = {"canon": 3.7, "canon_unet": 1.5, "seunet": 7.3}
-ONE_SCALE_AS_LONG = {"hippocampus": 1610, "brats": 1880}  # of a SEUNet at one scale at a time, as 3,700 and 4,380
+# Of a SEUNet at one scale at a time, as 3,700, 4,380 and 7,180; the last on a CPU, in turns, in the setting "half"
+ONE_SCALE_AS_LONG = {"hippocampus": 1610, "brats": 1880, "acdc": 3100}
 ACDC_AS_LONG = 7180  # of a plain network in the time of 1,500 of the pyramid in mm, on a CPU, both in turns
 # Steps of other designs in about the time of 3,700 of the plain network's; each in which an estimator is trained by
 # itself counts as one of those, and the coarse pyramids take a tenth longer
@@ -97,7 +98,7 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
           for time, networks in LONGER.items() for name, steps in networks.items()],
         variants(HIPPOCAMPUS, network=["canon_pyramid_no_aug"], seed=SEEDS),
         *[variants(ACDC, setting=["coarse"], volumes=[33], network=[name], seed=SEEDS)
-          for name in ("pyramid_mm_aug", "unet_aug", "unet_resampled_aug", "seunet_mm_aug")],
+          for name in ("pyramid_mm_aug", "unet_aug", "unet_resampled_aug", "seunet_one_scale_mm_aug")],
         *[variants(BRATS, volumes=[n], network=[name], fold=range(6))
           for n in (10, 15) for name in ("unet_aug", "canon_pyramid_matched")],
         *[variants(ACDC, setting=["coarse"], volumes=[33], network=[name], seed=SEEDS, match=["time"],
@@ -118,6 +119,8 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
         variants(HIPPOCAMPUS, network=["unet"], seed=SEEDS),
         variants(HIPPOCAMPUS, network=["pyramid"], seed=SEEDS),
         *[variants(ACDC, network=[name], seed=SEEDS) for name in ("pyramid_mm_aug", "unet_aug", "unet_resampled_aug")],
+        variants(ACDC, network=["unet_mm_after"], seed=SEEDS, match=["time"], steps=[ACDC_AS_LONG]),
+        variants(ACDC, network=["seunet_one_scale_mm_aug"], seed=SEEDS, match=["time"], steps=[ONE_SCALE_AS_LONG["acdc"]]),
         variants(HIPPOCAMPUS, network=["seunet_aug"], seed=SEEDS),
         *[variants(HIPPOCAMPUS, network=[name], seed=SEEDS)
           for name in ("seunet_octaves_aug", "pyramid_attentive", "canon_unet", "pyramid_wide", "segresnet_aug",
