@@ -553,7 +553,7 @@ def test_no_more_than_half_of_a_short_training_is_the_estimators():
 
 
 def test_steps_take_the_plan_in_order(small_recipes):
-    trainer, seen = trainer_of("seunet_mm_aug", dataset="acdc", steps=3), []
+    trainer, seen = trainer_of("seunet_one_scale_mm_aug", dataset="acdc", steps=3), []
     trainer.net.register_forward_pre_hook(lambda net, args: seen.append(args))
     rates = []
     for i in range(3):

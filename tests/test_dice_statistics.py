@@ -356,7 +356,9 @@ def test_a_network_of_some_folds_is_not_drawn_beside_one_of_all():
 
 def test_beside_the_pyramid_in_mm_stands_what_was_trained_as_long():
     short, long = fake_run(), fake_run(match="time", steps=5000)
-    measure, *others = (fake_run(network=name) for name in ("pyramid_mm_aug", "seunet_mm_aug", "unet_resampled_aug"))
+    measure, *others = (
+        fake_run(network=name) for name in ("pyramid_mm_aug", "seunet_one_scale_mm_aug", "unet_resampled_aug")
+    )
     assert panels.as_long([short, long, measure, *others]) == [long, measure]
 
 

@@ -257,7 +257,6 @@ ENTRIES = {
     "unet_resampled_aug": Entry(unet, NARROW, {"own": at_working}, resample=WORKING, unit=1.0),
     "unet_mm_after": Entry(unet, WIDE, {"four_mean": over(FOUR, "mean"), "mm": anchored}, unit=1.0),
     "pyramid_mm_aug": Entry(pyramid_mm, NARROW, PLAIN, unit=1.0, is_told=True),
-    "seunet_mm_aug": Entry(seunet, NARROW, PLAIN, unit=WORKING, is_told=True),
     "seunet_one_scale_mm_aug": Entry(
         one_scale_at_a_time, NARROW, {"own": of_all_scales(once)}, unit=WORKING, is_told=True
     ),

@@ -22,7 +22,7 @@ ROWS = {
     ("pyramid_mm_aug", "own"): ("ScalePyramid in mm (ours)", "#009E73", "p-"),
     ("unet_mm_after", "mm"): ("UNet, applied in mm (ours)", "#0072B2", "*-"),
     ("seunet_aug", "own"): ("SEUNet (ours)", "#CC79A7", "<-"),
-    ("seunet_mm_aug", "own"): ("SEUNet in mm (ours)", "#CC79A7", ">-"),
+    ("seunet_one_scale_mm_aug", "own"): ("SEUNet in mm, one scale a step (ours)", "#CC79A7", ">-"),
     ("seunet_aug", "octaves"): ("SEUNet, mean of 2 scales (ours)", "#CC79A7", "P-"),
     ("seunet_one_scale_aug", "own"): ("SEUNet, one scale a step (ours)", "black", ">-"),
     ("seunet_one_scale_aug", "octaves"): ("SEUNet, one scale a step, mean of 2 (ours)", "black", "P-"),

@@ -120,7 +120,8 @@ def protocol(rates: dict[str, float]) -> list[list[Run]]:
         variants(HIPPOCAMPUS, network=["pyramid"], seed=SEEDS),
         *[variants(ACDC, network=[name], seed=SEEDS) for name in ("pyramid_mm_aug", "unet_aug", "unet_resampled_aug")],
         variants(ACDC, network=["unet_mm_after"], seed=SEEDS, match=["time"], steps=[ACDC_AS_LONG]),
-        variants(ACDC, network=["seunet_one_scale_mm_aug"], seed=SEEDS, match=["time"], steps=[ONE_SCALE_AS_LONG["acdc"]]),
+        variants(ACDC, network=["seunet_one_scale_mm_aug"], seed=SEEDS, match=["time"],
+                 steps=[ONE_SCALE_AS_LONG["acdc"]]),
         variants(HIPPOCAMPUS, network=["seunet_aug"], seed=SEEDS),
         *[variants(HIPPOCAMPUS, network=[name], seed=SEEDS)
           for name in ("seunet_octaves_aug", "pyramid_attentive", "canon_unet", "pyramid_wide", "segresnet_aug",
