@@ -119,8 +119,10 @@ class NetworkTests:
         y = net(x)
         weight = torch.randn_like(y)
         (gradient,) = torch.autograd.grad(y, x, weight, create_graph=True)
-        pushed = torch.func.jvp(net, (x.detach(),), (tangent,))[1]
-        torch.testing.assert_close((pushed * weight).sum(), (gradient * tangent).sum(), atol=1e-9, rtol=1e-9)
+        for is_grad_enabled in (True, False):
+            with torch.set_grad_enabled(is_grad_enabled):
+                pushed = torch.func.jvp(net, (x.detach(),), (tangent,))[1]
+            torch.testing.assert_close((pushed * weight).sum(), (gradient * tangent).sum(), atol=1e-9, rtol=1e-9)
         (second,) = torch.autograd.grad(gradient, x, tangent)
         of_gradient = torch.func.grad(lambda z: (net(z) * weight).sum())
         expected = torch.func.jvp(of_gradient, (x.detach(),), (tangent,))[1]

@@ -9,6 +9,7 @@ from types import MethodType
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
@@ -289,6 +290,27 @@ def double_by_method(module: torch.nn.Module) -> None:
     module.forward = MethodType(lambda self, *args, **kwargs: 2 * before(self, *args, **kwargs), module)
 
 
+def double_by_closure(module: torch.nn.Module) -> None:
+    """As it is often written: bound to the module in name alone."""
+    before = module.forward
+    module.forward = MethodType(lambda self, *args, **kwargs: 2 * before(*args, **kwargs), module)
+
+
+def double_by_kept_partial(module: torch.nn.Module) -> None:
+    module.forward = partial(lambda module, before, *args: 2 * before(*args), module, module.forward)
+
+
+class Kept:
+    pass
+
+
+def double_by_object(module: torch.nn.Module) -> None:
+    """As diffusers does for its hooks."""
+    kept = Kept()
+    kept.forward = module.forward
+    module.forward = partial(lambda module, *args: 2 * kept.forward(*args), module)
+
+
 def double_by_partial(module: torch.nn.Module) -> None:
     """As accelerate does for its hooks."""
     module.before = module.forward
@@ -344,21 +366,43 @@ def test_at_spacing_follows_what_users_do_to_networks(name):
         change(net)
         same(twin)
         found = net(x, spacing=list(SPACING))
-        for y in (found, net.at_spacing(SPACING)(x)):
+        answers = [found, net.at_spacing(SPACING)(x), net(MetaTensor(x), spacing=list(SPACING)).as_tensor()]
+        for y in answers:
             torch.testing.assert_close(y, twin(x), atol=1e-5, rtol=1e-5)
         assert name in ("compiled", "class exchanged") or (found - before).abs().max() > 1e-3
     net.at_spacing(SPACING)(x).sum().backward()
     assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
 
 
-def test_a_forward_that_no_copy_can_follow_never_answers_for_another_spacing():
-    net, x = trained(), torch.randn(1, 1, 8, 8, 4)
-    expected, inner = net(x, spacing=list(SPACING)), net.forward
-    net.forward = lambda *args, **kwargs: inner(*args, **kwargs)
-    torch.testing.assert_close(net(x, spacing=list(SPACING)), expected)
+def test_forward_mode_follows_a_norm_that_is_folded_into_its_convolution(float64):
+    net, x, tangent = trained(norm="batch"), torch.randn(1, 1, 8, 8, 4), torch.randn(1, 1, 8, 8, 4)
+    expected = torch.func.jvp(net, (x,), (tangent,))[1]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.jvp(net, (x,), (tangent,))[1], expected)
+    assert expected.any()
+
+
+def replace_by_lambda(module: torch.nn.Module) -> None:
+    before = module.forward
+    module.forward = lambda *args: 2 * before(*args)
+
+
+REPLACED = (replace_by_lambda, double_by_closure, double_by_kept_partial, double_by_object)
+
+
+@pytest.mark.parametrize("replace", REPLACED)
+def test_a_forward_that_no_copy_can_follow_never_answers_for_another_spacing(replace):
+    net, other, x = trained(), trained(), torch.randn(1, 1, 8, 8, 4)
+    other.load_state_dict(net.state_dict())
+    expected, doubled = net(x, spacing=list(SPACING)), 2 * net(x)
+    replace(net)
+    torch.testing.assert_close(net(x), doubled)
+    torch.testing.assert_close(net(x, list(SPACING)), 2 * expected)
     torch.testing.assert_close(net.at_spacing(SPACING)(x), expected)
-    layer = resampling(net)
-    layer.forward = lambda *args: type(layer).forward(layer, *args)
+    replace(next(m for m in other.modules() if isinstance(m, torch.nn.SiLU)))  # does the same wherever it stands
+    other(x, spacing=list(SPACING))
+    net, layer = other, resampling(other)
+    replace(layer)
     with pytest.raises(ValueError, match=r"forward of a \w+: expected the class's own or .* use a forward hook"):
         net(x, spacing=list(SPACING))
 

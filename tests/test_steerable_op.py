@@ -48,6 +48,20 @@ def compare(layer, x: torch.Tensor, atol: float, gradient_atol: float) -> None:
         torch.testing.assert_close(ours / scale, plain / scale, atol=gradient_atol, rtol=0)
 
 
+@pytest.mark.parametrize("kind", [ScaleGroupConv, ScaleLiftingConv])
+def test_gradients_by_the_batch_and_forward_mode_in_compiled_functions(kind):
+    layer, x = case(2, kind, {})
+    y = layer(x)
+    grads = torch.randn(3, *y.shape, dtype=y.dtype)
+    (found,) = torch.autograd.grad(y, x, grads, is_grads_batched=True, retain_graph=True)
+    expected = torch.stack([torch.autograd.grad(y, x, grad, retain_graph=True)[0] for grad in grads])
+    torch.testing.assert_close(found, expected)
+    tangent = torch.randn_like(x)
+    torch.compiler.reset()
+    pushed = torch.compile(lambda x, t: torch.func.jvp(layer, (x,), (t,))[1], backend="eager")(x.detach(), tangent)
+    torch.testing.assert_close((pushed * grads[0]).sum(), (expected[0] * tangent).sum())
+
+
 def derivatives(y: torch.Tensor, inputs: list, grad: torch.Tensor, directions: list) -> list[torch.Tensor]:
     """The first, and those of the first: all together, and of the weights' alone."""
     first = torch.autograd.grad(y, inputs, grad, create_graph=True)
@@ -141,8 +155,9 @@ def test_operators_are_well_formed(form, monkeypatch):
     tensors = [layer.weight, layer.basis, layer.lines, layer.gains]
     torch.library.opcheck(steerable_conv, (x, tensors[0], layer.bias, *tensors[1:], *args))
     grad = torch.randn_like(layer(x)).detach()
-    inputs = grad, x.detach().requires_grad_(), *tensors
-    torch.library.opcheck(operator.steerable_gradients, (*inputs, *args, True, True))
+    tests = "test_schema", "test_faketensor"
+    inputs = [t.detach() for t in (grad, x, *tensors)]
+    torch.library.opcheck(operator.steerable_gradients, (*inputs, *args, True, True), test_utils=tests)
 
 
 @pytest.mark.parametrize("frozen", ["weight", "bias", "input", "all but the bias"])

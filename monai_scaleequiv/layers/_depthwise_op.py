@@ -1,13 +1,14 @@
 """Large depthwise convolution as one operator of torch, which autograd and torch.compile take as a whole."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from monai_scaleequiv.layers._torchs_own import needs_no_operator
+from monai_scaleequiv.layers._second_derivatives import gradients_of_convolution
 from monai_scaleequiv.maths import crop_to_reach, fft_depthwise_conv, fft_depthwise_gradients, kernel_reach
 
 # Products of a tap and a voxel per point of the FFT's circle, from which the FFT is the faster one in 3D: on its own,
@@ -75,7 +76,8 @@ def large_depthwise_conv(
         return convolve(x, weight, bias, spectrum, is_training)
 
 
-def _gradients(
+@torch.library.custom_op("monai_scaleequiv::large_depthwise_gradients", mutates_args=())
+def large_depthwise_gradients(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, of_input: bool, of_weight: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of image and kernel; an empty tensor stands for one that is not wanted."""
@@ -97,11 +99,6 @@ def _gradients(
 
 def _exact_dtype(x: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
-
-
-large_depthwise_gradients = torch.library.custom_op(
-    "monai_scaleequiv::large_depthwise_gradients", _gradients, mutates_args=()
-)
 
 
 @large_depthwise_conv.register_fake
@@ -126,8 +123,8 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     grad_x, grad_weight, grad_bias = None, None, None
     if of_input or of_weight:
         x, weight = ctx.saved_tensors
-        run = _gradients if needs_no_operator(grad, x) else large_depthwise_gradients
-        both = run(grad, x, weight, of_input, of_weight)
+        convolve = partial(large_depthwise_conv, is_training=True)
+        both = gradients_of_convolution(grad, x, weight, convolve, large_depthwise_gradients, of_input, of_weight)
         grad_x, grad_weight = both[0] if of_input else None, both[1] if of_weight else None
     if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
         grad_bias = grad.sum([axis for axis in range(grad.dim()) if axis != 1], dtype=ctx.bias_dtype)
@@ -135,24 +132,3 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
 
 
 large_depthwise_conv.register_autograd(_backward, setup_context=_setup_context)
-
-
-def _setup_second(ctx: Any, inputs: tuple, output: Any) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.of_input, ctx.of_weight = inputs[3:]
-
-
-def _second(ctx: Any, grad_x: torch.Tensor, grad_weight: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of the gradients, which are linear in each of gradient, image and kernel as the convolution is."""
-    grad, x, weight = ctx.saved_tensors
-    of_grad, of_x, of_weight = torch.zeros_like(grad), None, None
-    if ctx.of_input:
-        of_grad = of_grad + large_depthwise_conv(grad_x, weight, is_training=True)
-        of_weight = large_depthwise_gradients(grad, grad_x, weight, False, True)[1]
-    if ctx.of_weight:
-        of_grad = of_grad + large_depthwise_conv(x, grad_weight, is_training=True)
-        of_x = large_depthwise_gradients(grad, x, grad_weight, True, False)[0]
-    return of_grad, of_x, of_weight, None, None
-
-
-large_depthwise_gradients.register_autograd(_second, setup_context=_setup_second)

@@ -107,6 +107,8 @@ def _differentiable(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, bias_dtype: torch.dtype | None, eps: float
 ) -> tuple[torch.Tensor | None, ...]:
     """The gradients by torch's own formula, which has gradients itself."""
+    x, exact = x.view_as(x), torch.promote_types(x.dtype, torch.float32)  # hooks on x itself would run here too
+    weight = None if weight is None else weight.to(exact, copy=True)
     inputs = [t for t in (x, weight) if t is not None and t.requires_grad]
     y = instance_norm(x, weight, None, eps)
     found = iter(torch.autograd.grad(y, inputs, grad, create_graph=True) if inputs else ())

@@ -10,7 +10,7 @@ from torch import nn
 
 from monai_scaleequiv.layers._depthwise_op import convolve, depthwise_conv, is_fft_faster, large_depthwise_conv
 from monai_scaleequiv.layers._input_checks import check_arguments, check_image
-from monai_scaleequiv.layers._torchs_own import needs_no_operator, takes_torchs_own
+from monai_scaleequiv.layers._torchs_own import takes_torchs_own
 from monai_scaleequiv.maths import fft_kernel_spectrum
 
 
@@ -72,10 +72,11 @@ class LargeKernelConv(nn.Module):
             return depthwise_conv(x, self.effective_kernel(), self.bias)
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             kernel, spectrum = self.effective_kernel(), None
-            is_inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-            if is_inference and not self.training:
+            is_plain = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+            if is_plain and not self.training:
                 spectrum = self._cached_spectrum(kernel.detach(), x)
-            run = convolve if needs_no_operator(x) else large_depthwise_conv
+            # Without gradients the operator itself would only take time; subclasses of tensors go through it as one.
+            run = convolve if is_plain and type(x) is torch.Tensor else large_depthwise_conv
             return run(x, kernel, self.bias, spectrum, self.training)
 
     @torch.jit.unused

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from monai_scaleequiv.layers._conv_form import ConvForm, ConvGeometry, choose_form
-from monai_scaleequiv.layers._torchs_own import needs_no_operator
+from monai_scaleequiv.layers._second_derivatives import gradients_of_convolution
 from monai_scaleequiv.maths import (
     SeparableConv,
     block_counts,
@@ -147,7 +147,8 @@ def _from_dense(dense: torch.Tensor, interactions: int) -> torch.Tensor:
 
 
 def _plain(x: torch.Tensor) -> torch.Tensor:
-    return x.as_subclass(torch.Tensor)  # a MetaTensor would hand its metadata on at every step
+    # A MetaTensor would hand its metadata on at every step; of a plain tensor tracers take the very object
+    return x if type(x) is torch.Tensor else x.as_subclass(torch.Tensor)
 
 
 def steerable_forward(
@@ -176,7 +177,8 @@ def steerable_forward(
 steerable_conv = torch.library.custom_op("monai_scaleequiv::steerable_conv", steerable_forward, mutates_args=())
 
 
-def _gradients(
+@torch.library.custom_op("monai_scaleequiv::steerable_gradients", mutates_args=())
+def steerable_gradients(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, basis: torch.Tensor, lines: torch.Tensor | None,
     gains: torch.Tensor | None, edges: list[int], stride: list[int], padding: list[int], scale_size: int,
     is_transposed: bool, of_input: bool, of_weight: bool,
@@ -191,9 +193,6 @@ def _gradients(
                 grad, x, of_input, of_weight
             )
         return _BlockConv(x, weight, basis, geometry, form).gradients(grad, x, of_input, of_weight)
-
-
-steerable_gradients = torch.library.custom_op("monai_scaleequiv::steerable_gradients", _gradients, mutates_args=())
 
 
 @steerable_conv.register_fake
@@ -217,34 +216,19 @@ def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     of_input, of_weight, of_bias = ctx.needs_input_grad[:3]
-    x, weight = ctx.saved_tensors
+    (x, weight), constants = ctx.saved_tensors, ctx.constants
     grad_bias = grad.sum([0, 1, *range(3, grad.dim())], dtype=ctx.bias_dtype) if of_bias else None
     if not of_input and not of_weight:
         return None, None, grad_bias, *[None] * 8
-    run: Any = _gradients if needs_no_operator(grad, x) else steerable_gradients
-    grad_x, grad_weight = run(grad, x, weight, *ctx.constants, of_input, of_weight)
+
+    def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return steerable_conv(x, weight, None, *constants)
+
+    def gradients(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *wanted: bool) -> tuple:
+        return steerable_gradients(grad, x, weight, *constants, *wanted)
+
+    grad_x, grad_weight = gradients_of_convolution(grad, x, weight, convolve, gradients, of_input, of_weight)
     return grad_x if of_input else None, grad_weight if of_weight else None, grad_bias, *[None] * 8
 
 
 steerable_conv.register_autograd(_backward, setup_context=_setup_context)
-
-
-def _setup_second(ctx: Any, inputs: tuple, output: Any) -> None:
-    ctx.constants, (ctx.of_input, ctx.of_weight) = inputs[3:-2], inputs[-2:]
-    ctx.save_for_backward(*inputs[:3])
-
-
-def _second(ctx: Any, grad_x: torch.Tensor, grad_weight: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of the gradients, which are linear in each of gradient, input and weights as the convolution is."""
-    grad, x, weight = ctx.saved_tensors
-    of_grad, of_x, of_weight = torch.zeros_like(grad), None, None
-    if ctx.of_input:
-        of_grad = of_grad + steerable_conv(grad_x, weight, None, *ctx.constants)
-        of_weight = steerable_gradients(grad, grad_x, weight, *ctx.constants, False, True)[1]
-    if ctx.of_weight:
-        of_grad = of_grad + steerable_conv(x, grad_weight, None, *ctx.constants)
-        of_x = steerable_gradients(grad, x, grad_weight, *ctx.constants, True, False)[0]
-    return of_grad, of_x, of_weight, *[None] * 10
-
-
-steerable_gradients.register_autograd(_second, setup_context=_setup_second)

@@ -108,7 +108,7 @@ class ScaleCanonicalizer(ScalePyramid):
         check_image(x, self.spatial_dims, self.in_channels)
         if not torch.jit.is_scripting():
             if isinstance(x, MetaTensor):
-                return with_metadata(self.forward, x)
+                return with_metadata(ScaleCanonicalizer.forward, self, x)
             if self.training:
                 return self._forward_in_training(x)
             if torch.jit.is_tracing() or torch.compiler.is_exporting():

@@ -74,18 +74,33 @@ def _bind_methods(copy: nn.Module, first: nn.Module, is_layer: bool) -> None:
     One that no copy can follow, a compiled one say, is left out of a whole network, whose own is meant.
     """
     for name, value in first.__dict__.items():
-        if isinstance(value, MethodType) and value.__self__ is first:
+        can_follow = not _keeps(value, first)
+        if can_follow and isinstance(value, MethodType) and value.__self__ is first:
             copy.__dict__[name] = MethodType(value.__func__, copy)
-        elif isinstance(value, partial) and any(x is first for x in value.args):
+        elif can_follow and isinstance(value, partial) and any(x is first for x in value.args):
             arguments = [copy if x is first else x for x in value.args]
             copy.__dict__[name] = partial(value.func, *arguments, **value.keywords)
-        elif name == "forward":
-            if is_layer:
-                raise ValueError(
-                    f"forward of a {type(first).__name__}: expected the class's own or a method bound to it, got "
-                    f"{value!r}, which a copy at other scales or spacings cannot follow; use a forward hook."
-                )
+        elif name == "forward" and not is_layer:
             del copy.__dict__["forward"]
+        elif name == "forward" and any(isinstance(m, SpacedResample | SteerableConv) for m in first.modules()):
+            raise ValueError(  # of other layers the first does the same
+                f"forward of a {type(first).__name__}: expected the class's own or a method bound to it, got "
+                f"{value!r}, which a copy at other scales or spacings cannot follow; use a forward hook."
+            )
+
+
+def _keeps(value: Any, first: nn.Module) -> bool:
+    # Whether a function runs the first module whatever it is bound to: by its closure, or by an object there
+    if isinstance(value, partial):
+        others = [x for x in value.args if x is not first]
+        return _keeps(value.func, first) or any(_is_of(x, first) for x in (*others, *value.keywords.values()))
+    kept = [cell.cell_contents for cell in getattr(getattr(value, "__func__", value), "__closure__", None) or ()]
+    kept += [x for k in kept if not isinstance(k, nn.Module) for x in getattr(k, "__dict__", {}).values()]
+    return any(_is_of(x, first) for x in kept)
+
+
+def _is_of(value: Any, module: nn.Module) -> bool:
+    return value is module or getattr(value, "__self__", None) is module
 
 
 def set_spacing(
@@ -93,8 +108,9 @@ def set_spacing(
 ) -> list[list[int]]:
     """Chooses filters, or factors, of all modules of a kind for a voxel size; gives the factors."""
     found = [module for tree in trees for module in tree.modules() if isinstance(module, kind)]
-    for module in found:
-        module.set_spacing(spacing)
+    with torch._C._DisableFuncTorch():  # filters are constants, which `torch.func` would wrap
+        for module in found:
+            module.set_spacing(spacing)
     return [module.factor for module in found if isinstance(module, SpacedResample)]
 
 

@@ -106,7 +106,7 @@ class ScalePyramid(nn.Module):
 
     @torch.jit.unused
     def _with_metadata(self, x: MetaTensor, spacing: list[float] | None) -> MetaTensor:
-        return with_metadata(self.forward, x, spacing)
+        return with_metadata(ScalePyramid.forward, self, x, spacing)
 
     def _answer(self, x: torch.Tensor, step: list[tuple[int, int]]) -> torch.Tensor:
         size = [x.shape[2 + axis] for axis in range(self.spatial_dims)]

@@ -183,7 +183,7 @@ class RepUXNet(nn.Module):
 
     @torch.jit.unused
     def _with_metadata(self, x: MetaTensor) -> MetaTensor:
-        return with_metadata(self.forward, x)
+        return with_metadata(RepUXNet.forward, self, x)
 
     @torch.jit.unused
     def _is_whole(self, pad: list[int]) -> bool:

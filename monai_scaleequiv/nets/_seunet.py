@@ -239,7 +239,7 @@ class SEUNet(nn.Module):
 
     @torch.jit.unused
     def _with_metadata(self, x: MetaTensor) -> MetaTensor:
-        return with_metadata(self.forward, x)
+        return with_metadata(SEUNet.forward, self, x)
 
     def _pad_lone_voxel(self, x: torch.Tensor) -> torch.Tensor:
         # Statistics over space need two voxels at the bottom level.
