@@ -17,7 +17,6 @@ from monai_scaleequiv.layers._per_scale import PerScale, ScaleNorm, ScalePointwi
 from monai_scaleequiv.layers._projection import ScaleProjection
 from monai_scaleequiv.layers._resampling import ScaleDownsample, ScaleUpsample, SpacedResample
 from monai_scaleequiv.layers._single_image import SingleImageConvolutions
-from monai_scaleequiv.layers._torchs_own import takes_torchs_own
 
 register_layers()
 
@@ -26,5 +25,5 @@ __all__ = [
     "ScaleLiftingConv", "ScaleNorm", "ScalePointwiseConv", "ScalePool", "ScaleProjection", "ScaleUpsample",
     "SingleImageConvolutions", "SpacedResample", "SplitInstanceNorm2d", "SplitInstanceNorm3d", "SteerableConv",
     "check_arguments", "check_counts", "check_features", "check_image", "keep_scales", "split_instance_norm",
-    "takes_torchs_own", "with_split_sums",
+    "with_split_sums",
 ]  # fmt: skip

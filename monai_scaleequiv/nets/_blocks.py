@@ -16,7 +16,6 @@ from monai_scaleequiv.layers import (
     ScalePointwiseConv,
     SteerableConv,
     check_arguments,
-    takes_torchs_own,
 )
 from monai_scaleequiv.maths import ScaleFilters
 from monai_scaleequiv.nets._watched import is_watched
@@ -79,8 +78,8 @@ class ScaleConvUnit(nn.Sequential):
     @torch.jit.unused
     def _folded(self, x: torch.Tensor) -> torch.Tensor | None:
         """The unit with the norm's running statistics folded into the convolution, where nothing would notice."""
-        is_graph = torch.compiler.is_compiling() or takes_torchs_own()
-        if self.training or torch.is_grad_enabled() or is_graph or len(self) < 2:
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()
+        if self.training or torch.is_grad_enabled() or traced or len(self) < 2:
             return None
         conv, norm, *others = self
         if not isinstance(conv, SteerableConv) or not isinstance(norm, ScaleNorm) or x.dtype == torch.float16:
