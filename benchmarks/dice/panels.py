@@ -28,13 +28,17 @@ ROWS = {
     ("seunet_one_scale_aug", "octaves"): ("SEUNet, one scale a step, mean of 2 (ours)", "black", "P-"),
     ("unet_aug", "own"): ("UNet + augmentation", "#D55E00", "s-"),
     ("unet_aug", "four_mean"): ("UNet + augmentation, mean of 4 scales", "#E69F00", "v-"),
+    ("unet_mm_after", "four_mean"): ("UNet + augmentation, mean of 4 scales", "#E69F00", "v-"),
     ("unet_aug", "half"): ("UNet + augmentation, mean of 3 scales", "#E69F00", "v-"),
     ("unet_whole_aug", "half"): ("UNet on whole images, mean of 3 scales", "0.5", "^-"),
     ("unet_resampled_aug", "own"): ("UNet at one voxel size", "black", "X-"),
     ("unet_aug", "oracle"): ("UNet + augmentation, told the scale", "black", "--"),
 }
-BETTER = {("pyramid_aug", "own"): ("pyramid_aug", "four"), ("unet_aug", "half"): ("unet_aug", "four_mean")}
-"""Rows that are drawn only where the other, which is better over all scales, was not measured."""
+BETTER = {
+    ("pyramid_aug", "own"): ("pyramid_aug", "four"), ("unet_aug", "half"): ("unet_aug", "four_mean"),
+    ("unet_mm_after", "four_mean"): ("unet_aug", "four_mean"),
+}  # fmt: skip
+"""Rows that are drawn only where the other was not measured, which is better over all scales or of more trainings."""
 ORACLE = "--"  # the line of what is told the scale
 OTHERS = {"z2": "slices\n2x", "z3": "slices\n3x", "own": "own\nvoxels", "same": "training's", "1.5625": "1.56 mm"}
 USUAL_VOLUMES = 25
