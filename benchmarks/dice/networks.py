@@ -132,6 +132,11 @@ def anchored(net: nn.Module) -> nn.Module:
     return ScalePyramid(net, FOUR, "mean", 2, voxel_size=TRAINED)
 
 
+def octaves_mm(net: nn.Module) -> nn.Module:
+    """Averaged over two voxel sizes an octave apart, about the working one, which is 1 to a SEUNet that is told."""
+    return ScalePyramid(net, (2**-0.5, 2**0.5), "mean", 2, voxel_size=1.0)
+
+
 def narrower_pyramid(axes: int, channels: int, classes: int) -> nn.Module:
     """With the narrow estimator of sizes as many parameters as the plain network."""
     net = UNet(axes, channels, classes, (15, 30, 60), (2, 2), num_res_units=2)
@@ -258,6 +263,10 @@ ENTRIES = {
     "unet_mm_after": Entry(unet, WIDE, {"four_mean": over(FOUR, "mean"), "mm": anchored}, unit=1.0),
     "pyramid_mm_aug": Entry(pyramid_mm, NARROW, PLAIN, unit=1.0, is_told=True),
     "seunet_one_scale_mm_aug": Entry(
-        one_scale_at_a_time, NARROW, {"own": of_all_scales(once)}, unit=WORKING, is_told=True
+        one_scale_at_a_time,
+        NARROW,
+        {"own": of_all_scales(once), "octaves": of_all_scales(octaves_mm)},
+        unit=WORKING,
+        is_told=True,
     ),
 }
