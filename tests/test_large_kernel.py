@@ -385,7 +385,11 @@ def test_second_derivatives(size, float64):
     def run(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
         return torch.func.functional_call(layer, dict(zip(("weight", "bias"), parameters, strict=True)), (x,))
 
-    assert torch.autograd.gradgradcheck(run, (x, layer.weight, layer.bias), fast_mode=True)
+    inputs = x, layer.weight, layer.bias
+    assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+    y, grad = run(*inputs), torch.randn(x.shape)
+    by_operator = torch.autograd.grad(y, inputs, grad, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(y, inputs, grad, create_graph=True), by_operator)
 
 
 def test_initial_weight_is_that_of_torchs_convolutions():

@@ -63,11 +63,12 @@ def test_gradients_by_the_batch_and_forward_mode_in_compiled_functions(kind):
 
 
 def derivatives(y: torch.Tensor, inputs: list, grad: torch.Tensor, directions: list) -> list[torch.Tensor]:
-    """The first, and those of the first: all together, and of the weights' alone."""
+    """The first, by the operator and with a graph, and those of the first: all together, and of the weights' alone."""
+    by_operator = torch.autograd.grad(y, inputs, grad.detach(), retain_graph=True)
     first = torch.autograd.grad(y, inputs, grad, create_graph=True)
     where = {"inputs": [*inputs, grad], "retain_graph": True, "materialize_grads": True}
     both = torch.autograd.grad(first, grad_outputs=directions, **where)
-    return [*first, *both, *torch.autograd.grad(first[1], grad_outputs=directions[1], **where)]
+    return [*by_operator, *first, *both, *torch.autograd.grad(first[1], grad_outputs=directions[1], **where)]
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])

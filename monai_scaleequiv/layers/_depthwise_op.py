@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from monai_scaleequiv.layers._second_derivatives import gradients_of_convolution
+from monai_scaleequiv.layers._second_derivatives import gradients_with_graph
 from monai_scaleequiv.maths import crop_to_reach, fft_depthwise_conv, fft_depthwise_gradients, kernel_reach
 
 # Products of a tap and a voxel per point of the FFT's circle, from which the FFT is the faster one in 3D: on its own,
@@ -121,10 +121,10 @@ def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     of_input, of_weight = ctx.needs_input_grad[:2]
     grad_x, grad_weight, grad_bias = None, None, None
-    if of_input or of_weight:
-        x, weight = ctx.saved_tensors
-        convolve = partial(large_depthwise_conv, is_training=True)
-        both = gradients_of_convolution(grad, x, weight, convolve, large_depthwise_gradients, of_input, of_weight)
+    if torch.is_grad_enabled():
+        grad_x, grad_weight = gradients_with_graph(partial(convolve, is_training=True), ctx.saved_tensors, grad)
+    elif of_input or of_weight:
+        both = large_depthwise_gradients(grad, *ctx.saved_tensors, of_input, of_weight)
         grad_x, grad_weight = both[0] if of_input else None, both[1] if of_weight else None
     if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
         grad_bias = grad.sum([axis for axis in range(grad.dim()) if axis != 1], dtype=ctx.bias_dtype)

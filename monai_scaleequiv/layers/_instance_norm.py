@@ -1,5 +1,6 @@
 """Instance norm whose sums over large volumes fill a GPU."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from monai.networks.layers.utils import split_args
 from torch import nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from monai_scaleequiv.layers._second_derivatives import gradients_with_graph
 from monai_scaleequiv.layers._torchs_own import takes_torchs_own
 
 # Torch's own kernels give each channel of each image one block of threads, in both directions and in the pass that
@@ -76,8 +78,9 @@ class _SplitInstanceNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, mean, inverse_std, weight = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for a second derivative
-            return _differentiable(grad, x, weight, ctx.bias_dtype, ctx.eps)
+        if torch.is_grad_enabled():
+            of_bias = None if ctx.bias_dtype is None else grad.sum([0, *range(2, grad.dim())], dtype=ctx.bias_dtype)
+            return *gradients_with_graph(partial(_normalised, eps=ctx.eps), (x, weight), grad), of_bias, None
         batch, channels, size = x.shape[0], x.shape[1], x.shape[2:].numel()
         parts = _parts(size)
         views = [v.contiguous().reshape(1, -1, size // parts) for v in (grad, x)]
@@ -103,18 +106,9 @@ class _SplitInstanceNorm(torch.autograd.Function):
         )
 
 
-def _differentiable(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, bias_dtype: torch.dtype | None, eps: float
-) -> tuple[torch.Tensor | None, ...]:
-    """The gradients by torch's own formula, which has gradients itself."""
-    x, exact = x.view_as(x), torch.promote_types(x.dtype, torch.float32)  # hooks on x itself would run here too
-    weight = None if weight is None else weight.to(exact, copy=True)
-    inputs = [t for t in (x, weight) if t is not None and t.requires_grad]
-    y = instance_norm(x, weight, None, eps)
-    found = iter(torch.autograd.grad(y, inputs, grad, create_graph=True) if inputs else ())
-    of_x, of_weight = (next(found) if t is not None and t.requires_grad else None for t in (x, weight))
-    of_bias = None if bias_dtype is None else grad.sum([0, *range(2, grad.dim())], dtype=bias_dtype)
-    return of_x, of_weight, of_bias, None
+def _normalised(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    exact = torch.promote_types(x.dtype, torch.float32)  # which batch norm takes weights in
+    return instance_norm(x, None if weight is None else weight.to(exact), None, eps)
 
 
 def _parts(size: int) -> int:

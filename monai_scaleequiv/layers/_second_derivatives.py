@@ -1,39 +1,19 @@
-"""Second derivatives of convolutions whose backward pass is an operator of its own."""
+"""Second derivatives of layers that have a backward pass of their own."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
 
-def gradients_of_convolution(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, convolve: Callable, gradients: Callable,
-    of_input: bool, of_weight: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """``gradients(grad, x, weight, of_input, of_weight)``, with gradients of their own where these are to be kept.
+def gradients_with_graph(
+    function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor | None], grad: torch.Tensor
+) -> list[torch.Tensor | None]:
+    """Gradients of ``function(*inputs)`` by torch's own formulas, which have gradients; None for input that needs none.
 
-    ``convolve(x, weight)`` is the convolution without its bias: linear in both, as its gradients are in all three.
+    It runs the function once more, on views: hooks on the inputs themselves would run here too.
     """
-    if not torch.is_grad_enabled():
-        return gradients(grad, x, weight, of_input, of_weight)
-    return _Gradients.apply(grad, x, weight, convolve, gradients, of_input, of_weight)
-
-
-class _Gradients(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *others: Any) -> tuple:
-        ctx.save_for_backward(grad, x, weight)
-        ctx.convolve, ctx.gradients, ctx.of_input, ctx.of_weight = others
-        return ctx.gradients(grad, x, weight, ctx.of_input, ctx.of_weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad_x: torch.Tensor, grad_weight: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad, x, weight = ctx.saved_tensors
-        both, of_grad, of_x, of_weight = (ctx.convolve, ctx.gradients), torch.zeros_like(grad), None, None
-        if ctx.of_input:
-            of_grad = of_grad + ctx.convolve(grad_x, weight)
-            of_weight = gradients_of_convolution(grad, grad_x, weight, *both, False, True)[1]
-        if ctx.of_weight:
-            of_grad = of_grad + ctx.convolve(x, grad_weight)
-            of_x = gradients_of_convolution(grad, x, grad_weight, *both, True, False)[0]
-        return of_grad, of_x, of_weight, *[None] * 4
+    views = [None if x is None else x.view_as(x) for x in inputs]
+    wanted = [x for x in views if x is not None and x.requires_grad]
+    with torch.autocast("cpu" if grad.is_meta else grad.device.type, enabled=False):
+        found = iter(torch.autograd.grad(function(*views), wanted, grad, create_graph=True) if wanted else ())
+    return [next(found) if x is not None and x.requires_grad else None for x in views]

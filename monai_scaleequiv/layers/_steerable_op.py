@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from monai_scaleequiv.layers._conv_form import ConvForm, ConvGeometry, choose_form
-from monai_scaleequiv.layers._second_derivatives import gradients_of_convolution
+from monai_scaleequiv.layers._second_derivatives import gradients_with_graph
 from monai_scaleequiv.maths import (
     SeparableConv,
     block_counts,
@@ -220,14 +220,13 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     grad_bias = grad.sum([0, 1, *range(3, grad.dim())], dtype=ctx.bias_dtype) if of_bias else None
     if not of_input and not of_weight:
         return None, None, grad_bias, *[None] * 8
+    if torch.is_grad_enabled():
 
-    def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return steerable_conv(x, weight, None, *constants)
+        def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return steerable_forward(x, weight, None, constants[0], None, None, *constants[3:])  # not line by line
 
-    def gradients(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *wanted: bool) -> tuple:
-        return steerable_gradients(grad, x, weight, *constants, *wanted)
-
-    grad_x, grad_weight = gradients_of_convolution(grad, x, weight, convolve, gradients, of_input, of_weight)
+        return *gradients_with_graph(convolve, (x, weight), grad), grad_bias, *[None] * 8
+    grad_x, grad_weight = steerable_gradients(grad, x, weight, *constants, of_input, of_weight)
     return grad_x if of_input else None, grad_weight if of_weight else None, grad_bias, *[None] * 8
 
 
