@@ -338,10 +338,24 @@ def test_only_panels_that_there_is_something_to_draw_in(some_runs):
     several = [fake_run(volumes=n, match=match) for n in (10, 25) for match in ("steps", "time")]
     assert {"home", "long home", "long mean"} <= {name for row in figures.mosaic(several) for name in row}
     assert list(panels.by_volumes(several, "time")) == [10, 25]
-    assert len(figures.summary_panels(some_runs, "hippocampus")) == 3
+
+
+def test_the_summary_shows_the_same_steps_and_the_longest_same_time(some_runs, monkeypatch):
+    steps, volumes, time = "25 labelled, same steps", "mean over the scales, same steps", "25 labelled, same time"
+    assert list(figures.summary_panels(some_runs, "hippocampus")) == [steps, volumes, time]
     assert figures.summary_panels(some_runs, "brats") == figures.summary_panels(some_runs, "acdc") == {}
     pair = [fake_run(network=n, gain=g) for n, g in (("unet_aug", 0), ("pyramid_aug", 0.04))]
-    assert list(figures.summary_panels(pair, "hippocampus")) == ["25 labelled volumes"]
+    assert list(figures.summary_panels(pair, "hippocampus")) == [steps]
+    longer = [{**run, "match": "time4000", "steps": 9} for run in pair]
+    drawn: list = []
+    monkeypatch.setattr(figures, "against_scale", lambda _, runs, share: drawn.append(runs))
+    figures.summary_panels([*some_runs, *longer], "hippocampus")[time](None)
+    matches = {run["match"] for run in drawn[0]}
+    assert "time4000" in matches
+    assert "time" not in matches
+    mm = [{**pair[0], "dataset": "acdc", "setting": "half", "network": n} for n in (panels.MEASURE, "unet_aug")]
+    assert list(figures.summary_panels(mm[:1], "acdc")) == []  # one that is drawn
+    assert list(figures.summary_panels(mm, "acdc")) == [steps]  # nothing was trained for the pyramid's time
 
 
 def test_a_network_of_some_folds_is_not_drawn_beside_one_of_all():
@@ -350,6 +364,8 @@ def test_a_network_of_some_folds_is_not_drawn_beside_one_of_all():
     assert panels.by_volumes(runs[:7])[25] == runs[:5]
     assert not figures.summary_panels(runs[:7], "brats")
     assert len(figures.summary_panels(runs, "brats")) == 1
+    aside = [{**run, "network": figures.ASIDE[0]} if run["network"] == "seunet_aug" else run for run in runs]
+    assert not figures.summary_panels(aside, "brats")
     assert panels.by_volumes(runs[4:6]) == {}
     assert panels.of_all_cases([]) == []
 

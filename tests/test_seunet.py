@@ -461,3 +461,9 @@ def test_drop_in_for_unet_under_sliding_windows(network):
     with torch.no_grad():
         logits = sliding_window_inference(torch.randn(1, 1, 24, 32, 24), (16, 16, 16), 2, net.eval(), overlap=0.25)
     assert logits.shape == (1, 3, 24, 32, 24)
+
+
+def test_arguments_after_the_strides_go_by_name():
+    """UNet's sixth is ``kernel_size``, which would be taken for ``num_res_units``."""
+    with pytest.raises(TypeError, match="positional"):
+        SEUNet(3, 1, 2, (4, 8), (2,), 3)

@@ -28,6 +28,7 @@ from benchmarks.dice.panels import (
 from benchmarks.dice.statistics import VALIDATION, conditions_of, is_scale, load
 
 NAMES = {"hippocampus": "Hippocampus", "brats": "BraTS", "acdc": "ACDC"}
+ASIDE = ("canon_pyramid_matched",)  # what the summary leaves to the pictures of the data sets
 SAME_TIME = "time"  # the shortest of the times that trainings were given
 STYLE = {
     "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
@@ -116,46 +117,46 @@ def is_compared(runs: Sequence[dict]) -> bool:
 
 def summary_panels(results: Sequence[dict], dataset: str) -> dict[str, Callable[[Axes], None]]:
     """What the summary shows of a data set, by title: nothing where there is one network, or one number of volumes."""
-    found = {setting: by_volumes(runs) for setting, runs in by_setting(results, dataset).items()}
+    settings = by_setting([run for run in results if run["network"] not in ASIDE], dataset)
+    found = {setting: by_volumes(runs) for setting, runs in settings.items()}
     chosen = {setting: (main_volumes(runs), runs) for setting, runs in found.items() if runs}
     chosen = {setting: (n, runs) for setting, (n, runs) in chosen.items() if is_compared(runs[n])}
-    panels: dict[str, Callable[[Axes], None]] = {}
     if not chosen:
-        return panels
-    main, volumes = next(iter(chosen.values()))
+        return {}
+    setting, (main, volumes) = next(iter(chosen.items()))
     numbers = " and ".join(str(n) for n in sorted({n for n, _ in chosen.values()}))
+    panels: dict[str, Callable[[Axes], None]] = {}
     if any(map(is_scale, conditions_of(volumes[main]))):
-        panels[f"{numbers} labelled volumes"] = lambda axes: against_scale(axes, volumes[main], share=0.1)
+        panels[f"{numbers} labelled, same steps"] = lambda axes: against_scale(axes, volumes[main], share=0.1)
+        if len(volumes) > 1:
+            panels["mean over the scales, same steps"] = lambda axes: against_volumes(axes, volumes, averaged=True)
+        matches = sorted({run["match"] for run in settings[setting]} - {"steps"}, key=lambda match: (len(match), match))
+        long = by_volumes(settings[setting], matches[-1]).get(main, []) if matches else []
+        if is_compared(long):
+            panels[f"{numbers} labelled, same time"] = lambda axes: against_scale(axes, long, share=0.1)
     else:
         each = {setting: runs[n] for setting, (n, runs) in chosen.items()}
-        panels[f"{numbers} labelled volumes"] = lambda axes: against_others(axes, each)
-    if len(volumes) > 1:
-        panels["at the training's scale"] = lambda axes: against_volumes(axes, volumes, averaged=False)
-        panels["mean over the scales"] = lambda axes: against_volumes(axes, volumes, averaged=True)
+        panels[f"{numbers} labelled, same steps"] = lambda axes: against_others(axes, each)
+        timed = {setting: as_long(of_all_cases(settings[setting])) for setting in chosen}
+        if all(map(is_compared, timed.values())):
+            panels[f"{numbers} labelled, same time"] = lambda axes: against_others(axes, timed)
     return panels
 
 
 def summary(results: Sequence[dict], output: str | Path) -> None:
-    """A row for each data set that has something to compare: Dice against scale, and against the number of volumes.
-
-    Data sets with one panel share a row.
-    """
+    """A row for each data set that has something to compare: Dice against scale and volumes, by steps and by time."""
     found = {name: summary_panels(results, dataset) for dataset, name in NAMES.items()}
-    titled = [{f"{name}, {title}": draw for title, draw in own.items()} for name, own in found.items()]
-    single = {title: draw for own in titled if len(own) == 1 for title, draw in own.items()}
-    rows = [own for own in (*(own for own in titled if len(own) > 1), single) if own]
+    rows = {name: panels for name, panels in found.items() if panels}
     if not rows:
         return
     with plt.rc_context(STYLE):
-        whole = plt.figure(figsize=(10, 2.9 * len(rows) + 0.6), layout="constrained")
-        every: list[Axes] = []
-        for part, panels in zip(whole.subfigures(len(rows), squeeze=False)[:, 0], rows, strict=True):
+        whole = plt.figure(figsize=(10, 3.6 * len(rows)), layout="constrained")
+        for part, (name, panels) in zip(whole.subfigures(len(rows), squeeze=False)[:, 0], rows.items(), strict=True):
             axes = part.subplots(1, len(panels), squeeze=False)[0]
             for one, (title, draw) in zip(axes, panels.items(), strict=True):
                 draw(one)
-                one.set(title=title, ylabel="Dice")
-            every.extend(axes)
-        legend(whole, every, loc="outside lower center", ncols=3)
+                one.set(title=f"{name}, {title}", ylabel="Dice")
+            legend(part, axes, loc="outside lower center", ncols=3)
         whole.savefig(output, dpi=DPI)
         plt.close(whole)
 

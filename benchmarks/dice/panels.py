@@ -42,6 +42,7 @@ BETTER = {
 """Rows that are drawn only where the other was not measured, which is better over all scales or of more trainings."""
 ORACLE = "--"  # the line of what is told the scale
 OTHERS = {"z2": "slices\n2x", "z3": "slices\n3x", "own": "own\nvoxels", "same": "training's", "1.5625": "1.56 mm"}
+SETTINGS = {"half": "half of the\npatients", "coarse": "above 1.5 mm\ntrain"}
 USUAL_VOLUMES = 25
 MEASURE = "pyramid_mm_aug"  # whose time the others were given on data sets without scales, ACDC
 
@@ -163,7 +164,7 @@ def against_others(axes: Axes, runs: dict[str, list[dict]]) -> None:
             shift = 0.6 / len(found) * (i - (len(found) - 1) / 2)
             for condition in places.keys() & points.keys():
                 draw(axes, [places[condition] + shift], [points[condition]], ROWS[row])
-        prefix = f"{setting},\n" if len(runs) > 1 else ""
+        prefix = f"{SETTINGS.get(setting, setting)},\n" if len(runs) > 1 else ""
         shown |= {x: prefix + OTHERS.get(c, c) for c, x in places.items()}
     ticks(axes, list(shown), list(shown.values()))
     axes.grid(axis="x", visible=False)

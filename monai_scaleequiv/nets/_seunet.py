@@ -91,7 +91,7 @@ class SEUNet(nn.Module):
 
     def __init__(
         self, spatial_dims: int, in_channels: int, out_channels: int, channels: Sequence[int],
-        strides: Sequence[Sequence[int] | int], num_res_units: int = 0, act: tuple | str | None = "SILU",
+        strides: Sequence[Sequence[int] | int], *, num_res_units: int = 0, act: tuple | str | None = "SILU",
         norm: tuple | str | None = "BATCH", dropout: float = 0.0, bias: bool = True, adn_ordering: str = "NDA",
         filters: ScaleFilters | Mapping[str, Any] | None = None, scale_size: int = 1,
         projection: str | nn.Module = "mean", use_checkpoint: bool = False, dsdepth: int = 1,
