@@ -353,9 +353,10 @@ def test_the_summary_shows_the_same_steps_and_the_longest_same_time(some_runs, m
     matches = {run["match"] for run in drawn[0]}
     assert "time4000" in matches
     assert "time" not in matches
-    mm = [{**pair[0], "dataset": "acdc", "setting": "half", "network": n} for n in (panels.MEASURE, "unet_aug")]
+    mm = [fake_run("acdc", n, setting="half", conditions=("own", "1.5625")) for n in (panels.MEASURE, "unet_aug")]
     assert list(figures.summary_panels(mm[:1], "acdc")) == []  # one that is drawn
     assert list(figures.summary_panels(mm, "acdc")) == [steps]  # nothing was trained for the pyramid's time
+    assert list(figures.summary_panels([*mm, {**mm[1], "match": "time"}], "acdc")) == [steps, time]
 
 
 def test_a_network_of_some_folds_is_not_drawn_beside_one_of_all():

@@ -116,7 +116,7 @@ def is_compared(runs: Sequence[dict]) -> bool:
 
 
 def summary_panels(results: Sequence[dict], dataset: str) -> dict[str, Callable[[Axes], None]]:
-    """What the summary shows of a data set, by title: nothing where there is one network, or one number of volumes."""
+    """What the summary shows of a data set, by title; nothing of one network alone."""
     settings = by_setting([run for run in results if run["network"] not in ASIDE], dataset)
     found = {setting: by_volumes(runs) for setting, runs in settings.items()}
     chosen = {setting: (main_volumes(runs), runs) for setting, runs in found.items() if runs}
@@ -124,7 +124,7 @@ def summary_panels(results: Sequence[dict], dataset: str) -> dict[str, Callable[
     if not chosen:
         return {}
     setting, (main, volumes) = next(iter(chosen.items()))
-    numbers = " and ".join(str(n) for n in sorted({n for n, _ in chosen.values()}))
+    numbers = " and ".join(dict.fromkeys(str(n) for n, _ in chosen.values()))
     panels: dict[str, Callable[[Axes], None]] = {}
     if any(map(is_scale, conditions_of(volumes[main]))):
         panels[f"{numbers} labelled, same steps"] = lambda axes: against_scale(axes, volumes[main], share=0.1)

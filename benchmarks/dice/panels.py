@@ -42,7 +42,7 @@ BETTER = {
 """Rows that are drawn only where the other was not measured, which is better over all scales or of more trainings."""
 ORACLE = "--"  # the line of what is told the scale
 OTHERS = {"z2": "slices\n2x", "z3": "slices\n3x", "own": "own\nvoxels", "same": "training's", "1.5625": "1.56 mm"}
-SETTINGS = {"half": "half of the\npatients", "coarse": "above 1.5 mm\ntrain"}
+SETTINGS = {"half": "half of the\npatients", "coarse": "trained above\n1.5 mm"}
 USUAL_VOLUMES = 25
 MEASURE = "pyramid_mm_aug"  # whose time the others were given on data sets without scales, ACDC
 
