@@ -346,6 +346,8 @@ def test_the_summary_shows_the_same_steps_and_the_longest_same_time(some_runs, m
     assert figures.summary_panels(some_runs, "brats") == figures.summary_panels(some_runs, "acdc") == {}
     pair = [fake_run(network=n, gain=g) for n, g in (("unet_aug", 0), ("pyramid_aug", 0.04))]
     assert list(figures.summary_panels(pair, "hippocampus")) == [steps]
+    alone = {**pair[0], "match": "time", "training_seconds": 99.0}
+    assert list(figures.summary_panels([*pair, alone], "hippocampus")) == [steps]
     longer = [{**run, "match": "time4000", "steps": 9} for run in pair]
     drawn: list = []
     monkeypatch.setattr(figures, "against_scale", lambda _, runs, share: drawn.append(runs))

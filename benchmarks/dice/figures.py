@@ -25,7 +25,7 @@ from benchmarks.dice.panels import (
     main_volumes,
     of_all_cases,
 )
-from benchmarks.dice.statistics import VALIDATION, conditions_of, is_scale, load
+from benchmarks.dice.statistics import VALIDATION, conditions_of, grouped, is_scale, load
 
 NAMES = {"hippocampus": "Hippocampus", "brats": "BraTS", "acdc": "ACDC"}
 ASIDE = ("canon_pyramid_matched",)  # what the summary leaves to the pictures of the data sets
@@ -130,10 +130,10 @@ def summary_panels(results: Sequence[dict], dataset: str) -> dict[str, Callable[
         panels[f"{numbers} labelled, same steps"] = lambda axes: against_scale(axes, volumes[main], share=0.1)
         if len(volumes) > 1:
             panels["mean over the scales, same steps"] = lambda axes: against_volumes(axes, volumes, averaged=True)
-        matches = sorted({run["match"] for run in settings[setting]} - {"steps"}, key=lambda match: (len(match), match))
-        long = by_volumes(settings[setting], matches[-1]).get(main, []) if matches else []
-        if is_compared(long):
-            panels[f"{numbers} labelled, same time"] = lambda axes: against_scale(axes, long, share=0.1)
+        groups = grouped(settings[setting]).items()  # the longest last
+        long = [of_all_cases(runs) for group, runs in groups if group.volumes == main and group.match != "steps"]
+        if long and is_compared(long[-1]):
+            panels[f"{numbers} labelled, same time"] = lambda axes: against_scale(axes, long[-1], share=0.1)
     else:
         each = {setting: runs[n] for setting, (n, runs) in chosen.items()}
         panels[f"{numbers} labelled, same steps"] = lambda axes: against_others(axes, each)
